@@ -1,0 +1,152 @@
+//! Effects as data: what an attempt read, wrote and emitted. Collected in the sandbox, made durable by `commit`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use crate::event::Headers;
+
+/// Keys read or written in one attempt, at most: a commit is one batch of at most 1000 messages.
+pub const MAX_KEYS: usize = 512;
+/// Bytes of keys and values read or written in one attempt.
+pub const MAX_STATE_BYTES: usize = 8 << 20;
+/// Events emitted in one attempt.
+pub const MAX_EMITS: usize = 256;
+/// Bytes emitted in one attempt.
+pub const MAX_EMIT_BYTES: usize = 8 << 20;
+/// Longest error message that is kept.
+pub const MAX_ERROR_BYTES: usize = 4 << 10;
+
+/// A state write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// Create or replace.
+    Set(Bytes),
+    /// Delete.
+    Delete,
+}
+
+/// An emitted event, ready for its target stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Emit {
+    /// Stream that covers `subject`.
+    pub target: String,
+    /// The NATS subject.
+    pub subject: String,
+    /// CloudEvents binary-mode headers.
+    pub headers: Headers,
+    /// The data.
+    pub payload: Bytes,
+}
+
+/// Everything one attempt wants to change, and the reads it rests on.
+#[derive(Debug, Clone, Default)]
+pub struct Effects {
+    /// Key → revision seen (a deleted key: its tombstone's; 0: never existed). Checked at commit.
+    pub reads: BTreeMap<String, u64>,
+    /// Key → last write.
+    pub writes: BTreeMap<String, Write>,
+    /// In the order emitted.
+    pub emits: Vec<Emit>,
+}
+
+impl Effects {
+    /// Whether nothing was read, written or emitted.
+    pub fn is_empty(&self) -> bool {
+        self.reads.is_empty() && self.writes.is_empty() && self.emits.is_empty()
+    }
+
+    /// The same reads with nothing to change: what a failed attempt's verdict rests on.
+    pub fn reads_only(self) -> Self {
+        Self {
+            reads: self.reads,
+            ..Self::default()
+        }
+    }
+}
+
+/// What becomes of a delivery that failed (the contract's `disposition`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// Try again when the retry policy says.
+    Retry,
+    /// Try again no sooner than this (at most 24 h).
+    RetryAfter(Duration),
+    /// The event waits for another one; uses up no attempt.
+    Defer,
+    /// Trying again cannot help.
+    Reject,
+}
+
+/// Why an attempt failed (the contract's `error`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What to do about it.
+    pub disposition: Disposition,
+    /// Stable code; those that begin with `pelton-` are the node's.
+    pub code: String,
+    /// For a person; at most [`MAX_ERROR_BYTES`].
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure that trying again cannot help.
+    pub fn reject(code: &str, message: impl Into<String>) -> Self {
+        Self {
+            disposition: Disposition::Reject,
+            code: code.into(),
+            message: message.into(),
+        }
+    }
+
+    /// A failure that the retry policy handles.
+    pub fn retry(code: &str, message: impl Into<String>) -> Self {
+        Self {
+            disposition: Disposition::Retry,
+            code: code.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// What one attempt came to. `effects` of a failed attempt count only for their reads.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The handler's answer, a trap or a timeout.
+    pub result: Result<(), Failure>,
+    /// What it read and wants to change.
+    pub effects: Effects,
+}
+
+/// A value and the revision it was read at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned {
+    /// None when the key does not exist or was deleted.
+    pub value: Option<Bytes>,
+    /// Revision of the value or of the tombstone; 0 when the key never existed.
+    pub revision: u64,
+}
+
+/// How a guest's reads reach state: NATS in a node, memory in tests.
+pub trait StateReader: Send + Sync + 'static {
+    /// In the order asked, consistent in itself, in one round trip.
+    fn get_many<'a>(
+        &'a self,
+        keys: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Versioned>, StateError>>;
+
+    /// Live keys below `prefix` (whole tokens; empty: all), in byte order, from behind `after`, at most `limit`.
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<String>, StateError>>;
+}
+
+/// State could not be read in time; the attempt may retry.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("state of app is not readable: {0}")]
+pub struct StateError(pub String);

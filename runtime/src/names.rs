@@ -1,0 +1,150 @@
+//! Every name that Pelton gives to something in NATS, in one place, because they are stored: a name
+//! that changes loses what was kept under it.
+
+/// Bucket that says which functions exist (`app.<app>`, `function.<app>.<function>`).
+pub const REGISTRY_BUCKET: &str = "PELTON_REGISTRY";
+/// Object store that holds components by digest.
+pub const MODULES_BUCKET: &str = "PELTON_MODULES";
+/// Bucket of live nodes; entries expire with their heartbeat.
+pub const NODES_BUCKET: &str = "PELTON_NODES";
+/// Stream of what functions log.
+pub const LOGS_STREAM: &str = "PELTON_LOGS";
+/// Prefix of log subjects: `$PELTON_LOGS.<app>.<function>.<level>`.
+pub const LOGS_PREFIX: &str = "$PELTON_LOGS";
+/// The oldest nats-server that Pelton's protocol was proven on.
+pub const MIN_SERVER: semver::Version = semver::Version::new(2, 15, 1);
+
+/// Header that limits a replayed event to one function: `<app>/<function>`. Others pass it by.
+pub const ONLY_HEADER: &str = "Pelton-Only";
+
+/// Stream metadata: the app whose `deploy` created the stream.
+pub const META_APP: &str = "pelton-app";
+/// Stream metadata: format version of what Pelton keeps in it.
+pub const META_FORMAT: &str = "pelton-format";
+
+/// Names inside one app's commit stream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AppNames {
+    app: String,
+}
+
+impl AppNames {
+    /// Names of the app called `app` (a single subject token, checked by `config`).
+    pub fn new(app: impl Into<String>) -> Self {
+        Self { app: app.into() }
+    }
+
+    /// The app itself.
+    pub fn app(&self) -> &str {
+        &self.app
+    }
+
+    /// The state as a KV bucket.
+    pub fn bucket(&self) -> &str {
+        &self.app
+    }
+
+    /// The commit stream, which is also the state bucket's stream.
+    pub fn commit_stream(&self) -> String {
+        format!("KV_{}", self.app)
+    }
+
+    /// Subject of a state key.
+    pub fn state(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.app)
+    }
+
+    /// Prefix of all state subjects, with its trailing dot.
+    pub fn state_prefix(&self) -> String {
+        format!("$KV.{}.", self.app)
+    }
+
+    /// Subjects of the commit stream.
+    pub fn commit_subjects(&self) -> Vec<String> {
+        let mut all = vec![format!("$KV.{}.>", self.app)];
+        all.extend(
+            ["pos", "park", "txn", "out", "due"]
+                .map(|kind| format!("$PELTON.{}.{kind}.>", self.app)),
+        );
+        all
+    }
+
+    /// Marker of a delivery that committed through the queue engine.
+    pub fn marker(&self, function: &str, stream: &str, sequence: u64) -> String {
+        format!("$PELTON.{}.txn.{function}.{stream}.{sequence}", self.app)
+    }
+
+    /// Carrier of a condition on a key that was only read; what is stored under it means nothing.
+    pub fn check(&self, function: &str) -> String {
+        format!("$PELTON.{}.txn.{function}.check", self.app)
+    }
+
+    /// Attempts so far of a queue delivery that is waiting for its next one.
+    pub fn attempts(&self, function: &str, stream: &str, sequence: u64) -> String {
+        format!(
+            "$PELTON.{}.park.{function}.{stream}.queue.-.{sequence}",
+            self.app
+        )
+    }
+
+    /// Filter over [`attempts`](Self::attempts) of one function.
+    pub fn attempts_filter(&self, function: &str) -> String {
+        format!("$PELTON.{}.park.{function}.>", self.app)
+    }
+
+    /// Outbox subject of one emitted event.
+    pub fn outbox(&self, target: &str, txn: &str, n: usize, subject: &str) -> String {
+        format!("$PELTON.{}.out.{target}.{txn}.{n}.{subject}", self.app)
+    }
+
+    /// What a target stream sources from the commit stream.
+    pub fn outbox_source_filter(&self, target: &str) -> String {
+        format!("$PELTON.{}.out.{target}.*.*.>", self.app)
+    }
+
+    /// Everything in the outbox for one target.
+    pub fn outbox_filter(&self, target: &str) -> String {
+        format!("$PELTON.{}.out.{target}.>", self.app)
+    }
+
+    /// Stream of dead letters.
+    pub fn dead_stream(&self) -> String {
+        format!("PELTON_DEAD_{}", self.app)
+    }
+
+    /// Subject of a dead letter in [`dead_stream`](Self::dead_stream).
+    pub fn dead_subject(&self, function: &str) -> String {
+        format!("$PELTON.{}.dead.{function}", self.app)
+    }
+
+    /// Registry key of the app.
+    pub fn registry_app(&self) -> String {
+        format!("app.{}", self.app)
+    }
+
+    /// Registry key of a function.
+    pub fn registry_function(&self, function: &str) -> String {
+        format!("function.{}.{function}", self.app)
+    }
+
+    /// Durable consumer of a queue-engine function on each of its input streams.
+    pub fn consumer(&self, function: &str) -> String {
+        format!("pelton_{}_{function}", self.app)
+    }
+
+    /// Subject of a function's log lines of one level.
+    pub fn log(&self, function: &str, level: &str) -> String {
+        format!("{LOGS_PREFIX}.{}.{function}.{level}", self.app)
+    }
+}
+
+/// A transaction's id: the same for every attempt of one delivery, different after a function or its
+/// input stream was made anew. One subject token of 32 hex digits.
+pub fn txn(instance: uuid::Uuid, stream: &str, stream_created_ns: i64, sequence: u64) -> String {
+    uuid::Uuid::new_v5(
+        &instance,
+        format!("{stream}\n{stream_created_ns}\n{sequence}").as_bytes(),
+    )
+    .simple()
+    .to_string()
+}

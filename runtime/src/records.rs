@@ -1,0 +1,114 @@
+//! What Pelton stores in its registry, as JSON with a format version. Nodes of two releases read each other's
+//! records, so fields are added, never changed.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::config::FunctionSettings;
+
+/// Format version of every record in this module.
+pub const FORMAT: u32 = 1;
+
+/// An app, at registry key `app.<app>`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AppRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The app's name.
+    pub app: String,
+    /// When it was first deployed, RFC 3339.
+    pub created_at: String,
+}
+
+/// A deployed function, at registry key `function.<app>.<function>`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FunctionRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The app's name.
+    pub app: String,
+    /// The function's name.
+    pub function: String,
+    /// 1, 2, 3 …
+    pub version: u64,
+    /// Nonce made at the first deploy; transaction ids derive from it.
+    pub instance: Uuid,
+    /// SHA-256 of the component, 64 hex digits; its name in the module store.
+    pub digest: String,
+    /// Version of `pelton:function` that the component exports.
+    pub contract: String,
+    /// When this version was deployed, RFC 3339.
+    pub deployed_at: String,
+    /// What the component announces.
+    pub handlers: Vec<Handler>,
+    /// Where its events come from.
+    pub inputs: Vec<Input>,
+    /// Streams that its emitted events may reach.
+    pub targets: Vec<Target>,
+    /// Limits and policies.
+    pub settings: FunctionSettings,
+}
+
+/// A line of the custom section `pelton:handlers`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Handler {
+    /// The handler's name.
+    pub handler: String,
+    /// The subjects it takes; may hold wildcards.
+    pub subject: String,
+}
+
+/// A stream and the subjects of it that a function takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Input {
+    /// The stream's name.
+    pub stream: String,
+    /// Filters that do not overlap.
+    pub subjects: Vec<String>,
+}
+
+/// A stream that a function may emit to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Target {
+    /// The stream's name.
+    pub stream: String,
+    /// The stream's subjects.
+    pub subjects: Vec<String>,
+    /// The stream's `max_msg_size`; none: the server's `max_payload` alone counts.
+    pub max_message_size: Option<u32>,
+}
+
+/// One attempt that failed, as kept while a delivery waits and in its dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AttemptError {
+    /// Attempt number, from 1.
+    pub attempt: u32,
+    /// Stable code.
+    pub code: String,
+    /// For a person.
+    pub message: String,
+    /// When, RFC 3339.
+    pub at: String,
+    /// Function version that ran.
+    pub version: u64,
+}
+
+/// Attempts so far of a queue delivery that is to be tried again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AttemptsRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The transaction's id: a record of another one is not ours.
+    pub txn: String,
+    /// Attempts used up.
+    pub attempts: u32,
+    /// Deferrals so far.
+    pub deferrals: u32,
+    /// When the first deferral was, milliseconds since 1970.
+    pub deferred_since_ms: Option<i64>,
+    /// Not to be tried before this, milliseconds since 1970.
+    pub not_before_ms: i64,
+    /// The latest failures, oldest first.
+    pub errors: Vec<AttemptError>,
+}
