@@ -1,0 +1,164 @@
+//! State as a guest reads it: direct gets from the app's bucket, with the revision that each value has.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::{self};
+use async_nats::{Client, Request, StatusCode};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use std::collections::HashMap;
+
+use crate::effects::{StateError, StateReader, Versioned};
+use crate::names::AppNames;
+
+/// An answer later than this counts as none; a request in flight waits it out across a disconnect.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Keys below one prefix that a listing looks at.
+const MAX_LISTED: u64 = 100_000;
+
+/// Reads one app's state.
+#[derive(Clone)]
+pub struct NatsState {
+    client: Client,
+    js: jetstream::Context,
+    names: AppNames,
+}
+
+impl NatsState {
+    /// A reader of the app that `names` names.
+    pub fn new(client: Client, js: jetstream::Context, names: AppNames) -> Self {
+        Self { client, js, names }
+    }
+
+    /// The last message of each subject: sequence, headers' operation and body. Subjects without any are left out.
+    pub(super) async fn last(&self, subjects: Vec<String>) -> Result<HashMap<String, Last>, StateError> {
+        let all = async {
+            match subjects.as_slice() {
+                [] => Ok(HashMap::new()),
+                [subject] => self.last_one(subject).await,
+                _ => self.last_many(&subjects).await,
+            }
+        };
+        tokio::time::timeout(TIMEOUT, all)
+            .await
+            .map_err(|_| StateError(format!("NATS did not answer within {TIMEOUT:?}")))?
+    }
+
+    async fn last_one(&self, subject: &str) -> Result<HashMap<String, Last>, StateError> {
+        let request = format!("$JS.API.DIRECT.GET.{}.{subject}", self.names.commit_stream());
+        let answer = self.client.send_request(request, Request::new()).await.map_err(unreadable)?;
+        Ok(read_answer(&answer)?.into_iter().collect())
+    }
+
+    async fn last_many(&self, subjects: &[String]) -> Result<HashMap<String, Last>, StateError> {
+        let inbox = self.client.new_inbox();
+        let mut answers = self.client.subscribe(inbox.clone()).await.map_err(unreadable)?;
+        let body = serde_json::json!({ "multi_last": subjects, "batch": subjects.len() }).to_string();
+        let request = format!("$JS.API.DIRECT.GET.{}", self.names.commit_stream());
+        self.client.publish_with_reply(request, inbox, body.into()).await.map_err(unreadable)?;
+        let mut found = HashMap::with_capacity(subjects.len());
+        while let Some(answer) = answers.next().await {
+            match answer.status.map(|status| status.as_u16()) {
+                None => found.extend(read_answer(&answer)?),
+                Some(204 | 404) => return Ok(found),
+                Some(_) => return read_answer(&answer).map(|_| found),
+            }
+        }
+        Err(StateError("the connection closed while reading".into()))
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StateError> {
+        let state = self.names.state_prefix();
+        let filter = if prefix.is_empty() { format!("{state}>") } else { format!("{state}{prefix}.>") };
+        let stream = self.js.get_stream_no_info(self.names.commit_stream()).await.map_err(unreadable)?;
+        let config = pull::OrderedConfig {
+            filter_subject: filter,
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            headers_only: true,
+            ..Default::default()
+        };
+        let consumer = stream.create_consumer(config).await.map_err(unreadable)?;
+        let mut keys = Vec::new();
+        if consumer.cached_info().num_pending == 0 {
+            return Ok(keys);
+        }
+        let mut messages = consumer.messages().await.map_err(unreadable)?;
+        while let Some(message) = messages.next().await {
+            let message = message.map_err(unreadable)?;
+            let pending = message.info().map_err(unreadable)?.pending;
+            let deleted = message.headers.as_ref().is_some_and(|headers| headers.get("KV-Operation").is_some());
+            if let (false, Some(key)) = (deleted, message.subject.strip_prefix(&state)) {
+                keys.push(key.to_owned());
+            }
+            if pending == 0 || keys.len() as u64 >= MAX_LISTED {
+                break;
+            }
+        }
+        keys.sort_unstable();
+        Ok(keys)
+    }
+}
+
+impl StateReader for NatsState {
+    fn get_many<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<Vec<Versioned>, StateError>> {
+        async move {
+            let subjects: Vec<String> = keys.iter().map(|key| self.names.state(key)).collect();
+            let found = self.last(subjects.clone()).await?;
+            let value = |subject| match found.get(subject) {
+                None => Versioned { value: None, revision: 0 },
+                Some(last) => {
+                    Versioned { value: (!last.deleted).then(|| last.payload.clone()), revision: last.sequence }
+                }
+            };
+            Ok(subjects.iter().map(value).collect())
+        }
+        .boxed()
+    }
+
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<String>, StateError>> {
+        async move {
+            let keys = tokio::time::timeout(TIMEOUT * 5, self.keys(prefix))
+                .await
+                .map_err(|_| StateError(format!("listing took longer than {:?}", TIMEOUT * 5)))??;
+            let behind = |key: &String| after.is_none_or(|after| key.as_str() > after);
+            Ok(keys.into_iter().filter(behind).take(limit as usize).collect())
+        }
+        .boxed()
+    }
+}
+
+/// The last message of a subject.
+#[derive(Debug, Clone)]
+pub(super) struct Last {
+    pub(super) sequence: u64,
+    pub(super) deleted: bool,
+    pub(super) payload: Bytes,
+}
+
+fn read_answer(answer: &async_nats::Message) -> Result<Option<(String, Last)>, StateError> {
+    match answer.status {
+        None => {}
+        Some(status) if status == StatusCode::NOT_FOUND => return Ok(None),
+        Some(status) => {
+            let why = answer.description.as_deref().unwrap_or("no description");
+            return Err(StateError(format!("the server answered {status}: {why}")));
+        }
+    }
+    let header = |name: &str| answer.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
+    let subject = header("Nats-Subject").ok_or_else(|| StateError("an answer without Nats-Subject".into()))?;
+    let sequence = header("Nats-Sequence").and_then(|sequence| sequence.parse().ok());
+    let sequence = sequence.ok_or_else(|| StateError("an answer without Nats-Sequence".into()))?;
+    let deleted = header("KV-Operation").is_some();
+    Ok(Some((subject.to_owned(), Last { sequence, deleted, payload: answer.payload.clone() })))
+}
+
+fn unreadable(error: impl std::fmt::Display) -> StateError {
+    StateError(error.to_string())
+}

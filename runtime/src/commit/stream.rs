@@ -1,0 +1,183 @@
+//! The streams that take part in commits: the app's commit stream, its dead letters, and the targets that source the
+//! outbox. Made idempotently; what Pelton did not make is never altered unless the manifest says `adopt = true`.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, stream};
+use serde_json::{Value, json};
+
+use crate::names::{AppNames, META_APP, META_FORMAT};
+use crate::records::FORMAT;
+
+/// `stream not found`.
+const NOT_FOUND: u64 = 10059;
+/// Producers that publish to a target keep their dedupe window: a stream with sources has none unless it is set.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+
+/// Why a stream cannot take part: what, why, how to fix it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StreamError(pub String);
+
+/// Makes the app's commit stream, or mends it when something rewrote its settings.
+///
+/// # Errors
+/// A KV bucket of that name which Pelton did not make; NATS trouble.
+pub async fn ensure_commit_stream(
+    js: &jetstream::Context,
+    names: &AppNames,
+    replicas: usize,
+) -> Result<(), StreamError> {
+    let name = names.commit_stream();
+    let Some(info) = info(js, &name).await? else {
+        let config = stream::Config {
+            name: name.clone(),
+            description: Some(format!("Pelton app {}: state, positions, outbox", names.app())),
+            subjects: names.commit_subjects(),
+            max_messages_per_subject: 1,
+            discard: stream::DiscardPolicy::Old,
+            num_replicas: replicas,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
+            allow_message_ttl: true,
+            allow_atomic_publish: true,
+            allow_message_schedules: true,
+            duplicate_window: DUPLICATE_WINDOW,
+            metadata: metadata(names),
+            ..Default::default()
+        };
+        js.create_stream(config).await.map_err(|error| failed("create", &name, error))?;
+        return Ok(());
+    };
+    if made_by(&info).as_deref() != Some(names.app()) {
+        return Err(StreamError(format!(
+            "KV bucket {:?} (stream {name}) exists and Pelton did not make it; choose another `app` in pelton.toml, or delete that bucket",
+            names.bucket()
+        )));
+    }
+    let mut config = info["config"].clone();
+    for (key, value) in [
+        ("subjects", json!(names.commit_subjects())),
+        ("max_msgs_per_subject", json!(1)),
+        ("allow_atomic", json!(true)),
+        ("allow_msg_ttl", json!(true)),
+        ("allow_direct", json!(true)),
+        ("allow_msg_schedules", json!(true)),
+        ("max_age", json!(0)),
+        ("max_bytes", json!(-1)),
+    ] {
+        config[key] = value;
+    }
+    if config != info["config"] {
+        tracing::warn!(stream = name, "settings of the commit stream were altered from outside; mending them");
+        update(js, &name, &config).await?;
+    }
+    Ok(())
+}
+
+/// Makes the app's dead-letter stream, a target like any other.
+///
+/// # Errors
+/// NATS trouble, or a stream of that name which Pelton did not make.
+pub async fn ensure_dead_stream(js: &jetstream::Context, names: &AppNames, replicas: usize) -> Result<(), StreamError> {
+    let name = names.dead_stream();
+    if info(js, &name).await?.is_none() {
+        let source = stream::Source {
+            name: names.commit_stream(),
+            subject_transforms: vec![stream::SubjectTransform {
+                source: names.outbox_source_filter(&name),
+                destination: ">".into(),
+            }],
+            ..Default::default()
+        };
+        let config = stream::Config {
+            name: name.clone(),
+            description: Some(format!("Pelton app {}: deliveries given up on", names.app())),
+            sources: Some(vec![source]),
+            num_replicas: replicas,
+            allow_direct: true,
+            metadata: metadata(names),
+            ..Default::default()
+        };
+        js.create_stream(config).await.map_err(|error| failed("create", &name, error))?;
+    }
+    ensure_target(js, names, &name, false).await
+}
+
+/// Lets a stream receive the app's events: adds its one source, the app's outbox for it.
+///
+/// A source is never edited in place: the server would start it over and double what is still in the outbox.
+///
+/// # Errors
+/// The stream is missing, was not made by this app and is not to be adopted, or has another source from this app.
+pub async fn ensure_target(
+    js: &jetstream::Context,
+    names: &AppNames,
+    stream: &str,
+    adopt: bool,
+) -> Result<(), StreamError> {
+    let Some(info) = info(js, stream).await? else {
+        return Err(StreamError(format!("stream {stream} does not exist; declare it as [streams.{stream}] in pelton.toml")));
+    };
+    let (commit, filter) = (names.commit_stream(), names.outbox_source_filter(stream));
+    let sources = info["config"]["sources"].as_array().cloned().unwrap_or_default();
+    let wanted = json!({ "name": commit, "subject_transforms": [{ "src": filter, "dest": ">" }] });
+    if let Some(found) = sources.iter().find(|source| source["name"] == commit.as_str()) {
+        if found["subject_transforms"] == wanted["subject_transforms"] {
+            return Ok(());
+        }
+        return Err(StreamError(format!(
+            "stream {stream} has a source from {commit} that Pelton did not make; remove that source (a change in place would double events), then deploy again"
+        )));
+    }
+    if made_by(&info).as_deref() != Some(names.app()) && !adopt {
+        return Err(StreamError(format!(
+            "functions of app {} may emit to stream {stream}, which this app did not create; say adopt = true in [streams.{stream}] to let Pelton add a source to it",
+            names.app()
+        )));
+    }
+    let mut config = info["config"].clone();
+    config["sources"] = sources.into_iter().chain([wanted]).collect();
+    if config["duplicate_window"].as_u64().unwrap_or(0) == 0 {
+        config["duplicate_window"] = json!(u64::try_from(DUPLICATE_WINDOW.as_nanos()).unwrap_or(u64::MAX));
+    }
+    update(js, stream, &config).await
+}
+
+/// A stream's info as the server gives it, so that settings this client does not know survive an update.
+///
+/// # Errors
+/// NATS trouble; a missing stream is `None`.
+pub async fn info(js: &jetstream::Context, stream: &str) -> Result<Option<Value>, StreamError> {
+    let answer: Value =
+        js.request(format!("STREAM.INFO.{stream}"), &json!({})).await.map_err(|error| failed("read", stream, error))?;
+    match answer.get("error") {
+        None => Ok(Some(answer)),
+        Some(error) if error["err_code"] == NOT_FOUND => Ok(None),
+        Some(error) => Err(failed("read", stream, &error["description"])),
+    }
+}
+
+/// The app whose deploy made a stream.
+pub fn made_by(info: &Value) -> Option<String> {
+    info["config"]["metadata"][META_APP].as_str().map(str::to_owned)
+}
+
+/// Metadata of streams that a deploy of this app makes.
+pub fn metadata(names: &AppNames) -> std::collections::HashMap<String, String> {
+    [(META_APP.to_owned(), names.app().to_owned()), (META_FORMAT.to_owned(), FORMAT.to_string())].into()
+}
+
+async fn update(js: &jetstream::Context, stream: &str, config: &Value) -> Result<(), StreamError> {
+    let answer: Value =
+        js.request(format!("STREAM.UPDATE.{stream}"), config).await.map_err(|error| failed("update", stream, error))?;
+    match answer.get("error") {
+        None => Ok(()),
+        Some(error) => Err(failed("update", stream, &error["description"])),
+    }
+}
+
+fn failed(what: &str, stream: &str, why: impl std::fmt::Display) -> StreamError {
+    StreamError(format!("cannot {what} stream {stream}: {why}"))
+}

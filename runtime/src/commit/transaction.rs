@@ -1,0 +1,180 @@
+//! One delivery as a batch: its marker, the checks of what it read, its writes, its outbox, its dead letter.
+
+use async_nats::{HeaderMap, header};
+use bytes::Bytes;
+
+use super::batch::BatchMessage;
+use crate::effects::{Effects, Write};
+use crate::event::Headers;
+use crate::names::AppNames;
+
+/// How long a marker suppresses duplicates of its delivery.
+const MARKER_TTL: &str = "1h";
+/// Leftovers that only carried a condition or cleared a record; the shortest the server knows.
+const SCRAP_TTL: &str = "1s";
+
+/// Where a delivery comes from, as far as its commit must know.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The function.
+    pub function: String,
+    /// The input stream.
+    pub stream: String,
+    /// The sequence there.
+    pub sequence: u64,
+    /// The transaction's id (`names::txn`).
+    pub txn: String,
+}
+
+/// A delivery given up on, as stored in the app's dead-letter stream.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// `Pelton-*` headers.
+    pub headers: Headers,
+    /// The original payload, or nothing when only a reference fits.
+    pub payload: Bytes,
+}
+
+/// Everything that becomes durable together.
+#[derive(Debug, Clone)]
+pub struct Transaction {
+    /// Whose effects these are.
+    pub origin: Origin,
+    /// State writes with the revisions they rest on, and emitted events.
+    pub effects: Effects,
+    /// The dead letter, when the delivery is given up on.
+    pub dead: Option<DeadLetter>,
+    /// Whether a record of earlier attempts is to be cleared.
+    pub clear_attempts: bool,
+}
+
+/// A subject and the last sequence it must have.
+pub(super) type Condition = (String, u64);
+
+impl Transaction {
+    /// The conditions on state keys, by subject.
+    pub(super) fn conditions(&self, names: &AppNames) -> Vec<Condition> {
+        self.effects.reads.iter().map(|(key, revision)| (names.state(key), *revision)).collect()
+    }
+
+    /// The batch. `marker` is the sequence that the marker's subject must have: 0, or that of a stale marker which an
+    /// input stream of the same name left before it was made anew.
+    pub(super) fn messages(&self, names: &AppNames, marker: u64) -> Vec<BatchMessage> {
+        let Origin { function, stream, sequence, txn } = &self.origin;
+        let mut messages = Vec::with_capacity(2 + self.effects.reads.len() + self.effects.writes.len());
+
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, marker.to_string());
+        headers.insert(header::NATS_MESSAGE_TTL, MARKER_TTL);
+        messages.push(BatchMessage {
+            subject: names.marker(function, stream, *sequence),
+            headers,
+            payload: Bytes::from(txn.clone()),
+        });
+        self.push_checks(names, &mut messages);
+        self.push_writes(names, &mut messages);
+        self.push_outbox(names, &mut messages);
+        if self.clear_attempts {
+            messages.push(scrap(names.attempts(function, stream, *sequence), HeaderMap::new()));
+        }
+        messages
+    }
+
+    /// A key that was read but not written is checked by a message of its own, which names the key's subject.
+    fn push_checks(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
+        for (key, revision) in &self.effects.reads {
+            if self.effects.writes.contains_key(key) {
+                continue;
+            }
+            let mut headers = HeaderMap::new();
+            headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
+            headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", names.state(key));
+            messages.push(scrap(names.check(&self.origin.function), headers));
+        }
+    }
+
+    fn push_writes(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
+        for (key, write) in &self.effects.writes {
+            let mut headers = HeaderMap::new();
+            if let Some(revision) = self.effects.reads.get(key) {
+                headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
+            }
+            let payload = match write {
+                Write::Set(value) => value.clone(),
+                Write::Delete => {
+                    headers.insert("KV-Operation", "DEL");
+                    Bytes::new()
+                }
+            };
+            messages.push(BatchMessage { subject: names.state(key), headers, payload });
+        }
+    }
+
+    /// No `Nats-Msg-Id` (a reused one would be dropped in the target's window) and no TTL (it would travel).
+    fn push_outbox(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
+        let txn = &self.origin.txn;
+        for (n, emit) in self.effects.emits.iter().enumerate() {
+            messages.push(BatchMessage {
+                subject: names.outbox(&emit.target, txn, n, &emit.subject),
+                headers: header_map(&emit.headers),
+                payload: emit.payload.clone(),
+            });
+        }
+        if let Some(dead) = &self.dead {
+            let subject = names.dead_subject(&self.origin.function);
+            messages.push(BatchMessage {
+                subject: names.outbox(&names.dead_stream(), txn, self.effects.emits.len(), &subject),
+                headers: header_map(&dead.headers),
+                payload: dead.payload.clone(),
+            });
+        }
+    }
+}
+
+/// A message whose body means nothing and which goes away by itself.
+fn scrap(subject: String, mut headers: HeaderMap) -> BatchMessage {
+    headers.insert(header::NATS_MESSAGE_TTL, SCRAP_TTL);
+    headers.insert("KV-Operation", "PURGE");
+    BatchMessage { subject, headers, payload: Bytes::new() }
+}
+
+fn header_map(headers: &Headers) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.append(name.as_str(), value.as_str());
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effects::Emit;
+
+    fn sample() -> Transaction {
+        let mut effects = Effects::default();
+        effects.reads.insert("a".into(), 3);
+        effects.reads.insert("b".into(), 0);
+        effects.writes.insert("b".into(), Write::Set("x".into()));
+        effects.writes.insert("c".into(), Write::Delete);
+        effects.emits.push(Emit { target: "T".into(), subject: "t.1".into(), headers: vec![], payload: Bytes::new() });
+        let origin = Origin { function: "f".into(), stream: "S".into(), sequence: 9, txn: "t".into() };
+        Transaction { origin, effects, dead: None, clear_attempts: false }
+    }
+
+    #[test]
+    fn layout_is_marker_checks_writes_outbox() {
+        let names = AppNames::new("app");
+        let messages = sample().messages(&names, 0);
+        let subjects: Vec<_> = messages.iter().map(|message| message.subject.as_str()).collect();
+        assert_eq!(
+            subjects,
+            ["$PELTON.app.txn.f.S.9", "$PELTON.app.txn.f.check", "$KV.app.b", "$KV.app.c", "$PELTON.app.out.T.t.0.t.1"]
+        );
+        let expected = |index: usize| messages[index].headers.get("Nats-Expected-Last-Subject-Sequence").map(|v| v.as_str());
+        assert_eq!(expected(0), Some("0"));
+        assert_eq!(expected(1), Some("3"));
+        assert_eq!(expected(2), Some("0"));
+        assert_eq!(expected(3), None, "a blind write has no condition");
+    }
+}
