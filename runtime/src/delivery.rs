@@ -1,1 +1,189 @@
-//! delivery
+//! The spine: what happens to one event. The outer function watches (span, time, progress, settling); the inner one
+//! only says the steps.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::commit::{Attempts, Committer};
+use crate::config::RetryPolicy;
+use crate::effects::{Attempt, Effects, Failure, StateReader};
+use crate::event::{self, Decoded, Delivery, Position};
+use crate::names::ONLY_HEADER;
+use crate::records::FunctionRecord;
+use crate::sandbox::{self, Call};
+use crate::settle::{self, Carried, Case};
+use crate::source::{Received, Settlement};
+use crate::telemetry::{Counters, LogPublisher, LogSource};
+
+/// Reruns of one delivery whose reads went stale, before that counts as a failed attempt.
+const MAX_CONFLICTS: u32 = 16;
+/// Upper bound of the random pause before such a rerun: two runs of one key must not meet for ever.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
+/// A third of the ack wait: two reports may be lost.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// Pause before a delivery is handed out again when NATS did not answer.
+pub(crate) const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
+/// Lines one attempt may log; more are dropped.
+const LOG_LINES: usize = 256;
+
+/// One function's version, ready to take deliveries.
+pub(crate) struct Worker {
+    pub(crate) record: FunctionRecord,
+    pub(crate) function: sandbox::Function,
+    pub(crate) state: Arc<dyn StateReader>,
+    pub(crate) committer: Committer,
+    pub(crate) attempts: Attempts,
+    pub(crate) logs: LogPublisher,
+    pub(crate) counters: Arc<Counters>,
+    /// Largest message the server takes, bytes.
+    pub(crate) max_payload: usize,
+}
+
+impl Worker {
+    pub(crate) fn policy(&self) -> &RetryPolicy {
+        &self.record.settings.retry
+    }
+}
+
+/// Takes one delivery to its end; when `abort` fires first, it is handed back.
+pub(crate) async fn deliver(worker: Arc<Worker>, received: Received, abort: CancellationToken) {
+    let message = &received.message;
+    let span = tracing::debug_span!(
+        "delivery",
+        app = worker.record.app,
+        function = worker.record.function,
+        version = worker.record.version,
+        subject = message.subject,
+        stream = message.stream,
+        sequence = message.sequence,
+    );
+    let work = async {
+        let started = Instant::now();
+        worker.counters.delivered();
+        let settlement = tokio::select! {
+            settlement = reporting_progress(&received, handle(&worker, &received)) => settlement,
+            () = abort.cancelled() => Settlement::Again(Duration::ZERO),
+        };
+        received.acker.settle(settlement).await;
+        tracing::debug!(?settlement, elapsed = ?started.elapsed(), "settled");
+    };
+    work.instrument(span).await;
+}
+
+/// The way of one event: decode, invoke, carry out the verdict; again when what it read went stale.
+async fn handle(worker: &Worker, received: &Received) -> Settlement {
+    if meant_for_another(worker, received) {
+        return Settlement::Done;
+    }
+    let case = match Case::open(worker, received).await {
+        Ok(case) => case,
+        Err(error) => {
+            tracing::warn!(%error, "earlier attempts cannot be read; the delivery is handed back");
+            return Settlement::Again(TROUBLE_PAUSE);
+        }
+    };
+    if let Some(wait) = case.not_yet() {
+        return Settlement::Again(wait);
+    }
+    for _ in 0..MAX_CONFLICTS {
+        let attempt = match event::decode(&received.message) {
+            Ok(decoded) => invoke(worker, &case, received, decoded).await,
+            Err(error) => failed(Failure::reject("pelton-event-malformed", error.to_string())),
+        };
+        match settle::carry_out(worker, &case, received, attempt).await {
+            Carried::Settled(settlement) => return settlement,
+            Carried::Conflict(keys) => {
+                tracing::debug!(?keys, "what was read has changed; running again")
+            }
+        }
+        tokio::time::sleep(CONFLICT_PAUSE.mul_f64(fastrand::f64())).await;
+    }
+    let lost = format!(
+        "state that the handler read changed before it committed, {MAX_CONFLICTS} times in a row"
+    );
+    match settle::carry_out(
+        worker,
+        &case,
+        received,
+        failed(Failure::retry("pelton-conflict", lost)),
+    )
+    .await
+    {
+        Carried::Settled(settlement) => settlement,
+        Carried::Conflict(_) => Settlement::Again(TROUBLE_PAUSE),
+    }
+}
+
+async fn invoke(worker: &Worker, case: &Case, received: &Received, decoded: Decoded) -> Attempt {
+    let Decoded { event, headers } = decoded;
+    let settings = &worker.record.settings;
+    let source = LogSource {
+        event_id: event.id.clone(),
+        stream: received.message.stream.clone(),
+        sequence: received.message.sequence,
+        attempt: case.attempt(),
+    };
+    let delivery = Delivery {
+        event,
+        subject: received.message.subject.clone(),
+        position: Some(Position {
+            stream: received.message.stream.clone(),
+            sequence: received.message.sequence,
+        }),
+        key: None,
+        headers,
+        attempt: case.attempt(),
+        max_attempts: settings.retry.max_attempts,
+        timeout: Duration::from_millis(settings.timeout_ms),
+        expects_reply: false,
+    };
+    let (logs, mut lines) = mpsc::channel(LOG_LINES);
+    let call = Call {
+        delivery,
+        txn: case.origin.txn.clone(),
+        state: worker.state.clone(),
+        logs,
+    };
+    let attempt = worker.function.invoke(call).await;
+    while let Ok(line) = lines.try_recv() {
+        worker.logs.publish(&worker.record, &source, line).await;
+    }
+    attempt
+}
+
+fn failed(failure: Failure) -> Attempt {
+    Attempt {
+        result: Err(failure),
+        effects: Effects::default(),
+    }
+}
+
+/// A replayed event goes to one function only; the others let it pass.
+fn meant_for_another(worker: &Worker, received: &Received) -> bool {
+    let only = received
+        .message
+        .headers
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(ONLY_HEADER));
+    only.is_some_and(|(_, value)| {
+        value.split_once('/') != Some((worker.record.app.as_str(), worker.record.function.as_str()))
+    })
+}
+
+async fn reporting_progress(
+    received: &Received,
+    work: impl Future<Output = Settlement>,
+) -> Settlement {
+    tokio::pin!(work);
+    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + PROGRESS, PROGRESS);
+    loop {
+        tokio::select! {
+            settlement = &mut work => return settlement,
+            _ = tick.tick() => received.acker.progress().await,
+        }
+    }
+}

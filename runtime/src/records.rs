@@ -112,3 +112,37 @@ pub struct AttemptsRecord {
     /// The latest failures, oldest first.
     pub errors: Vec<AttemptError>,
 }
+
+/// A live node, at its id in the nodes bucket; rewritten every second, gone 3 s after the last time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The node's id, made at its start.
+    pub node: String,
+    /// Its name, by default the host's.
+    pub host: String,
+    /// Its process.
+    pub pid: u32,
+    /// Version of Pelton.
+    pub pelton: String,
+    /// When it started, RFC 3339.
+    pub started_at: String,
+    /// What it serves.
+    pub functions: Vec<NodeFunction>,
+}
+
+/// A function on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeFunction {
+    /// The app.
+    pub app: String,
+    /// The function.
+    pub function: String,
+    /// The version that takes events; 0 when none does.
+    pub version: u64,
+    /// `running`, `starting`, or `failed: ` and why.
+    pub status: String,
+    /// Since this version started here.
+    pub counts: crate::telemetry::Counts,
+}

@@ -1,1 +1,180 @@
-//! registry
+//! Which functions exist and which version gets an event, watched from NATS; and where their components are kept.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, kv, object_store, stream};
+use futures::{Stream, StreamExt};
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt;
+
+use crate::names::{LOGS_PREFIX, LOGS_STREAM, MODULES_BUCKET, NODES_BUCKET, REGISTRY_BUCKET};
+use crate::records::{FORMAT, FunctionRecord};
+
+/// A node that says nothing for this long is gone.
+pub const NODE_TTL: Duration = Duration::from_secs(3);
+/// Largest component, bytes: a download must end.
+const MAX_COMPONENT: usize = 256 << 20;
+/// Kept in the log stream.
+const LOGS_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+const LOGS_BYTES: i64 = 1 << 30;
+
+/// What is wrong with the registry or the module store.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct RegistryError(pub String);
+
+/// A change of what is deployed.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A function's newest version.
+    Deployed(Box<FunctionRecord>),
+    /// A function is gone.
+    Removed {
+        /// The app.
+        app: String,
+        /// The function.
+        function: String,
+    },
+}
+
+/// Makes the buckets that all apps share, where they are missing.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn ensure_buckets(js: &jetstream::Context, replicas: usize) -> Result<(), RegistryError> {
+    let bucket = |name: &str| kv::Config {
+        bucket: name.to_owned(),
+        history: 1,
+        num_replicas: replicas,
+        storage: stream::StorageType::File,
+        ..Default::default()
+    };
+    if js.get_key_value(REGISTRY_BUCKET).await.is_err() {
+        js.create_key_value(bucket(REGISTRY_BUCKET))
+            .await
+            .map_err(|error| failed(REGISTRY_BUCKET, error))?;
+    }
+    if js.get_key_value(NODES_BUCKET).await.is_err() {
+        let config = kv::Config {
+            max_age: NODE_TTL,
+            storage: stream::StorageType::Memory,
+            ..bucket(NODES_BUCKET)
+        };
+        js.create_key_value(config)
+            .await
+            .map_err(|error| failed(NODES_BUCKET, error))?;
+    }
+    if js.get_object_store(MODULES_BUCKET).await.is_err() {
+        let config = object_store::Config {
+            bucket: MODULES_BUCKET.to_owned(),
+            num_replicas: replicas,
+            ..Default::default()
+        };
+        js.create_object_store(config)
+            .await
+            .map_err(|error| failed(MODULES_BUCKET, error))?;
+    }
+    let logs = stream::Config {
+        name: LOGS_STREAM.to_owned(),
+        subjects: vec![format!("{LOGS_PREFIX}.>")],
+        max_age: LOGS_AGE,
+        max_bytes: LOGS_BYTES,
+        num_replicas: replicas,
+        allow_direct: true,
+        ..Default::default()
+    };
+    js.get_or_create_stream(logs)
+        .await
+        .map_err(|error| failed(LOGS_STREAM, error))?;
+    Ok(())
+}
+
+/// What is deployed now, then every change. The stream's end means: watch anew.
+///
+/// # Errors
+/// The registry cannot be read.
+pub async fn watch(
+    js: &jetstream::Context,
+) -> Result<impl Stream<Item = Change> + Unpin + use<>, RegistryError> {
+    let bucket = js
+        .get_key_value(REGISTRY_BUCKET)
+        .await
+        .map_err(|error| failed(REGISTRY_BUCKET, error))?;
+    let entries = bucket
+        .watch_with_history("function.>")
+        .await
+        .map_err(|error| failed(REGISTRY_BUCKET, error))?;
+    let changes = entries
+        .take_while(|entry| std::future::ready(entry.is_ok()))
+        .filter_map(|entry| std::future::ready(entry.ok().and_then(|entry| read(&entry))));
+    Ok(Box::pin(changes))
+}
+
+fn read(entry: &kv::Entry) -> Option<Change> {
+    let mut tokens = entry.key.split('.').skip(1).map(str::to_owned);
+    let (app, function) = (tokens.next()?, tokens.next()?);
+    if entry.operation != kv::Operation::Put {
+        return Some(Change::Removed { app, function });
+    }
+    match serde_json::from_slice::<FunctionRecord>(&entry.value) {
+        Ok(record) if record.format == FORMAT => Some(Change::Deployed(Box::new(record))),
+        Ok(record) => {
+            let found = record.format;
+            tracing::error!(
+                key = entry.key,
+                found,
+                "the registry entry has a format that this node does not read; upgrade the node"
+            );
+            None
+        }
+        Err(error) => {
+            tracing::error!(key = entry.key, %error, "the registry entry cannot be read; deploy the function again");
+            None
+        }
+    }
+}
+
+/// A component's bytes, checked against their digest.
+///
+/// # Errors
+/// It is missing, too large or damaged; NATS trouble.
+pub async fn fetch_module(js: &jetstream::Context, digest: &str) -> Result<Vec<u8>, RegistryError> {
+    let store = js
+        .get_object_store(MODULES_BUCKET)
+        .await
+        .map_err(|error| failed(MODULES_BUCKET, error))?;
+    let mut object = store.get(digest).await.map_err(|error| {
+        RegistryError(format!(
+            "component {digest} cannot be fetched: {error}; deploy the function again"
+        ))
+    })?;
+    let mut bytes = Vec::with_capacity(object.info().size.min(MAX_COMPONENT));
+    // Not `read_to_end`: the client panics on a damaged object there.
+    loop {
+        match object.read_buf(&mut bytes).await {
+            Ok(0) => break,
+            Ok(_) if bytes.len() > MAX_COMPONENT => {
+                return Err(RegistryError(format!(
+                    "component {digest} is larger than {MAX_COMPONENT} bytes"
+                )));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                return Err(RegistryError(format!(
+                    "component {digest} cannot be read: {error}"
+                )));
+            }
+        }
+    }
+    let found = hex::encode(Sha256::digest(&bytes));
+    if found != digest {
+        return Err(RegistryError(format!(
+            "component {digest} is damaged (its digest is {found}); deploy the function again"
+        )));
+    }
+    Ok(bytes)
+}
+
+fn failed(what: &str, error: impl std::fmt::Display) -> RegistryError {
+    RegistryError(format!("{what}: {error}"))
+}

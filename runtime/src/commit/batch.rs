@@ -62,14 +62,25 @@ struct ApiError {
 /// Publishes all messages or none and waits for the answer at most `timeout`.
 ///
 /// A single message needs no batch: its conditions hold by themselves.
-pub(super) async fn publish(client: &Client, messages: Vec<BatchMessage>, timeout: Duration) -> Result<(), BatchError> {
+pub(super) async fn publish(
+    client: &Client,
+    messages: Vec<BatchMessage>,
+    timeout: Duration,
+) -> Result<(), BatchError> {
     let count = messages.len();
     let id = uuid::Uuid::new_v4().simple().to_string();
     for (index, message) in messages.into_iter().enumerate() {
-        let BatchMessage { subject, mut headers, payload } = message;
+        let BatchMessage {
+            subject,
+            mut headers,
+            payload,
+        } = message;
         if count > 1 {
             headers.insert(async_nats::header::NATS_BATCH_ID, id.as_str());
-            headers.insert(async_nats::header::NATS_BATCH_SEQUENCE, (index + 1).to_string());
+            headers.insert(
+                async_nats::header::NATS_BATCH_SEQUENCE,
+                (index + 1).to_string(),
+            );
         }
         if index + 1 < count {
             client
@@ -81,20 +92,34 @@ pub(super) async fn publish(client: &Client, messages: Vec<BatchMessage>, timeou
         if count > 1 {
             headers.insert(async_nats::header::NATS_BATCH_COMMIT, "1");
         }
-        let request = Request::new().headers(headers).payload(payload).timeout(Some(timeout));
-        let answer =
-            client.send_request(subject, request).await.map_err(|error| BatchError::Unknown(error.to_string()))?;
+        let request = Request::new()
+            .headers(headers)
+            .payload(payload)
+            .timeout(Some(timeout));
+        let answer = client
+            .send_request(subject, request)
+            .await
+            .map_err(|error| BatchError::Unknown(error.to_string()))?;
         return read_ack(&answer.payload);
     }
     Ok(())
 }
 
 fn read_ack(payload: &[u8]) -> Result<(), BatchError> {
-    let ack: Ack = serde_json::from_slice(payload).map_err(|error| BatchError::Unknown(error.to_string()))?;
-    let Some(ApiError { err_code, description }) = ack.error else { return Ok(()) };
+    let ack: Ack =
+        serde_json::from_slice(payload).map_err(|error| BatchError::Unknown(error.to_string()))?;
+    let Some(ApiError {
+        err_code,
+        description,
+    }) = ack.error
+    else {
+        return Ok(());
+    };
     Err(match err_code {
         CONDITION_FAILED => BatchError::Condition,
-        IN_FLIGHT_CONFLICT | INCOMPLETE | TOO_MANY_IN_FLIGHT => BatchError::Busy(format!("{description} ({err_code})")),
+        IN_FLIGHT_CONFLICT | INCOMPLETE | TOO_MANY_IN_FLIGHT => {
+            BatchError::Busy(format!("{description} ({err_code})"))
+        }
         code if FULL.contains(&code) => BatchError::Busy(format!("{description} ({code})")),
         code => BatchError::Refused { code, description },
     })
@@ -106,12 +131,23 @@ mod tests {
 
     #[test]
     fn acks_are_told_apart() {
-        assert_eq!(read_ack(br#"{"stream":"KV_a","seq":7,"batch":"b","count":2}"#), Ok(()));
-        let refused = |code: u64| read_ack(format!(r#"{{"error":{{"code":400,"err_code":{code},"description":"d"}}}}"#).as_bytes());
+        assert_eq!(
+            read_ack(br#"{"stream":"KV_a","seq":7,"batch":"b","count":2}"#),
+            Ok(())
+        );
+        let refused = |code: u64| {
+            read_ack(
+                format!(r#"{{"error":{{"code":400,"err_code":{code},"description":"d"}}}}"#)
+                    .as_bytes(),
+            )
+        };
         assert_eq!(refused(10071), Err(BatchError::Condition));
         assert!(matches!(refused(10164), Err(BatchError::Busy(_))));
         assert!(matches!(refused(10210), Err(BatchError::Busy(_))));
-        assert!(matches!(refused(10054), Err(BatchError::Refused { code: 10054, .. })));
+        assert!(matches!(
+            refused(10054),
+            Err(BatchError::Refused { code: 10054, .. })
+        ));
         assert!(matches!(read_ack(b"nonsense"), Err(BatchError::Unknown(_))));
     }
 }

@@ -66,7 +66,12 @@ enum Culprit {
 impl Committer {
     /// A committer for the app that `names` names.
     pub fn new(client: Client, state: NatsState, names: AppNames) -> Self {
-        Self { client, state, names, permits: Arc::new(Semaphore::new(IN_FLIGHT)) }
+        Self {
+            client,
+            state,
+            names,
+            permits: Arc::new(Semaphore::new(IN_FLIGHT)),
+        }
     }
 
     /// Makes a transaction durable, or says why not. Sending it again after `Unavailable` is safe: the marker
@@ -75,15 +80,26 @@ impl Committer {
     /// # Errors
     /// See [`CommitError`].
     pub async fn commit(&self, transaction: &Transaction) -> Result<(), CommitError> {
-        let _permit = self.permits.acquire().await.map_err(|_| CommitError::Unavailable("shutting down".into()))?;
+        let _permit = self
+            .permits
+            .acquire()
+            .await
+            .map_err(|_| CommitError::Unavailable("shutting down".into()))?;
         let mut marker = 0;
         let mut backoff = backoff();
         let mut last = String::new();
         for _ in 0..TRIES {
             let messages = transaction.messages(&self.names, marker);
             if messages.len() > batch::MAX_MESSAGES {
-                let description = format!("{} messages in one commit, {} fit", messages.len(), batch::MAX_MESSAGES);
-                return Err(CommitError::Refused { code: 10199, description });
+                let description = format!(
+                    "{} messages in one commit, {} fit",
+                    messages.len(),
+                    batch::MAX_MESSAGES
+                );
+                return Err(CommitError::Refused {
+                    code: 10199,
+                    description,
+                });
             }
             match batch::publish(&self.client, messages, TIMEOUT).await {
                 Ok(()) => return Ok(()),
@@ -98,10 +114,14 @@ impl Committer {
                         continue;
                     }
                     // It failed against a batch in flight that was then dropped.
-                    Ok(Culprit::None) => last = "a condition failed against a batch in flight".into(),
+                    Ok(Culprit::None) => {
+                        last = "a condition failed against a batch in flight".into()
+                    }
                     Err(error) => last = error.to_string(),
                 },
-                Err(error @ (BatchError::Busy(_) | BatchError::Unknown(_))) => last = error.to_string(),
+                Err(error @ (BatchError::Busy(_) | BatchError::Unknown(_))) => {
+                    last = error.to_string()
+                }
             }
             tokio::time::sleep(backoff.next().unwrap_or(TIMEOUT)).await;
         }
@@ -110,10 +130,18 @@ impl Committer {
 
     /// One read of all conditions' subjects tells which of them no longer hold.
     async fn culprit(&self, transaction: &Transaction, marker: u64) -> Result<Culprit, StateError> {
-        let Origin { function, stream, sequence, txn } = &transaction.origin;
+        let Origin {
+            function,
+            stream,
+            sequence,
+            txn,
+        } = &transaction.origin;
         let marker_subject = self.names.marker(function, stream, *sequence);
         let conditions = transaction.conditions(&self.names);
-        let mut subjects: Vec<String> = conditions.iter().map(|(subject, _)| subject.clone()).collect();
+        let mut subjects: Vec<String> = conditions
+            .iter()
+            .map(|(subject, _)| subject.clone())
+            .collect();
         subjects.push(marker_subject.clone());
         let found = self.state.last(subjects).await?;
         if let Some(stored) = found.get(&marker_subject) {
@@ -133,7 +161,11 @@ impl Committer {
             (now != expected).then(|| subject.strip_prefix(&prefix).unwrap_or(&subject).to_owned())
         };
         let keys: Vec<String> = conditions.into_iter().filter_map(changed).collect();
-        Ok(if keys.is_empty() { Culprit::None } else { Culprit::Keys(keys) })
+        Ok(if keys.is_empty() {
+            Culprit::None
+        } else {
+            Culprit::Keys(keys)
+        })
     }
 }
 
@@ -165,13 +197,21 @@ impl Attempts {
     /// # Errors
     /// NATS did not answer, or the record cannot be read.
     pub async fn load(&self, origin: &Origin) -> Result<Option<AttemptsRecord>, StateError> {
-        let subject = self.names.attempts(&origin.function, &origin.stream, origin.sequence);
+        let subject = self
+            .names
+            .attempts(&origin.function, &origin.stream, origin.sequence);
         let mut found = self.state.last(vec![subject.clone()]).await?;
-        let Some(last) = found.remove(&subject).filter(|last| !last.deleted) else { return Ok(None) };
+        let Some(last) = found.remove(&subject).filter(|last| !last.deleted) else {
+            return Ok(None);
+        };
         let record: AttemptsRecord = serde_json::from_slice(&last.payload)
             .map_err(|error| StateError(format!("{subject} holds no attempts record: {error}")))?;
         if record.format != records::FORMAT {
-            return Err(StateError(format!("{subject} has format {}, this node reads {}", record.format, records::FORMAT)));
+            return Err(StateError(format!(
+                "{subject} has format {}, this node reads {}",
+                record.format,
+                records::FORMAT
+            )));
         }
         // A record of another transaction was left by a stream of the same name.
         Ok((record.txn == origin.txn).then_some(record))
@@ -182,12 +222,19 @@ impl Attempts {
     /// # Errors
     /// NATS did not confirm it.
     pub async fn store(&self, origin: &Origin, record: &AttemptsRecord) -> Result<(), StateError> {
-        let subject = self.names.attempts(&origin.function, &origin.stream, origin.sequence);
+        let subject = self
+            .names
+            .attempts(&origin.function, &origin.stream, origin.sequence);
         let body = serde_json::to_vec(record).map_err(|error| StateError(error.to_string()))?;
-        let message = PublishMessage::build()
-            .payload(body.into())
-            .header(header::NATS_MESSAGE_TTL, format!("{}s", ATTEMPTS_TTL.as_secs()));
-        let ack = self.js.send_publish(subject, message).await.map_err(|error| StateError(error.to_string()))?;
+        let message = PublishMessage::build().payload(body.into()).header(
+            header::NATS_MESSAGE_TTL,
+            format!("{}s", ATTEMPTS_TTL.as_secs()),
+        );
+        let ack = self
+            .js
+            .send_publish(subject, message)
+            .await
+            .map_err(|error| StateError(error.to_string()))?;
         ack.await.map_err(|error| StateError(error.to_string()))?;
         Ok(())
     }

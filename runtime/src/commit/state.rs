@@ -33,7 +33,10 @@ impl NatsState {
     }
 
     /// The last message of each subject: sequence, headers' operation and body. Subjects without any are left out.
-    pub(super) async fn last(&self, subjects: Vec<String>) -> Result<HashMap<String, Last>, StateError> {
+    pub(super) async fn last(
+        &self,
+        subjects: Vec<String>,
+    ) -> Result<HashMap<String, Last>, StateError> {
         let all = async {
             match subjects.as_slice() {
                 [] => Ok(HashMap::new()),
@@ -47,17 +50,32 @@ impl NatsState {
     }
 
     async fn last_one(&self, subject: &str) -> Result<HashMap<String, Last>, StateError> {
-        let request = format!("$JS.API.DIRECT.GET.{}.{subject}", self.names.commit_stream());
-        let answer = self.client.send_request(request, Request::new()).await.map_err(unreadable)?;
+        let request = format!(
+            "$JS.API.DIRECT.GET.{}.{subject}",
+            self.names.commit_stream()
+        );
+        let answer = self
+            .client
+            .send_request(request, Request::new())
+            .await
+            .map_err(unreadable)?;
         Ok(read_answer(&answer)?.into_iter().collect())
     }
 
     async fn last_many(&self, subjects: &[String]) -> Result<HashMap<String, Last>, StateError> {
         let inbox = self.client.new_inbox();
-        let mut answers = self.client.subscribe(inbox.clone()).await.map_err(unreadable)?;
-        let body = serde_json::json!({ "multi_last": subjects, "batch": subjects.len() }).to_string();
+        let mut answers = self
+            .client
+            .subscribe(inbox.clone())
+            .await
+            .map_err(unreadable)?;
+        let body =
+            serde_json::json!({ "multi_last": subjects, "batch": subjects.len() }).to_string();
         let request = format!("$JS.API.DIRECT.GET.{}", self.names.commit_stream());
-        self.client.publish_with_reply(request, inbox, body.into()).await.map_err(unreadable)?;
+        self.client
+            .publish_with_reply(request, inbox, body.into())
+            .await
+            .map_err(unreadable)?;
         let mut found = HashMap::with_capacity(subjects.len());
         while let Some(answer) = answers.next().await {
             match answer.status.map(|status| status.as_u16()) {
@@ -71,8 +89,16 @@ impl NatsState {
 
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, StateError> {
         let state = self.names.state_prefix();
-        let filter = if prefix.is_empty() { format!("{state}>") } else { format!("{state}{prefix}.>") };
-        let stream = self.js.get_stream_no_info(self.names.commit_stream()).await.map_err(unreadable)?;
+        let filter = if prefix.is_empty() {
+            format!("{state}>")
+        } else {
+            format!("{state}{prefix}.>")
+        };
+        let stream = self
+            .js
+            .get_stream_no_info(self.names.commit_stream())
+            .await
+            .map_err(unreadable)?;
         let config = pull::OrderedConfig {
             filter_subject: filter,
             deliver_policy: DeliverPolicy::LastPerSubject,
@@ -88,7 +114,10 @@ impl NatsState {
         while let Some(message) = messages.next().await {
             let message = message.map_err(unreadable)?;
             let pending = message.info().map_err(unreadable)?.pending;
-            let deleted = message.headers.as_ref().is_some_and(|headers| headers.get("KV-Operation").is_some());
+            let deleted = message
+                .headers
+                .as_ref()
+                .is_some_and(|headers| headers.get("KV-Operation").is_some());
             if let (false, Some(key)) = (deleted, message.subject.strip_prefix(&state)) {
                 keys.push(key.to_owned());
             }
@@ -102,15 +131,22 @@ impl NatsState {
 }
 
 impl StateReader for NatsState {
-    fn get_many<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<Vec<Versioned>, StateError>> {
+    fn get_many<'a>(
+        &'a self,
+        keys: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Versioned>, StateError>> {
         async move {
             let subjects: Vec<String> = keys.iter().map(|key| self.names.state(key)).collect();
             let found = self.last(subjects.clone()).await?;
             let value = |subject| match found.get(subject) {
-                None => Versioned { value: None, revision: 0 },
-                Some(last) => {
-                    Versioned { value: (!last.deleted).then(|| last.payload.clone()), revision: last.sequence }
-                }
+                None => Versioned {
+                    value: None,
+                    revision: 0,
+                },
+                Some(last) => Versioned {
+                    value: (!last.deleted).then(|| last.payload.clone()),
+                    revision: last.sequence,
+                },
             };
             Ok(subjects.iter().map(value).collect())
         }
@@ -128,7 +164,11 @@ impl StateReader for NatsState {
                 .await
                 .map_err(|_| StateError(format!("listing took longer than {:?}", TIMEOUT * 5)))??;
             let behind = |key: &String| after.is_none_or(|after| key.as_str() > after);
-            Ok(keys.into_iter().filter(behind).take(limit as usize).collect())
+            Ok(keys
+                .into_iter()
+                .filter(behind)
+                .take(limit as usize)
+                .collect())
         }
         .boxed()
     }
@@ -151,12 +191,26 @@ fn read_answer(answer: &async_nats::Message) -> Result<Option<(String, Last)>, S
             return Err(StateError(format!("the server answered {status}: {why}")));
         }
     }
-    let header = |name: &str| answer.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
-    let subject = header("Nats-Subject").ok_or_else(|| StateError("an answer without Nats-Subject".into()))?;
+    let header = |name: &str| {
+        answer
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(name))
+            .map(|value| value.as_str())
+    };
+    let subject = header("Nats-Subject")
+        .ok_or_else(|| StateError("an answer without Nats-Subject".into()))?;
     let sequence = header("Nats-Sequence").and_then(|sequence| sequence.parse().ok());
     let sequence = sequence.ok_or_else(|| StateError("an answer without Nats-Sequence".into()))?;
     let deleted = header("KV-Operation").is_some();
-    Ok(Some((subject.to_owned(), Last { sequence, deleted, payload: answer.payload.clone() })))
+    Ok(Some((
+        subject.to_owned(),
+        Last {
+            sequence,
+            deleted,
+            payload: answer.payload.clone(),
+        },
+    )))
 }
 
 fn unreadable(error: impl std::fmt::Display) -> StateError {

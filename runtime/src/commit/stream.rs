@@ -32,7 +32,10 @@ pub async fn ensure_commit_stream(
     let Some(info) = info(js, &name).await? else {
         let config = stream::Config {
             name: name.clone(),
-            description: Some(format!("Pelton app {}: state, positions, outbox", names.app())),
+            description: Some(format!(
+                "Pelton app {}: state, positions, outbox",
+                names.app()
+            )),
             subjects: names.commit_subjects(),
             max_messages_per_subject: 1,
             discard: stream::DiscardPolicy::Old,
@@ -47,7 +50,9 @@ pub async fn ensure_commit_stream(
             metadata: metadata(names),
             ..Default::default()
         };
-        js.create_stream(config).await.map_err(|error| failed("create", &name, error))?;
+        js.create_stream(config)
+            .await
+            .map_err(|error| failed("create", &name, error))?;
         return Ok(());
     };
     if made_by(&info).as_deref() != Some(names.app()) {
@@ -70,7 +75,10 @@ pub async fn ensure_commit_stream(
         config[key] = value;
     }
     if config != info["config"] {
-        tracing::warn!(stream = name, "settings of the commit stream were altered from outside; mending them");
+        tracing::warn!(
+            stream = name,
+            "settings of the commit stream were altered from outside; mending them"
+        );
         update(js, &name, &config).await?;
     }
     Ok(())
@@ -80,7 +88,11 @@ pub async fn ensure_commit_stream(
 ///
 /// # Errors
 /// NATS trouble, or a stream of that name which Pelton did not make.
-pub async fn ensure_dead_stream(js: &jetstream::Context, names: &AppNames, replicas: usize) -> Result<(), StreamError> {
+pub async fn ensure_dead_stream(
+    js: &jetstream::Context,
+    names: &AppNames,
+    replicas: usize,
+) -> Result<(), StreamError> {
     let name = names.dead_stream();
     if info(js, &name).await?.is_none() {
         let source = stream::Source {
@@ -93,14 +105,19 @@ pub async fn ensure_dead_stream(js: &jetstream::Context, names: &AppNames, repli
         };
         let config = stream::Config {
             name: name.clone(),
-            description: Some(format!("Pelton app {}: deliveries given up on", names.app())),
+            description: Some(format!(
+                "Pelton app {}: deliveries given up on",
+                names.app()
+            )),
             sources: Some(vec![source]),
             num_replicas: replicas,
             allow_direct: true,
             metadata: metadata(names),
             ..Default::default()
         };
-        js.create_stream(config).await.map_err(|error| failed("create", &name, error))?;
+        js.create_stream(config)
+            .await
+            .map_err(|error| failed("create", &name, error))?;
     }
     ensure_target(js, names, &name, false).await
 }
@@ -118,12 +135,20 @@ pub async fn ensure_target(
     adopt: bool,
 ) -> Result<(), StreamError> {
     let Some(info) = info(js, stream).await? else {
-        return Err(StreamError(format!("stream {stream} does not exist; declare it as [streams.{stream}] in pelton.toml")));
+        return Err(StreamError(format!(
+            "stream {stream} does not exist; declare it as [streams.{stream}] in pelton.toml"
+        )));
     };
     let (commit, filter) = (names.commit_stream(), names.outbox_source_filter(stream));
-    let sources = info["config"]["sources"].as_array().cloned().unwrap_or_default();
+    let sources = info["config"]["sources"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let wanted = json!({ "name": commit, "subject_transforms": [{ "src": filter, "dest": ">" }] });
-    if let Some(found) = sources.iter().find(|source| source["name"] == commit.as_str()) {
+    if let Some(found) = sources
+        .iter()
+        .find(|source| source["name"] == commit.as_str())
+    {
         if found["subject_transforms"] == wanted["subject_transforms"] {
             return Ok(());
         }
@@ -140,7 +165,8 @@ pub async fn ensure_target(
     let mut config = info["config"].clone();
     config["sources"] = sources.into_iter().chain([wanted]).collect();
     if config["duplicate_window"].as_u64().unwrap_or(0) == 0 {
-        config["duplicate_window"] = json!(u64::try_from(DUPLICATE_WINDOW.as_nanos()).unwrap_or(u64::MAX));
+        config["duplicate_window"] =
+            json!(u64::try_from(DUPLICATE_WINDOW.as_nanos()).unwrap_or(u64::MAX));
     }
     update(js, stream, &config).await
 }
@@ -150,8 +176,10 @@ pub async fn ensure_target(
 /// # Errors
 /// NATS trouble; a missing stream is `None`.
 pub async fn info(js: &jetstream::Context, stream: &str) -> Result<Option<Value>, StreamError> {
-    let answer: Value =
-        js.request(format!("STREAM.INFO.{stream}"), &json!({})).await.map_err(|error| failed("read", stream, error))?;
+    let answer: Value = js
+        .request(format!("STREAM.INFO.{stream}"), &json!({}))
+        .await
+        .map_err(|error| failed("read", stream, error))?;
     match answer.get("error") {
         None => Ok(Some(answer)),
         Some(error) if error["err_code"] == NOT_FOUND => Ok(None),
@@ -161,17 +189,25 @@ pub async fn info(js: &jetstream::Context, stream: &str) -> Result<Option<Value>
 
 /// The app whose deploy made a stream.
 pub fn made_by(info: &Value) -> Option<String> {
-    info["config"]["metadata"][META_APP].as_str().map(str::to_owned)
+    info["config"]["metadata"][META_APP]
+        .as_str()
+        .map(str::to_owned)
 }
 
 /// Metadata of streams that a deploy of this app makes.
 pub fn metadata(names: &AppNames) -> std::collections::HashMap<String, String> {
-    [(META_APP.to_owned(), names.app().to_owned()), (META_FORMAT.to_owned(), FORMAT.to_string())].into()
+    [
+        (META_APP.to_owned(), names.app().to_owned()),
+        (META_FORMAT.to_owned(), FORMAT.to_string()),
+    ]
+    .into()
 }
 
 async fn update(js: &jetstream::Context, stream: &str, config: &Value) -> Result<(), StreamError> {
-    let answer: Value =
-        js.request(format!("STREAM.UPDATE.{stream}"), config).await.map_err(|error| failed("update", stream, error))?;
+    let answer: Value = js
+        .request(format!("STREAM.UPDATE.{stream}"), config)
+        .await
+        .map_err(|error| failed("update", stream, error))?;
     match answer.get("error") {
         None => Ok(()),
         Some(error) => Err(failed("update", stream, &error["description"])),

@@ -54,17 +54,30 @@ pub(super) type Condition = (String, u64);
 impl Transaction {
     /// The conditions on state keys, by subject.
     pub(super) fn conditions(&self, names: &AppNames) -> Vec<Condition> {
-        self.effects.reads.iter().map(|(key, revision)| (names.state(key), *revision)).collect()
+        self.effects
+            .reads
+            .iter()
+            .map(|(key, revision)| (names.state(key), *revision))
+            .collect()
     }
 
     /// The batch. `marker` is the sequence that the marker's subject must have: 0, or that of a stale marker which an
     /// input stream of the same name left before it was made anew.
     pub(super) fn messages(&self, names: &AppNames, marker: u64) -> Vec<BatchMessage> {
-        let Origin { function, stream, sequence, txn } = &self.origin;
-        let mut messages = Vec::with_capacity(2 + self.effects.reads.len() + self.effects.writes.len());
+        let Origin {
+            function,
+            stream,
+            sequence,
+            txn,
+        } = &self.origin;
+        let mut messages =
+            Vec::with_capacity(2 + self.effects.reads.len() + self.effects.writes.len());
 
         let mut headers = HeaderMap::new();
-        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, marker.to_string());
+        headers.insert(
+            header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+            marker.to_string(),
+        );
         headers.insert(header::NATS_MESSAGE_TTL, MARKER_TTL);
         messages.push(BatchMessage {
             subject: names.marker(function, stream, *sequence),
@@ -75,7 +88,10 @@ impl Transaction {
         self.push_writes(names, &mut messages);
         self.push_outbox(names, &mut messages);
         if self.clear_attempts {
-            messages.push(scrap(names.attempts(function, stream, *sequence), HeaderMap::new()));
+            messages.push(scrap(
+                names.attempts(function, stream, *sequence),
+                HeaderMap::new(),
+            ));
         }
         messages
     }
@@ -87,8 +103,14 @@ impl Transaction {
                 continue;
             }
             let mut headers = HeaderMap::new();
-            headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
-            headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", names.state(key));
+            headers.insert(
+                header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+                revision.to_string(),
+            );
+            headers.insert(
+                "Nats-Expected-Last-Subject-Sequence-Subject",
+                names.state(key),
+            );
             messages.push(scrap(names.check(&self.origin.function), headers));
         }
     }
@@ -97,7 +119,10 @@ impl Transaction {
         for (key, write) in &self.effects.writes {
             let mut headers = HeaderMap::new();
             if let Some(revision) = self.effects.reads.get(key) {
-                headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
+                headers.insert(
+                    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+                    revision.to_string(),
+                );
             }
             let payload = match write {
                 Write::Set(value) => value.clone(),
@@ -106,7 +131,11 @@ impl Transaction {
                     Bytes::new()
                 }
             };
-            messages.push(BatchMessage { subject: names.state(key), headers, payload });
+            messages.push(BatchMessage {
+                subject: names.state(key),
+                headers,
+                payload,
+            });
         }
     }
 
@@ -123,7 +152,12 @@ impl Transaction {
         if let Some(dead) = &self.dead {
             let subject = names.dead_subject(&self.origin.function);
             messages.push(BatchMessage {
-                subject: names.outbox(&names.dead_stream(), txn, self.effects.emits.len(), &subject),
+                subject: names.outbox(
+                    &names.dead_stream(),
+                    txn,
+                    self.effects.emits.len(),
+                    &subject,
+                ),
                 headers: header_map(&dead.headers),
                 payload: dead.payload.clone(),
             });
@@ -135,7 +169,11 @@ impl Transaction {
 fn scrap(subject: String, mut headers: HeaderMap) -> BatchMessage {
     headers.insert(header::NATS_MESSAGE_TTL, SCRAP_TTL);
     headers.insert("KV-Operation", "PURGE");
-    BatchMessage { subject, headers, payload: Bytes::new() }
+    BatchMessage {
+        subject,
+        headers,
+        payload: Bytes::new(),
+    }
 }
 
 fn header_map(headers: &Headers) -> HeaderMap {
@@ -157,21 +195,50 @@ mod tests {
         effects.reads.insert("b".into(), 0);
         effects.writes.insert("b".into(), Write::Set("x".into()));
         effects.writes.insert("c".into(), Write::Delete);
-        effects.emits.push(Emit { target: "T".into(), subject: "t.1".into(), headers: vec![], payload: Bytes::new() });
-        let origin = Origin { function: "f".into(), stream: "S".into(), sequence: 9, txn: "t".into() };
-        Transaction { origin, effects, dead: None, clear_attempts: false }
+        effects.emits.push(Emit {
+            target: "T".into(),
+            subject: "t.1".into(),
+            headers: vec![],
+            payload: Bytes::new(),
+        });
+        let origin = Origin {
+            function: "f".into(),
+            stream: "S".into(),
+            sequence: 9,
+            txn: "t".into(),
+        };
+        Transaction {
+            origin,
+            effects,
+            dead: None,
+            clear_attempts: false,
+        }
     }
 
     #[test]
     fn layout_is_marker_checks_writes_outbox() {
         let names = AppNames::new("app");
         let messages = sample().messages(&names, 0);
-        let subjects: Vec<_> = messages.iter().map(|message| message.subject.as_str()).collect();
+        let subjects: Vec<_> = messages
+            .iter()
+            .map(|message| message.subject.as_str())
+            .collect();
         assert_eq!(
             subjects,
-            ["$PELTON.app.txn.f.S.9", "$PELTON.app.txn.f.check", "$KV.app.b", "$KV.app.c", "$PELTON.app.out.T.t.0.t.1"]
+            [
+                "$PELTON.app.txn.f.S.9",
+                "$PELTON.app.txn.f.check",
+                "$KV.app.b",
+                "$KV.app.c",
+                "$PELTON.app.out.T.t.0.t.1"
+            ]
         );
-        let expected = |index: usize| messages[index].headers.get("Nats-Expected-Last-Subject-Sequence").map(|v| v.as_str());
+        let expected = |index: usize| {
+            messages[index]
+                .headers
+                .get("Nats-Expected-Last-Subject-Sequence")
+                .map(|v| v.as_str())
+        };
         assert_eq!(expected(0), Some("0"));
         assert_eq!(expected(1), Some("3"));
         assert_eq!(expected(2), Some("0"));

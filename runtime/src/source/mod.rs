@@ -1,1 +1,61 @@
-//! source
+//! Where deliveries come from, and how each is let go.
+//!
+//! `queue` is the queue engine (`delivery = "at-least-once"`): a durable pull consumer that all nodes share, explicit
+//! acks. The position engine (`exactly-once`) stands beside it under the same [`Received`] → [`Settlement`].
+
+mod queue;
+
+use std::time::Duration;
+
+pub(crate) use queue::{QueueSource, SourceError};
+
+use crate::event::Message;
+
+/// One message taken from a stream.
+pub(crate) struct Received {
+    /// The message.
+    pub(crate) message: Message,
+    /// When its stream was made, nanoseconds since 1970: a stream made anew is a new input.
+    pub(crate) stream_created: i64,
+    /// How often it was handed out, from 1, to any node.
+    pub(crate) delivered: u64,
+    /// Lets it go or keeps it.
+    pub(crate) acker: Acker,
+}
+
+/// How a delivery ends for its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settlement {
+    /// Its successor is stored: the message is done with.
+    Done,
+    /// To be handed out again, to any node, no sooner than this.
+    Again(Duration),
+}
+
+/// The source's end of a message.
+pub(crate) struct Acker(async_nats::jetstream::message::Acker);
+
+impl Acker {
+    /// Settles the message. A lost ack makes a second delivery, which the marker suppresses.
+    pub(crate) async fn settle(&self, settlement: Settlement) {
+        use async_nats::jetstream::AckKind;
+        let kind = match settlement {
+            Settlement::Done => AckKind::Ack,
+            Settlement::Again(delay) => AckKind::Nak(Some(delay)),
+        };
+        if let Err(error) = self.0.ack_with(kind).await {
+            tracing::warn!(%error, "the message could not be settled; it comes again when its ack wait is over");
+        }
+    }
+
+    /// Says that the message is still being worked on.
+    pub(crate) async fn progress(&self) {
+        if let Err(error) = self
+            .0
+            .ack_with(async_nats::jetstream::AckKind::Progress)
+            .await
+        {
+            tracing::debug!(%error, "progress could not be reported");
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! One function on one node: loads its version, takes deliveries from its inputs, and gives way to its successor.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::commit::{Attempts, Committer, NatsState};
+use crate::config::{DeliveryMode, InstanceMode};
+use crate::delivery::{self, Worker};
+use crate::names::AppNames;
+use crate::records::{FunctionRecord, Input, NodeFunction};
+use crate::registry;
+use crate::sandbox::{FunctionSpec, Sandbox};
+use crate::source::{QueueSource, SourceError};
+use crate::telemetry::{Counters, LogPublisher};
+
+/// An old version may finish what it runs for this long after its successor took over.
+const HANDOVER: Duration = Duration::from_secs(30);
+/// Environment variables that hold secrets begin so.
+const SECRET_PREFIX: &str = "PELTON_SECRET_";
+
+/// What all functions of a node use.
+pub(super) struct Shared {
+    consumer: jetstream::Context,
+    pub(super) publisher: Client,
+    pub(super) js: jetstream::Context,
+    sandbox: Sandbox,
+    logs: LogPublisher,
+    /// One per app: its batches in flight are bounded together.
+    committers: Mutex<BTreeMap<String, Committer>>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        id: Uuid,
+        client: Client,
+        publisher: Client,
+        js: jetstream::Context,
+        sandbox: Sandbox,
+    ) -> Self {
+        let logs = LogPublisher::new(publisher.clone(), id.to_string());
+        let committers = Mutex::default();
+        Self {
+            consumer: jetstream::new(client),
+            publisher,
+            js,
+            sandbox,
+            logs,
+            committers,
+        }
+    }
+
+    fn committer(&self, names: &AppNames, state: &NatsState) -> Committer {
+        let mut committers = self
+            .committers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let make = || Committer::new(self.publisher.clone(), state.clone(), names.clone());
+        committers
+            .entry(names.app().to_owned())
+            .or_insert_with(make)
+            .clone()
+    }
+}
+
+/// A function's version that this node serves, or tries to.
+pub(super) struct Running {
+    record: FunctionRecord,
+    status: Arc<Mutex<Status>>,
+    counters: Arc<Counters>,
+    /// Stop taking deliveries.
+    stop: CancellationToken,
+    /// Hand back what still runs.
+    abort: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// What the heartbeat says of it.
+struct Status {
+    /// The version that takes events; 0: none.
+    serving: u64,
+    text: String,
+}
+
+impl Running {
+    /// Loads the version; once it is ready the predecessor stops taking. If it cannot load, the predecessor goes on.
+    pub(super) fn start(
+        record: FunctionRecord,
+        predecessor: Option<Running>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let serving = predecessor
+            .as_ref()
+            .map_or(0, |running| lock(&running.status).serving);
+        let status = Arc::new(Mutex::new(Status {
+            serving,
+            text: "starting".into(),
+        }));
+        let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
+        let counters = Arc::new(Counters::default());
+        let task = Task {
+            record: record.clone(),
+            status: status.clone(),
+            counters: counters.clone(),
+            stop: stop.clone(),
+            abort: abort.clone(),
+            shared,
+        };
+        let task = tokio::spawn(task.run(predecessor));
+        Self {
+            record,
+            status,
+            counters,
+            stop,
+            abort,
+            task,
+        }
+    }
+
+    pub(super) fn serves(&self, record: &FunctionRecord) -> bool {
+        self.record == *record
+    }
+
+    pub(super) fn targets(&self) -> impl Iterator<Item = &str> {
+        self.record
+            .targets
+            .iter()
+            .map(|target| target.stream.as_str())
+    }
+
+    pub(super) fn report(&self) -> NodeFunction {
+        let status = lock(&self.status);
+        NodeFunction {
+            app: self.record.app.clone(),
+            function: self.record.function.clone(),
+            version: status.serving,
+            status: status.text.clone(),
+            counts: self.counters.counts(),
+        }
+    }
+
+    /// Stops taking, waits for what runs, then hands it back.
+    pub(super) async fn stop(mut self, deadline: Duration) {
+        self.stop.cancel();
+        if tokio::time::timeout(deadline, &mut self.task)
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                function = self.record.function,
+                ?deadline,
+                "attempts still run; they are handed back"
+            );
+            self.abort.cancel();
+            let _ = self.task.await;
+        }
+    }
+
+    pub(super) fn stop_in_background(self) {
+        tokio::spawn(self.stop(HANDOVER));
+    }
+}
+
+struct Task {
+    record: FunctionRecord,
+    status: Arc<Mutex<Status>>,
+    counters: Arc<Counters>,
+    stop: CancellationToken,
+    abort: CancellationToken,
+    shared: Arc<Shared>,
+}
+
+impl Task {
+    async fn run(self, predecessor: Option<Running>) {
+        let (app, function, version) =
+            (&self.record.app, &self.record.function, self.record.version);
+        let Some(worker) = self.load().await else {
+            // Stopped before it could load: what still serves stops with it.
+            if let Some(predecessor) = predecessor {
+                predecessor.stop(HANDOVER).await;
+            }
+            return;
+        };
+        if let Some(predecessor) = predecessor {
+            predecessor.stop_in_background();
+        }
+        *lock(&self.status) = Status {
+            serving: version,
+            text: "running".into(),
+        };
+        tracing::info!(app, function, version, "running");
+        let worker = Arc::new(worker);
+        let permits = Arc::new(Semaphore::new(
+            self.record.settings.concurrency.max(1) as usize
+        ));
+        let running = TaskTracker::new();
+        let pumps = self
+            .record
+            .inputs
+            .iter()
+            .map(|input| self.pump(input, &worker, &permits, &running));
+        futures::future::join_all(pumps).await;
+        running.close();
+        running.wait().await;
+        tracing::info!(app, function, version, "drained");
+    }
+
+    /// Until it is loaded or the function stops.
+    async fn load(&self) -> Option<Worker> {
+        for pause in backoff() {
+            let loaded = tokio::select! {
+                () = self.stop.cancelled() => return None,
+                loaded = self.try_load() => loaded,
+            };
+            match loaded {
+                Ok(worker) => return Some(worker),
+                Err(why) => {
+                    let FunctionRecord {
+                        app,
+                        function,
+                        version,
+                        ..
+                    } = &self.record;
+                    tracing::error!(app, function, version, why, "the version cannot be loaded");
+                    lock(&self.status).text = format!("failed: {why}");
+                }
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        None
+    }
+
+    async fn try_load(&self) -> Result<Worker, String> {
+        let record = &self.record;
+        if record.settings.delivery != DeliveryMode::AtLeastOnce {
+            return Err(
+                "this node has no engine for delivery = \"exactly-once\"; upgrade it".into(),
+            );
+        }
+        let component = registry::fetch_module(&self.shared.js, &record.digest)
+            .await
+            .map_err(|error| error.to_string())?;
+        let max_payload = self.shared.publisher.server_info().max_payload;
+        let spec = spec(record, max_payload)?;
+        let function = self
+            .shared
+            .sandbox
+            .load(&component, spec)
+            .await
+            .map_err(|error| error.to_string())?;
+        let names = AppNames::new(record.app.as_str());
+        let state = NatsState::new(
+            self.shared.publisher.clone(),
+            self.shared.js.clone(),
+            names.clone(),
+        );
+        Ok(Worker {
+            record: record.clone(),
+            function,
+            committer: self.shared.committer(&names, &state),
+            attempts: Attempts::new(self.shared.js.clone(), state.clone(), names.clone()),
+            state: Arc::new(state),
+            logs: self.shared.logs.clone(),
+            counters: self.counters.clone(),
+            max_payload,
+        })
+    }
+
+    /// Takes from one input until the function stops; opens it anew whenever it fails.
+    async fn pump(
+        &self,
+        input: &Input,
+        worker: &Arc<Worker>,
+        permits: &Arc<Semaphore>,
+        running: &TaskTracker,
+    ) {
+        let mut pauses = backoff();
+        while !self.stop.is_cancelled() {
+            let opened = QueueSource::open(&self.shared.consumer, &self.record, input).await;
+            let failure = match opened {
+                Ok(mut source) => {
+                    lock(&self.status).text = "running".into();
+                    let taken = self.take(&mut source, worker, permits, running).await;
+                    source.hand_back().await;
+                    match taken {
+                        Ok(()) => return,
+                        Err((error, progressed)) => {
+                            if progressed {
+                                pauses = backoff();
+                            }
+                            error
+                        }
+                    }
+                }
+                Err(error) => {
+                    lock(&self.status).text = format!("failed: {error}");
+                    error
+                }
+            };
+            tracing::warn!(function = self.record.function, stream = input.stream, error = %failure, "input lost; opening it anew");
+            let pause = pauses.next().unwrap_or(HANDOVER);
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Takes one message per permit. `Err` tells whether anything was taken before the source failed.
+    async fn take(
+        &self,
+        source: &mut QueueSource,
+        worker: &Arc<Worker>,
+        permits: &Arc<Semaphore>,
+        running: &TaskTracker,
+    ) -> Result<(), (SourceError, bool)> {
+        let mut progressed = false;
+        loop {
+            let permit = tokio::select! {
+                () = self.stop.cancelled() => return Ok(()),
+                permit = permits.clone().acquire_owned() => permit,
+            };
+            let received = tokio::select! {
+                () = self.stop.cancelled() => return Ok(()),
+                received = source.next() => received.map_err(|error| (error, progressed))?,
+            };
+            progressed = true;
+            let (worker, abort) = (worker.clone(), self.abort.clone());
+            running.spawn(async move {
+                delivery::deliver(worker, received, abort).await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// What the sandbox must know of a version; secrets come from this process's environment.
+fn spec(record: &FunctionRecord, max_payload: usize) -> Result<FunctionSpec, String> {
+    let settings = &record.settings;
+    let mut config = settings.config.clone();
+    for name in &settings.secrets {
+        let variable = format!("{SECRET_PREFIX}{name}");
+        let value = std::env::var(&variable).map_err(|_| {
+            format!(
+                "secret {name} is not set on this node; set the environment variable {variable}"
+            )
+        })?;
+        config.insert(name.clone(), value);
+    }
+    Ok(FunctionSpec {
+        app: record.app.clone(),
+        function: record.function.clone(),
+        memory: settings.memory_bytes,
+        timeout: Duration::from_millis(settings.timeout_ms),
+        fresh: settings.instance == InstanceMode::Fresh,
+        config,
+        http: settings.allow.http.clone(),
+        emit: settings.allow.emit.clone(),
+        targets: record.targets.clone(),
+        max_payload,
+    })
+}
+
+/// Endless, 0.1 s to 5 s: what cannot be loaded or opened now may be later.
+fn backoff() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_jitter()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(5))
+        .without_max_times()
+        .build()
+}
+
+fn lock(status: &Mutex<Status>) -> std::sync::MutexGuard<'_, Status> {
+    status.lock().unwrap_or_else(PoisonError::into_inner)
+}

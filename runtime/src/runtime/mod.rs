@@ -1,0 +1,130 @@
+//! A node: starts, serves what is deployed, drains within a deadline, stops. Knows nothing of what is in a message.
+
+mod function;
+mod node;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::nats;
+use crate::registry;
+use crate::sandbox::{Sandbox, SandboxConfig};
+
+/// A request in flight waits this out across a disconnect.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How a node runs. Begin with [`RuntimeOptions::new`].
+#[derive(Debug, Clone)]
+pub struct RuntimeOptions {
+    /// The connection that takes events.
+    pub client: Client,
+    /// A second one that publishes and reads state, so that a flood of events does not delay commits; none: `client`.
+    pub publisher: Option<Client>,
+    /// Apps to serve; empty: all of the account.
+    pub apps: Vec<String>,
+    /// Folder of compiled components.
+    pub cache_dir: PathBuf,
+    /// How long running attempts may take to finish at a shutdown; then they are handed back.
+    pub drain_deadline: Duration,
+    /// The node's name in listings.
+    pub node_name: String,
+    /// Instances at once, over all functions.
+    pub max_instances: u32,
+    /// Largest memory any function may ask for, bytes.
+    pub max_memory: u64,
+}
+
+impl RuntimeOptions {
+    /// Serves every app of the client's account, with the defaults of `pelton run`.
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            publisher: None,
+            apps: Vec::new(),
+            cache_dir: std::env::temp_dir().join("pelton-cache"),
+            drain_deadline: Duration::from_secs(10),
+            node_name: "pelton".into(),
+            max_instances: 512,
+            max_memory: 256 << 20,
+        }
+    }
+}
+
+/// Why a node cannot start: what, why, how to fix it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct RuntimeError(pub String);
+
+/// A running node. Dropping it stops the node without draining.
+#[derive(Debug)]
+pub struct Runtime {
+    id: Uuid,
+    stop: CancellationToken,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Runtime {
+    /// Checks the server, makes the shared buckets where they are missing and begins to serve.
+    ///
+    /// # Errors
+    /// The server is too old or has no JetStream, or the sandbox cannot start.
+    pub async fn start(options: RuntimeOptions) -> Result<Self, RuntimeError> {
+        nats::check_server(&options.client)
+            .await
+            .map_err(|error| RuntimeError(error.to_string()))?;
+        let publisher = options
+            .publisher
+            .clone()
+            .unwrap_or_else(|| options.client.clone());
+        let mut js = jetstream::new(publisher.clone());
+        js.set_timeout(REQUEST_TIMEOUT);
+        registry::ensure_buckets(&js, 1)
+            .await
+            .map_err(|error| RuntimeError(error.to_string()))?;
+        let sandbox = Sandbox::new(SandboxConfig {
+            cache_dir: options.cache_dir.clone(),
+            max_instances: options.max_instances,
+            max_memory: options.max_memory,
+        })
+        .map_err(|error| RuntimeError(error.to_string()))?;
+        let id = Uuid::now_v7();
+        let stop = CancellationToken::new();
+        let (done, stopped) = watch::channel(false);
+        let node = node::Node::new(id, options, publisher, js, sandbox);
+        let token = stop.clone();
+        tokio::spawn(async move {
+            node.run(token).await;
+            let _ = done.send(true);
+        });
+        Ok(Self { id, stop, stopped })
+    }
+
+    /// The node's id in `PELTON_NODES`.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Waits until the node has stopped.
+    pub async fn stopped(&self) {
+        // An error means that the node's task is gone, which is stopped too.
+        let _ = self.stopped.clone().wait_for(|stopped| *stopped).await;
+    }
+
+    /// Stops taking, lets running attempts finish within the drain deadline, hands back the rest, and waits for that.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.stopped().await;
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

@@ -1,0 +1,291 @@
+//! Carries a verdict out. Nothing is let go before its successor is stored: effects, the record of a failed attempt,
+//! or the dead letter.
+
+mod dead;
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::commit::{CommitError, Origin, Transaction};
+use crate::delivery::{TROUBLE_PAUSE, Worker};
+use crate::effects::{Attempt, Effects, Failure, StateError};
+use crate::names;
+use crate::records::{AttemptError, AttemptsRecord, FORMAT};
+use crate::source::{Received, Settlement};
+use crate::verdict::{self, History, Verdict};
+
+/// Failures kept of one delivery: the latest.
+const MAX_ERRORS: usize = 100;
+/// What is kept of the message of a failure that is not the last.
+const OLD_MESSAGE_BYTES: usize = 512;
+/// Pause after the server refused even the dead letter: somebody has to look.
+const STUCK_PAUSE: Duration = Duration::from_secs(30);
+
+/// A delivery and what is known of its earlier attempts.
+pub(crate) struct Case {
+    pub(crate) origin: Origin,
+    record: AttemptsRecord,
+    /// Whether `record` is stored, so that it must be cleared in the end.
+    stored: bool,
+}
+
+/// How carrying out ended.
+pub(crate) enum Carried {
+    /// The source may settle so.
+    Settled(Settlement),
+    /// These keys changed since they were read: nothing was done, run the handler again.
+    Conflict(Vec<String>),
+}
+
+impl Case {
+    /// Reads what earlier attempts left. A message that was never handed out before has none.
+    pub(crate) async fn open(worker: &Worker, received: &Received) -> Result<Self, StateError> {
+        let (stream, sequence) = (&received.message.stream, received.message.sequence);
+        let origin = Origin {
+            function: worker.record.function.clone(),
+            stream: stream.clone(),
+            sequence,
+            txn: names::txn(
+                worker.record.instance,
+                stream,
+                received.stream_created,
+                sequence,
+            ),
+        };
+        let found = if received.delivered > 1 {
+            worker.attempts.load(&origin).await?
+        } else {
+            None
+        };
+        let stored = found.is_some();
+        let fresh = || AttemptsRecord {
+            format: FORMAT,
+            txn: origin.txn.clone(),
+            ..Default::default()
+        };
+        Ok(Self {
+            record: found.unwrap_or_else(fresh),
+            stored,
+            origin,
+        })
+    }
+
+    /// This attempt's number, from 1.
+    pub(crate) fn attempt(&self) -> u32 {
+        self.record.attempts.saturating_add(1)
+    }
+
+    /// How long it is still to wait: another node's crash may have brought it back early.
+    pub(crate) fn not_yet(&self) -> Option<Duration> {
+        let left = self.record.not_before_ms.saturating_sub(now_ms());
+        u64::try_from(left)
+            .ok()
+            .filter(|left| *left > 0)
+            .map(Duration::from_millis)
+    }
+
+    fn history(&self) -> History {
+        let since = self
+            .record
+            .deferred_since_ms
+            .map_or(0, |since| now_ms().saturating_sub(since));
+        History {
+            attempt: self.attempt(),
+            deferrals: self.record.deferrals,
+            deferred_for: Duration::from_millis(u64::try_from(since).unwrap_or(0)),
+        }
+    }
+
+    fn errors_with(&self, worker: &Worker, failure: &Failure) -> Vec<AttemptError> {
+        let mut errors = self.record.errors.clone();
+        if errors.len() >= MAX_ERRORS {
+            errors.remove(0);
+        }
+        if let Some(last) = errors.last_mut() {
+            cut(&mut last.message, OLD_MESSAGE_BYTES);
+        }
+        errors.push(AttemptError {
+            attempt: self.attempt(),
+            code: failure.code.clone(),
+            message: failure.message.clone(),
+            at: rfc3339(OffsetDateTime::now_utc()),
+            version: worker.record.version,
+        });
+        errors
+    }
+}
+
+/// Decides what becomes of an attempt and makes it so.
+pub(crate) async fn carry_out(
+    worker: &Worker,
+    case: &Case,
+    received: &Received,
+    attempt: Attempt,
+) -> Carried {
+    let Attempt { result, effects } = attempt;
+    let verdict = verdict::decide(&result, case.history(), worker.policy(), fastrand::f64());
+    match (verdict, result) {
+        (Verdict::Retry(after), Err(failure)) => {
+            worker.counters.retried();
+            tracing::info!(
+                code = failure.code,
+                message = failure.message,
+                attempt = case.attempt(),
+                ?after,
+                "retry"
+            );
+            put_off(worker, case, &failure, after, true).await
+        }
+        (Verdict::Defer(after), Err(failure)) => {
+            worker.counters.deferred();
+            tracing::debug!(
+                code = failure.code,
+                message = failure.message,
+                ?after,
+                "deferred"
+            );
+            put_off(worker, case, &failure, after, false).await
+        }
+        (Verdict::DeadLetter { code, reason }, Err(failure)) => {
+            let failure = Failure {
+                code,
+                message: reason,
+                ..failure
+            };
+            give_up(worker, case, received, failure, effects.reads_only()).await
+        }
+        _ => commit(worker, case, received, effects).await,
+    }
+}
+
+async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effects) -> Carried {
+    if effects.is_empty() && !case.stored {
+        worker.counters.committed(0);
+        return Carried::Settled(Settlement::Done);
+    }
+    let emitted = effects.emits.len();
+    let reads = effects.clone().reads_only();
+    let transaction = Transaction {
+        origin: case.origin.clone(),
+        effects,
+        dead: None,
+        clear_attempts: case.stored,
+    };
+    match worker.committer.commit(&transaction).await {
+        Ok(()) => {
+            worker.counters.committed(emitted);
+            Carried::Settled(Settlement::Done)
+        }
+        Err(CommitError::Duplicate) => Carried::Settled(Settlement::Done),
+        Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
+        Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
+        Err(error @ CommitError::Refused { .. }) => {
+            let why = format!("the server refused the effects of this attempt: {error}");
+            give_up(
+                worker,
+                case,
+                received,
+                Failure::reject("pelton-too-large", why),
+                reads,
+            )
+            .await
+        }
+    }
+}
+
+/// Stores the attempt, then lets the source hand the message out again.
+async fn put_off(
+    worker: &Worker,
+    case: &Case,
+    failure: &Failure,
+    after: Duration,
+    attempt: bool,
+) -> Carried {
+    let mut record = case.record.clone();
+    record.not_before_ms =
+        now_ms().saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
+    if attempt {
+        record.attempts = record.attempts.saturating_add(1);
+        record.errors = case.errors_with(worker, failure);
+    } else {
+        record.deferrals = record.deferrals.saturating_add(1);
+        record.deferred_since_ms.get_or_insert(now_ms());
+    }
+    match worker.attempts.store(&case.origin, &record).await {
+        Ok(()) => Carried::Settled(Settlement::Again(after)),
+        Err(error) => {
+            tracing::warn!(%error, "a failed attempt could not be recorded; it will not be counted");
+            Carried::Settled(Settlement::Again(after.max(TROUBLE_PAUSE)))
+        }
+    }
+}
+
+/// Stores the dead letter with the reads that the verdict rests on; with a reference when the body does not fit.
+async fn give_up(
+    worker: &Worker,
+    case: &Case,
+    received: &Received,
+    failure: Failure,
+    reads: Effects,
+) -> Carried {
+    let errors = case.errors_with(worker, &failure);
+    tracing::warn!(
+        code = failure.code,
+        reason = failure.message,
+        attempts = errors.len(),
+        "dead letter"
+    );
+    for inline in [true, false] {
+        let Some(letter) = dead::letter(worker, case, received, &failure, &errors, inline) else {
+            continue;
+        };
+        let transaction = Transaction {
+            origin: case.origin.clone(),
+            effects: reads.clone(),
+            dead: Some(letter),
+            clear_attempts: case.stored,
+        };
+        match worker.committer.commit(&transaction).await {
+            Ok(()) => {
+                worker.counters.dead_lettered();
+                return Carried::Settled(Settlement::Done);
+            }
+            Err(CommitError::Duplicate) => return Carried::Settled(Settlement::Done),
+            Err(CommitError::Conflict(keys)) => return Carried::Conflict(keys),
+            Err(error @ CommitError::Unavailable(_)) => return hand_back(&error),
+            Err(error @ CommitError::Refused { .. }) => {
+                tracing::error!(%error, inline, "the dead letter was refused");
+            }
+        }
+    }
+    Carried::Settled(Settlement::Again(STUCK_PAUSE))
+}
+
+fn hand_back(error: &CommitError) -> Carried {
+    tracing::warn!(%error, "could not commit; the delivery is handed back");
+    Carried::Settled(Settlement::Again(
+        TROUBLE_PAUSE.mul_f64(1.0 + fastrand::f64()),
+    ))
+}
+
+fn now_ms() -> i64 {
+    i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339)
+        .unwrap_or_else(|_| time.unix_timestamp().to_string())
+}
+
+fn cut(text: &mut String, bytes: usize) {
+    if text.len() > bytes {
+        let end = (0..=bytes)
+            .rev()
+            .find(|end| text.is_char_boundary(*end))
+            .unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+}
