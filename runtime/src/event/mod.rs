@@ -2,14 +2,16 @@
 
 mod decode;
 mod encode;
+mod structured;
 pub mod subject;
+pub mod timestamp;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
 pub use decode::{Decoded, EventError, decode};
-pub use encode::{Draft, DraftDefaults, Outgoing, encode};
+pub use encode::{Draft, DraftDefaults, Outgoing, attribute_headers, encode};
 
 /// Names and values in their order; names may repeat.
 pub type Headers = Vec<(String, String)>;
