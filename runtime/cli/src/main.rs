@@ -1,1 +1,26 @@
-fn main() {}
+//! The `pelton` binary: arguments in, one subcommand run, an exit code out.
+//! What it can do is in `pelton_runtime`; here is only how a person or a script asks for it.
+
+#![allow(
+    unreachable_pub,
+    reason = "a binary exports nothing: `pub` is for its other modules"
+)]
+
+mod cli;
+mod commands;
+mod global;
+mod logging;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::run(cli.command, &cli.global).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output::report(&error),
+    }
+}

@@ -1,0 +1,39 @@
+//! One file per subcommand: its arguments and `run`.
+
+pub mod add;
+pub mod build;
+pub mod check;
+pub mod completions;
+pub mod dead_letter;
+pub mod deploy;
+pub mod dev;
+pub mod function;
+pub mod logs;
+pub mod new;
+pub mod publish;
+pub mod run;
+pub mod schema;
+pub mod state;
+
+use crate::cli::Command;
+use crate::global::Global;
+
+/// Runs the chosen subcommand to its end.
+pub async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
+    match command {
+        Command::New(args) => new::run(args, global).await,
+        Command::Add(args) => add::run(args, global).await,
+        Command::Build(args) => build::run(args, global).await,
+        Command::Check(args) => check::run(args, global).await,
+        Command::Dev(args) => dev::run(args, global).await,
+        Command::Run(args) => run::run(args, global).await,
+        Command::Deploy(args) => deploy::run(args, global).await,
+        Command::Publish(args) => publish::run(args, global).await,
+        Command::Logs(args) => logs::run(args, global).await,
+        Command::Function(args) => function::run(args, global).await,
+        Command::State(args) => state::run(args, global).await,
+        Command::DeadLetter(args) => dead_letter::run(args, global).await,
+        Command::Completions(args) => completions::run(args, global).await,
+        Command::Schema(args) => schema::run(args, global).await,
+    }
+}

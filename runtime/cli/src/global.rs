@@ -1,0 +1,151 @@
+//! Options that every subcommand takes: where NATS is, which manifest, how to print.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use pelton_runtime::config::Manifest;
+use pelton_runtime::nats::{self, ConnectOptions};
+
+use crate::output::{Output, failure};
+
+/// Options of every subcommand.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Global {
+    /// Where NATS is.
+    #[command(flatten)]
+    pub connection: Connection,
+    /// The manifest; default: pelton.toml in this folder or the nearest one above.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        help_heading = "Global options"
+    )]
+    pub file: Option<PathBuf>,
+    /// Lay [env.NAME] of the manifest over it.
+    #[arg(
+        long = "env",
+        global = true,
+        value_name = "NAME",
+        help_heading = "Global options"
+    )]
+    pub environment: Option<String>,
+    /// Print JSON: one document, or one line per item where output goes on.
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+}
+
+/// Connection flags and variables, as the `nats` CLI has them.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Connection (as for the nats CLI)")]
+pub struct Connection {
+    /// Server URLs, comma separated; default: the context's, else nats://127.0.0.1:4222.
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "NATS_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub server: Option<String>,
+    /// Saved context of the nats CLI, or the path of its file.
+    #[arg(long, global = true, env = "NATS_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+    /// User name; a token when there is no password.
+    #[arg(long, global = true, env = "NATS_USER", hide_env_values = true)]
+    pub user: Option<String>,
+    /// Password.
+    #[arg(long, global = true, env = "NATS_PASSWORD", hide_env_values = true)]
+    pub password: Option<String>,
+    /// Credentials file.
+    #[arg(long, global = true, env = "NATS_CREDS", value_name = "FILE")]
+    pub creds: Option<PathBuf>,
+    /// NKey seed file.
+    #[arg(long, global = true, env = "NATS_NKEY", value_name = "FILE")]
+    pub nkey: Option<PathBuf>,
+    /// Client certificate, PEM.
+    #[arg(
+        long = "tlscert",
+        visible_alias = "tls-cert",
+        global = true,
+        env = "NATS_CERT",
+        value_name = "FILE"
+    )]
+    pub tls_cert: Option<PathBuf>,
+    /// Key of the client certificate, PEM.
+    #[arg(
+        long = "tlskey",
+        visible_alias = "tls-key",
+        global = true,
+        env = "NATS_KEY",
+        value_name = "FILE"
+    )]
+    pub tls_key: Option<PathBuf>,
+    /// Certificates to trust, PEM.
+    #[arg(
+        long = "tlsca",
+        visible_alias = "tls-ca",
+        global = true,
+        env = "NATS_CA",
+        value_name = "FILE"
+    )]
+    pub tls_ca: Option<PathBuf>,
+}
+
+impl Global {
+    /// How to print.
+    pub fn output(&self) -> Output {
+        Output::new(self.json)
+    }
+
+    /// What `pelton_runtime::nats::connect` takes.
+    pub fn connect_options(&self) -> ConnectOptions {
+        let from = self.connection.clone();
+        ConnectOptions {
+            server: from.server,
+            context: from.context,
+            user: from.user,
+            password: from.password,
+            creds: from.creds,
+            nkey: from.nkey,
+            tls_cert: from.tls_cert,
+            tls_key: from.tls_key,
+            tls_ca: from.tls_ca,
+        }
+    }
+
+    /// A connection to a server that can do what Pelton needs; within 3 s or an error of one line.
+    pub async fn connect(&self) -> anyhow::Result<async_nats::Client> {
+        let client = nats::connect(&self.connect_options(), "pelton").await?;
+        nats::check_server(&client).await?;
+        Ok(client)
+    }
+
+    /// Where the manifest is: `--file`, else the nearest `pelton.toml` upwards.
+    pub fn manifest_path(&self) -> anyhow::Result<PathBuf> {
+        if let Some(file) = &self.file {
+            return Ok(file.clone());
+        }
+        let here = std::env::current_dir().context("the current folder cannot be read")?;
+        here.ancestors()
+            .map(|folder| folder.join("pelton.toml"))
+            .find(|path| path.is_file())
+            .ok_or_else(|| {
+                failure(
+                    format!("no pelton.toml in {} or any folder above it", here.display()),
+                    "change to the app's folder, give --file PATH, or start an app with `pelton new NAME`",
+                )
+            })
+    }
+
+    /// The manifest, checked; every error in it is in the message.
+    pub fn manifest(&self) -> anyhow::Result<Manifest> {
+        let path = self.manifest_path()?;
+        Manifest::load(&path, self.environment.as_deref()).map_err(|errors| {
+            let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!(all.join("\n"))
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! What functions log, from the stream that all nodes write it to.
+
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{self};
+use futures::StreamExt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::scan::{Scan, ordered};
+use super::{ControlError, open};
+use crate::names::{LOGS_PREFIX, LOGS_STREAM};
+
+/// Levels from the least to the most severe.
+pub const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "critical"];
+
+/// One line that a function logged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LogRecord {
+    /// Format version.
+    pub format: u32,
+    /// The app's name.
+    pub app: String,
+    /// The function's name.
+    pub function: String,
+    /// The version that ran.
+    #[serde(default)]
+    pub version: u64,
+    /// Id of the node.
+    #[serde(default)]
+    pub node: String,
+    /// One of [`LEVELS`].
+    pub level: String,
+    /// Where in the function; `stdout` or `stderr` for those.
+    #[serde(default)]
+    pub context: String,
+    /// The text.
+    pub message: String,
+    /// Id of the event that was handled.
+    #[serde(default)]
+    pub event_id: Option<String>,
+    /// Its stream.
+    #[serde(default)]
+    pub stream: Option<String>,
+    /// Its sequence there.
+    #[serde(default)]
+    pub sequence: Option<u64>,
+    /// The attempt, from 1.
+    #[serde(default)]
+    pub attempt: Option<u32>,
+    /// When, RFC 3339.
+    pub at: String,
+}
+
+/// Which lines.
+#[derive(Debug, Clone, Default)]
+pub struct LogQuery {
+    /// Of one app; none: of all.
+    pub app: Option<String>,
+    /// Of one function.
+    pub function: Option<String>,
+    /// At least this severe.
+    pub level: Option<String>,
+    /// Logged at or after this time.
+    pub since: Option<OffsetDateTime>,
+    /// The last so many of what is stored; none: all of it.
+    pub last: Option<u64>,
+    /// Go on with what comes.
+    pub follow: bool,
+}
+
+/// Hands every line that matches to `each`; returns at the end of what is stored, or never when following.
+///
+/// # Errors
+/// An unknown level; an error of `each`; NATS trouble.
+pub async fn tail<E: From<ControlError>>(
+    js: &jetstream::Context,
+    query: &LogQuery,
+    mut each: impl FnMut(LogRecord) -> Result<(), E>,
+) -> Result<(), E> {
+    let filters = filters(query)?;
+    let Some(stream) = open(js, LOGS_STREAM).await? else {
+        return Err(ControlError::not_found(
+            format!("there is no stream {LOGS_STREAM}: nothing was ever deployed here"),
+            "run `pelton deploy` first, or give the right --server or --context",
+        )
+        .into());
+    };
+    let failed = |why: String| ControlError::nats("read the logs", why);
+    let (consumer, mut skip) = start(&stream, query, filters).await?;
+    let mut pending = consumer.cached_info().num_pending;
+    if pending == 0 && !query.follow {
+        return Ok(());
+    }
+    let mut messages = consumer
+        .messages()
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    while let Some(message) = messages.next().await {
+        let message = message.map_err(|error| failed(error.to_string()))?;
+        if let Ok(info) = message.info() {
+            pending = info.pending;
+        }
+        if skip > 0 {
+            skip -= 1;
+        } else if let Ok(record) = serde_json::from_slice::<LogRecord>(&message.payload) {
+            each(record)?;
+        }
+        if pending == 0 && !query.follow {
+            return Ok(());
+        }
+    }
+    Err(failed("the subscription ended".into()).into())
+}
+
+type Reader = jetstream::consumer::Consumer<jetstream::consumer::pull::OrderedConfig>;
+
+/// A reader that begins not far before the first wanted line, and how many lines to skip. The server counts what
+/// matches from a sequence on, so the last lines of one function are found without reading those of others.
+async fn start(
+    stream: &Stream,
+    query: &LogQuery,
+    filters: Vec<String>,
+) -> Result<(Reader, u64), ControlError> {
+    let scan = |from| Scan {
+        filters: filters.clone(),
+        from,
+        headers_only: false,
+    };
+    let state = &stream.cached_info().state;
+    let (first, last) = (state.first_sequence.max(1), state.last_sequence);
+    let Some(wanted) = query.last else {
+        let from = query.since.map_or(DeliverPolicy::All, |start_time| {
+            DeliverPolicy::ByStartTime { start_time }
+        });
+        return Ok((ordered(stream, scan(from)).await?, 0));
+    };
+    if let Some(start_time) = query.since {
+        let reader = ordered(stream, scan(DeliverPolicy::ByStartTime { start_time })).await?;
+        let pending = reader.cached_info().num_pending;
+        return Ok((reader, pending.saturating_sub(wanted)));
+    }
+    let mut window = wanted.max(1);
+    loop {
+        let start_sequence = (last + 1).saturating_sub(window).max(first);
+        let from = DeliverPolicy::ByStartSequence { start_sequence };
+        let reader = ordered(stream, scan(from)).await?;
+        let pending = reader.cached_info().num_pending;
+        if pending >= wanted || start_sequence <= first {
+            return Ok((reader, pending.saturating_sub(wanted)));
+        }
+        window = window.saturating_mul(16);
+    }
+}
+
+fn filters(query: &LogQuery) -> Result<Vec<String>, ControlError> {
+    let app = query.app.as_deref().unwrap_or("*");
+    let function = query.function.as_deref().unwrap_or("*");
+    let Some(level) = query.level.as_deref() else {
+        return Ok(vec![format!("{LOGS_PREFIX}.{app}.{function}.*")]);
+    };
+    let least = LEVELS.iter().position(|known| *known == level).ok_or_else(|| {
+        ControlError::refused(
+            format!("{level:?} is no log level"),
+            format!("choose one of {}", LEVELS.join(", ")),
+        )
+    })?;
+    Ok(LEVELS
+        .iter()
+        .skip(least)
+        .map(|level| format!("{LOGS_PREFIX}.{app}.{function}.{level}"))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_takes_in_the_more_severe_ones() {
+        let query = LogQuery {
+            app: Some("shop".into()),
+            level: Some("error".into()),
+            ..LogQuery::default()
+        };
+        assert_eq!(
+            filters(&query).unwrap(),
+            ["$PELTON_LOGS.shop.*.error", "$PELTON_LOGS.shop.*.critical"]
+        );
+        let all = filters(&LogQuery::default()).unwrap();
+        assert_eq!(all, ["$PELTON_LOGS.*.*.*"]);
+    }
+}

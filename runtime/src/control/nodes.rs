@@ -1,0 +1,225 @@
+//! Who is alive: what each node says of itself in the bucket of nodes, rewritten every second.
+
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::{self};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use super::scan::{Scan, scan};
+use super::{ControlError, open};
+use crate::names::NODES_BUCKET;
+
+/// How often a waiting deploy looks again.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A live node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Node {
+    /// Format version.
+    pub format: u32,
+    /// Its id.
+    pub node: String,
+    /// The machine's name.
+    #[serde(default)]
+    pub host: String,
+    /// Its process id there.
+    #[serde(default)]
+    pub pid: u32,
+    /// Pelton's version.
+    #[serde(default)]
+    pub pelton: String,
+    /// When it started, RFC 3339.
+    #[serde(default)]
+    pub started_at: String,
+    /// Apps that it serves; empty: all of the account.
+    #[serde(default)]
+    pub apps: Vec<String>,
+    /// What it runs.
+    #[serde(default)]
+    pub functions: Vec<NodeFunction>,
+}
+
+/// A function as one node has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeFunction {
+    /// The app's name.
+    pub app: String,
+    /// The function's name.
+    pub function: String,
+    /// The version it took over last.
+    pub version: u64,
+    /// `running`, or `failed: <why>`.
+    pub status: String,
+}
+
+impl Node {
+    /// Whether it serves functions of this app.
+    pub fn serves(&self, app: &str) -> bool {
+        self.apps.is_empty() || self.apps.iter().any(|name| name == app)
+    }
+
+    /// What it says of a function.
+    pub fn function(&self, app: &str, function: &str) -> Option<&NodeFunction> {
+        self.functions
+            .iter()
+            .find(|entry| entry.app == app && entry.function == function)
+    }
+}
+
+/// The live nodes, by id.
+///
+/// # Errors
+/// NATS trouble. No bucket means no node.
+pub async fn list(js: &jetstream::Context) -> Result<Vec<Node>, ControlError> {
+    let Some(stream) = open(js, &format!("KV_{NODES_BUCKET}")).await? else {
+        return Ok(Vec::new());
+    };
+    let everything = Scan {
+        filters: vec![format!("$KV.{NODES_BUCKET}.>")],
+        from: DeliverPolicy::LastPerSubject,
+        headers_only: false,
+    };
+    let mut nodes = Vec::new();
+    scan(&stream, everything, |message| {
+        // A deletion has no body, and what a later release writes otherwise is not ours to judge.
+        if let Ok(node) = serde_json::from_slice::<Node>(&message.payload) {
+            nodes.push(node);
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+    .await?;
+    nodes.sort_by(|a, b| a.node.cmp(&b.node));
+    Ok(nodes)
+}
+
+/// What became of a deploy on the nodes that are alive.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Rollout {
+    /// Live nodes that serve the app.
+    pub nodes: usize,
+    /// Functions that run their version everywhere.
+    pub running: Vec<String>,
+    /// Functions that some node could not start, and why.
+    pub failed: Vec<RolloutFailure>,
+    /// Functions that some node had not taken over in time.
+    pub waiting: Vec<String>,
+}
+
+/// A version that does not run on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct RolloutFailure {
+    /// The function's name.
+    pub function: String,
+    /// The node's id.
+    pub node: String,
+    /// Its machine.
+    pub host: String,
+    /// Why.
+    pub why: String,
+}
+
+/// Waits until every live node runs these versions (function → version) or says that it cannot, at most `within`.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn wait(
+    js: &jetstream::Context,
+    app: &str,
+    versions: &BTreeMap<String, u64>,
+    within: Duration,
+) -> Result<Rollout, ControlError> {
+    let end = tokio::time::Instant::now() + within;
+    loop {
+        let rollout = judge(&list(js).await?, app, versions);
+        let settled = rollout.waiting.is_empty() || rollout.nodes == 0;
+        if settled || tokio::time::Instant::now() >= end {
+            return Ok(rollout);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn judge(nodes: &[Node], app: &str, versions: &BTreeMap<String, u64>) -> Rollout {
+    let serving: Vec<&Node> = nodes.iter().filter(|node| node.serves(app)).collect();
+    let mut rollout = Rollout {
+        nodes: serving.len(),
+        ..Rollout::default()
+    };
+    for (function, version) in versions {
+        let (mut running, mut failed) = (0, 0);
+        for node in &serving {
+            let Some(entry) = node
+                .function(app, function)
+                .filter(|entry| entry.version >= *version)
+            else {
+                continue;
+            };
+            if let Some(why) = entry.status.strip_prefix("failed") {
+                failed += 1;
+                rollout.failed.push(RolloutFailure {
+                    function: function.clone(),
+                    node: node.node.clone(),
+                    host: node.host.clone(),
+                    why: why.trim_start_matches([':', ' ']).to_owned(),
+                });
+            } else if entry.status == "running" {
+                running += 1;
+            }
+        }
+        if running + failed < serving.len() {
+            rollout.waiting.push(function.clone());
+        } else if failed == 0 {
+            rollout.running.push(function.clone());
+        }
+    }
+    rollout
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: &str, apps: &[&str], functions: &[(&str, u64, &str)]) -> Node {
+        Node {
+            format: 1,
+            node: id.into(),
+            host: "h".into(),
+            pid: 1,
+            pelton: "0".into(),
+            started_at: String::new(),
+            apps: apps.iter().map(ToString::to_string).collect(),
+            functions: functions
+                .iter()
+                .map(|(function, version, status)| NodeFunction {
+                    app: "shop".into(),
+                    function: (*function).into(),
+                    version: *version,
+                    status: (*status).into(),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_rollout_is_judged_over_all_nodes_that_serve_the_app() {
+        let versions = BTreeMap::from([("a".to_owned(), 2), ("b".to_owned(), 1)]);
+        let nodes = [
+            node("n1", &[], &[("a", 2, "running"), ("b", 1, "running")]),
+            node(
+                "n2",
+                &["shop"],
+                &[("a", 1, "running"), ("b", 1, "failed: no secret X")],
+            ),
+            node("n3", &["other"], &[]),
+        ];
+        let rollout = judge(&nodes, "shop", &versions);
+        assert_eq!(rollout.nodes, 2);
+        assert_eq!(rollout.waiting, ["a"], "n2 still runs version 1");
+        assert!(rollout.running.is_empty());
+        assert_eq!(rollout.failed.len(), 1);
+        assert_eq!(rollout.failed[0].why, "no secret X");
+    }
+}

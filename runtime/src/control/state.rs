@@ -1,0 +1,267 @@
+//! The app's keys and values from outside: the state is an ordinary KV bucket, so this is a thin layer that knows which
+//! bucket it is and refuses to write into one that Pelton did not make.
+
+use std::ops::ControlFlow;
+
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::kv::{self, Operation, Store};
+use async_nats::jetstream::{self};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::scan::{Scan, scan};
+use super::{ControlError, open, rfc3339};
+use crate::names::{AppNames, META_APP};
+
+/// A key in a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Key {
+    /// The key.
+    pub key: String,
+    /// Revision of its value.
+    pub revision: u64,
+    /// Size of its value.
+    pub bytes: u64,
+    /// When it was written, RFC 3339.
+    pub updated_at: String,
+}
+
+/// A key's value, or that it was deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// None: deleted.
+    pub value: Option<Bytes>,
+    /// Revision of the value or of the deletion.
+    pub revision: u64,
+    /// When it was written, RFC 3339.
+    pub updated_at: String,
+}
+
+impl From<kv::Entry> for Entry {
+    fn from(entry: kv::Entry) -> Self {
+        Self {
+            key: entry.key,
+            value: (entry.operation == Operation::Put).then_some(entry.value),
+            revision: entry.revision,
+            updated_at: rfc3339(entry.created),
+        }
+    }
+}
+
+/// The state of one app.
+#[derive(Debug, Clone)]
+pub struct State {
+    js: jetstream::Context,
+    names: AppNames,
+    store: Store,
+    made_by_pelton: bool,
+}
+
+impl State {
+    /// Opens the bucket of an app.
+    ///
+    /// # Errors
+    /// The app was never deployed; NATS trouble.
+    pub async fn open(js: &jetstream::Context, app: &str) -> Result<Self, ControlError> {
+        let names = AppNames::new(app);
+        let stream = open(js, &names.commit_stream()).await?.ok_or_else(|| {
+            ControlError::not_found(
+                format!("app {app} has no state: there is no KV bucket {app:?}"),
+                "run `pelton deploy` first, or give the right app with --app NAME",
+            )
+        })?;
+        let metadata = &stream.cached_info().config.metadata;
+        let made_by_pelton = metadata.get(META_APP).is_some_and(|made| made == app);
+        let store = js
+            .get_key_value(names.bucket())
+            .await
+            .map_err(|error| ControlError::nats(format!("open KV bucket {app:?}"), error))?;
+        Ok(Self {
+            js: js.clone(),
+            names,
+            store,
+            made_by_pelton,
+        })
+    }
+
+    /// Live keys in byte order: those below `prefix` (whole tokens), or all.
+    ///
+    /// # Errors
+    /// NATS trouble.
+    pub async fn list(&self, prefix: Option<&str>) -> Result<Vec<Key>, ControlError> {
+        let Some(stream) = open(&self.js, &self.names.commit_stream()).await? else {
+            return Ok(Vec::new());
+        };
+        let keys = Scan {
+            filters: vec![self.names.state(&below(prefix))],
+            from: DeliverPolicy::LastPerSubject,
+            headers_only: true,
+        };
+        let start = self.names.state_prefix();
+        let mut found = Vec::new();
+        scan(&stream, keys, |message| {
+            let header = |name: &str| {
+                let headers = message.headers.as_ref()?;
+                headers.get(name).map(|value| value.as_str().to_owned())
+            };
+            let gone =
+                header("KV-Operation").is_some() || header("Nats-Marker-Reason").is_some();
+            if let (false, Some(key), Ok(info)) =
+                (gone, message.subject.strip_prefix(&start), message.info())
+            {
+                found.push(Key {
+                    key: key.to_owned(),
+                    revision: info.stream_sequence,
+                    bytes: header("Nats-Msg-Size")
+                        .and_then(|size| size.parse().ok())
+                        .unwrap_or(0),
+                    updated_at: rfc3339(info.published),
+                });
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+        .await?;
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(found)
+    }
+
+    /// A key's value.
+    ///
+    /// # Errors
+    /// The key does not exist or is no key; NATS trouble.
+    pub async fn get(&self, key: &str) -> Result<Entry, ControlError> {
+        check_key(key)?;
+        let entry = self
+            .store
+            .entry(key)
+            .await
+            .map_err(|error| ControlError::nats(format!("read key {key}"), error))?;
+        match entry.map(Entry::from) {
+            Some(entry) if entry.value.is_some() => Ok(entry),
+            _ => Err(ControlError::not_found(
+                format!("key {key} does not exist in app {}", self.names.app()),
+                format!("see the keys with `pelton state ls --app {}`", self.names.app()),
+            )),
+        }
+    }
+
+    /// Creates or replaces a key; its new revision. A handler that read the old value meanwhile runs again.
+    ///
+    /// # Errors
+    /// No key; a bucket that Pelton did not make; NATS trouble.
+    pub async fn put(&self, key: &str, value: Bytes) -> Result<u64, ControlError> {
+        check_key(key)?;
+        self.check_ours()?;
+        self.store
+            .put(key, value)
+            .await
+            .map_err(|error| ControlError::nats(format!("write key {key}"), error))
+    }
+
+    /// Deletes a key; no error when it does not exist.
+    ///
+    /// # Errors
+    /// No key; a bucket that Pelton did not make; NATS trouble.
+    pub async fn delete(&self, key: &str) -> Result<(), ControlError> {
+        check_key(key)?;
+        self.check_ours()?;
+        self.store
+            .delete(key)
+            .await
+            .map_err(|error| ControlError::nats(format!("delete key {key}"), error))
+    }
+
+    /// The values of keys below `prefix` (or of all) and then every change of them, without end.
+    ///
+    /// # Errors
+    /// NATS trouble.
+    pub async fn watch(
+        &self,
+        prefix: Option<&str>,
+    ) -> Result<impl Stream<Item = Result<Entry, ControlError>> + Unpin, ControlError> {
+        let app = self.names.app().to_owned();
+        let failed =
+            move |why: String| ControlError::nats(format!("watch the state of app {app}"), why);
+        let watch = self
+            .store
+            .watch_with_history(below(prefix))
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(watch.map(move |entry| {
+            entry
+                .map(Entry::from)
+                .map_err(|error| failed(error.to_string()))
+        }))
+    }
+
+    fn check_ours(&self) -> Result<(), ControlError> {
+        if self.made_by_pelton {
+            return Ok(());
+        }
+        let app = self.names.app();
+        Err(ControlError::refused(
+            format!("KV bucket {app:?} was not made by Pelton for app {app}"),
+            "write it with the `nats kv` command, or give the right app with --app NAME",
+        ))
+    }
+}
+
+/// The wildcard for keys below a prefix of whole tokens.
+fn below(prefix: Option<&str>) -> String {
+    match prefix.map(|prefix| prefix.trim_end_matches(['.', '>'])) {
+        None | Some("") => ">".to_owned(),
+        Some(prefix) => format!("{prefix}.>"),
+    }
+}
+
+/// Whether the contract lets a handler use this key.
+fn check_key(key: &str) -> Result<(), ControlError> {
+    let known = |c: char| c.is_ascii_alphanumeric() || "-_=/.".contains(c);
+    let valid = (1..=256).contains(&key.len())
+        && key.chars().all(known)
+        && key.split('.').all(|token| !token.is_empty());
+    if valid {
+        return Ok(());
+    }
+    Err(ControlError::refused(
+        format!("{key:?} is no key"),
+        "a key has 1 to 256 bytes of A-Z a-z 0-9 - _ = / . and no empty token between its dots",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_whole_tokens() {
+        for (prefix, pattern) in [
+            (None, ">"),
+            (Some(""), ">"),
+            (Some("orders"), "orders.>"),
+            (Some("orders."), "orders.>"),
+            (Some("orders.>"), "orders.>"),
+        ] {
+            assert_eq!(below(prefix), pattern, "{prefix:?}");
+        }
+    }
+
+    #[test]
+    fn keys() {
+        for (key, valid) in [
+            ("orders.o-1", true),
+            ("a/b=c_D", true),
+            ("", false),
+            (".a", false),
+            ("a..b", false),
+            ("a b", false),
+            ("orders.*", false),
+        ] {
+            assert_eq!(check_key(key).is_ok(), valid, "{key:?}");
+        }
+    }
+}
