@@ -1,0 +1,38 @@
+# The two commands that do everything are `make demo` and `make test`; `make` alone lists the rest.
+# The work is in scripts/, which run just as well without make.
+
+.POSIX:
+.PHONY: help demo test build lint bench setup clean
+
+help:
+	@echo 'make demo    run the order system end to end on a throw-away NATS, and check what it did'
+	@echo 'make test    all tests, on real nats-server processes'
+	@echo 'make build   the binary: target/release/pelton'
+	@echo 'make lint    rustfmt and clippy'
+	@echo 'make bench   measurements'
+	@echo 'make setup   only what demo and test need: checks Rust, fetches nats-server and nats-py into ~/.cache/pelton'
+	@echo 'make clean   deletes target/ (the fetched tools stay in ~/.cache/pelton; delete that folder by hand)'
+
+demo:
+	@./scripts/demo.sh
+
+test:
+	@./scripts/test.sh
+
+build:
+	@. ./scripts/tools.sh && need_rust
+	cargo build --release --locked --package pelton
+
+lint:
+	@./scripts/lint.sh
+
+bench:
+	@. ./scripts/tools.sh && need_rust && need_nats_server && \
+		cargo build --release --locked --package pelton && \
+		cargo bench --locked --package pelton-tests
+
+setup:
+	@./scripts/setup.sh
+
+clean:
+	cargo clean
