@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::FunctionSettings;
+use super::parse::{self, Parsed};
+use super::reader::Findings;
+use super::tree::{self, Entries, Lines, Value};
+use super::{DeliveryMode, OnExhausted};
 
 /// A whole `pelton.toml`, checked.
 #[derive(Debug, Clone)]
@@ -16,10 +20,14 @@ pub struct Manifest {
     pub streams: BTreeMap<String, StreamManifest>,
     /// By function name.
     pub functions: BTreeMap<String, FunctionManifest>,
+    /// The file, for errors found later.
+    file: PathBuf,
+    /// Line and column of everything that the file says, by dotted path.
+    places: BTreeMap<String, (usize, usize)>,
 }
 
 /// `[streams.NAME]`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StreamManifest {
     /// Subjects that it covers.
     pub subjects: Vec<String>,
@@ -29,6 +37,8 @@ pub struct StreamManifest {
     pub max_age_ms: Option<u64>,
     /// Bytes at which the oldest go.
     pub max_bytes: Option<u64>,
+    /// Largest message, bytes; none: the server's `max_payload` alone counts.
+    pub max_msg_size: Option<u32>,
     /// Window in which a repeated `Nats-Msg-Id` is dropped, milliseconds.
     pub duplicate_window_ms: Option<u64>,
     /// Let Pelton add its source to a stream that it did not create.
@@ -63,11 +73,273 @@ pub struct ConfigError {
 }
 
 impl Manifest {
-    /// Reads and checks a file, with `[env.<env>]` laid over it when `env` is given.
+    /// Reads and checks a file, with `[env.<env>]` laid over it when `env` is given. The other environments are
+    /// checked too: a mistake in one of them should not wait for its first deploy.
     ///
     /// # Errors
     /// Every error found, in the order of the file.
-    pub fn load(_path: &Path, _env: Option<&str>) -> Result<Self, Vec<ConfigError>> {
-        Err(Vec::new())
+    pub fn load(path: &Path, env: Option<&str>) -> Result<Self, Vec<ConfigError>> {
+        let text = std::fs::read_to_string(path).map_err(|why| vec![unreadable(path, &why)])?;
+        let lines = Lines {
+            file: path,
+            text: &text,
+        };
+        let base = tree::parse(&lines)?;
+        let mut findings = Findings::new(lines.clone());
+        let environments = environments(&mut findings, &base);
+        if let Some(name) = env.filter(|name| !environments.contains_key(name)) {
+            unknown_environment(&mut findings, &base, name, &environments);
+        }
+
+        let chosen = env.and_then(|name| environments.get(name));
+        let (parsed, effective) = with_overlay(&mut findings, &base, chosen.copied());
+        let mut found = findings.into_inner();
+        for (name, overlay) in &environments {
+            if Some(*name) != env {
+                found.extend(within(&lines, &base, overlay));
+            }
+        }
+        if !found.is_empty() {
+            return Err(in_order(found));
+        }
+        let mut offsets = BTreeMap::new();
+        tree::places("", &effective, &mut offsets);
+        Ok(Self {
+            app: parsed.app,
+            root: folder(path),
+            streams: parsed.streams,
+            functions: parsed.functions,
+            file: path.to_owned(),
+            places: offsets
+                .into_iter()
+                .map(|(path, at)| (path, lines.place(at)))
+                .collect(),
+        })
     }
+
+    /// Line and column of a key by its dotted path, such as `functions.orders.allow.emit`; of what holds it when the
+    /// file does not say it.
+    pub fn locate(&self, path: &str) -> (usize, usize) {
+        let mut path = path;
+        loop {
+            if let Some(place) = self.places.get(path) {
+                return *place;
+            }
+            match path.rsplit_once('.') {
+                Some((holder, _)) => path = holder,
+                None => return (1, 1),
+            }
+        }
+    }
+
+    /// An error at a key (see [`locate`](Self::locate)), for what is found out only later.
+    pub fn error_at(
+        &self,
+        path: &str,
+        what: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> ConfigError {
+        let (line, column) = self.locate(path);
+        ConfigError {
+            file: self.file.clone(),
+            line,
+            column,
+            what: what.into(),
+            fix: fix.into(),
+        }
+    }
+
+    /// The file that this was read from.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// What the file may say and this release cannot do yet; to be refused by whatever would run or deploy it.
+    pub fn unsupported(&self) -> Vec<ConfigError> {
+        let mut found = Vec::new();
+        for (name, function) in &self.functions {
+            let at = |key: &str| format!("functions.{name}.{key}");
+            let settings = &function.settings;
+            if settings.delivery == DeliveryMode::ExactlyOnce {
+                found.push(self.error_at(
+                    &at("delivery"),
+                    format!("function {name}: exactly-once delivery (the default) comes with the position engine of a later release"),
+                    "say delivery = \"at-least-once\"",
+                ));
+            }
+            if settings.key.is_some() {
+                found.push(self.error_at(
+                    &at("key"),
+                    format!("function {name}: order per `key` comes with the position engine of a later release"),
+                    "remove `key`; events are then handled in parallel, and `defer` lets one wait for another",
+                ));
+            }
+            if settings.retry.on_exhausted == OnExhausted::Pause {
+                found.push(self.error_at(
+                    &at("retry.on-exhausted"),
+                    format!("function {name}: on-exhausted = \"pause\" comes with a later release"),
+                    "say on-exhausted = \"dead-letter\"",
+                ));
+            }
+        }
+        found.sort_by_key(|error| (error.line, error.column));
+        found
+    }
+
+    /// Whether every component is there: a crate's folder or a `.wasm` file. Apart from [`load`](Self::load), because
+    /// many commands need no component.
+    pub fn check_components(&self) -> Vec<ConfigError> {
+        let mut found: Vec<ConfigError> = self
+            .functions
+            .iter()
+            .filter_map(|(name, function)| {
+                let path = self.root.join(&function.component);
+                let (what, fix) = match missing(&path)? {
+                    Missing::Nothing => (
+                        format!(
+                            "component {} of function {name} does not exist",
+                            path.display()
+                        ),
+                        "correct the path, or make the crate with `pelton add`",
+                    ),
+                    Missing::Crate => (
+                        format!(
+                            "component {} of function {name} is a folder without Cargo.toml",
+                            path.display()
+                        ),
+                        "name a crate's folder, or a .wasm file",
+                    ),
+                    Missing::Wasm => (
+                        format!(
+                            "component {} of function {name} is no .wasm file",
+                            path.display()
+                        ),
+                        "name a crate's folder, or a .wasm file",
+                    ),
+                };
+                Some(self.error_at(&format!("functions.{name}.component"), what, fix))
+            })
+            .collect();
+        found.sort_by_key(|error| (error.line, error.column));
+        found
+    }
+}
+
+enum Missing {
+    Nothing,
+    Crate,
+    Wasm,
+}
+
+fn missing(path: &Path) -> Option<Missing> {
+    if path.is_dir() {
+        return (!path.join("Cargo.toml").is_file()).then_some(Missing::Crate);
+    }
+    if !path.is_file() {
+        return Some(Missing::Nothing);
+    }
+    let wasm = path
+        .extension()
+        .is_some_and(|extension| extension == "wasm");
+    (!wasm).then_some(Missing::Wasm)
+}
+
+fn unreadable(path: &Path, why: &std::io::Error) -> ConfigError {
+    let (what, fix) = match why.kind() {
+        std::io::ErrorKind::NotFound => (
+            "this file does not exist".to_owned(),
+            "go to the app's folder, or make an app with `pelton new NAME`",
+        ),
+        std::io::ErrorKind::InvalidData => {
+            ("this file is not UTF-8".to_owned(), "save it as UTF-8 text")
+        }
+        _ => (
+            format!("this file cannot be read: {why}"),
+            "make it readable",
+        ),
+    };
+    ConfigError {
+        file: path.to_owned(),
+        line: 1,
+        column: 1,
+        what,
+        fix: fix.into(),
+    }
+}
+
+/// The file's folder, absolute, so that it stays right wherever it is used.
+fn folder(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    absolute.parent().map(Path::to_owned).unwrap_or(absolute)
+}
+
+/// `[env.NAME]` by name.
+fn environments<'t>(
+    findings: &mut Findings<'_>,
+    base: &'t Entries,
+) -> BTreeMap<&'t str, &'t Entries> {
+    let root = super::reader::Table::root(base);
+    root.tables(findings, "env")
+        .into_iter()
+        .filter_map(|(name, table)| {
+            table.only(findings, &["app", "streams", "functions"], &[]);
+            let (name, _) = base.get("env").and_then(|env| match &env.value {
+                Value::Table(all) => all.get_key_value(&name),
+                _ => None,
+            })?;
+            Some((name.as_str(), table.entries))
+        })
+        .collect()
+}
+
+fn unknown_environment(
+    findings: &mut Findings<'_>,
+    base: &Entries,
+    name: &str,
+    known: &BTreeMap<&str, &Entries>,
+) {
+    let names: Vec<&str> = known.keys().copied().collect();
+    let fix = if names.is_empty() {
+        format!("add a table such as [env.{name}.functions.orders], or leave out --env")
+    } else {
+        format!("choose one of {}", names.join(", "))
+    };
+    findings.add(
+        base.get("env").map_or(0, |entry| entry.at),
+        format!("there is no environment `{name}`"),
+        fix,
+    );
+}
+
+fn with_overlay(
+    findings: &mut Findings<'_>,
+    base: &Entries,
+    over: Option<&Entries>,
+) -> (Parsed, Entries) {
+    let mut entries = base.clone();
+    entries.remove("env");
+    if let Some(over) = over {
+        tree::overlay(&mut entries, over);
+    }
+    (parse::file(findings, &entries), entries)
+}
+
+/// What is wrong inside an overlay that was not asked for: errors elsewhere are the file's own, and known.
+fn within(lines: &Lines<'_>, base: &Entries, over: &Entries) -> Vec<(usize, ConfigError)> {
+    let mut findings = Findings::new(lines.clone());
+    with_overlay(&mut findings, base, Some(over));
+    let mut offsets = Vec::new();
+    tree::offsets(over, &mut offsets);
+    findings
+        .into_inner()
+        .into_iter()
+        .filter(|(at, _)| offsets.contains(at))
+        .collect()
+}
+
+fn in_order(mut found: Vec<(usize, ConfigError)>) -> Vec<ConfigError> {
+    found.sort_by_key(|(at, _)| *at);
+    let mut errors: Vec<ConfigError> = found.into_iter().map(|(_, error)| error).collect();
+    errors.dedup();
+    errors
 }

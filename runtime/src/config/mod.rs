@@ -1,7 +1,12 @@
 //! `pelton.toml`: read once, checked whole, refused with the place and the fix.
 
+mod function;
 mod manifest;
+mod parse;
+mod reader;
 mod settings;
+mod tree;
+mod values;
 
 pub use manifest::{ConfigError, FunctionManifest, Manifest, StreamManifest};
 pub use settings::{
