@@ -48,3 +48,48 @@ pub enum Command {
     #[command(hide = true)]
     Schema(c::schema::SchemaArgs),
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_a_help_with_an_example() {
+        fn check(command: &clap::Command, path: &str) {
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            assert!(help.starts_with("Examples:\n"), "{path} has no example");
+            assert!(
+                help.contains("pelton"),
+                "{path}: an example is a command line"
+            );
+            assert!(
+                command.get_about().is_some(),
+                "{path} does not say what it does"
+            );
+            for inner in command.get_subcommands() {
+                check(inner, &format!("{path} {}", inner.get_name()));
+            }
+        }
+        check(&Cli::command(), "pelton");
+    }
+
+    #[test]
+    fn flags_are_those_of_the_nats_cli() {
+        let line = "pelton state ls -s nats://h:1 --user u --password p --tlsca ca.pem --tls-cert c --tlskey k --json";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let options = cli.global.connect_options();
+        assert_eq!(options.server.as_deref(), Some("nats://h:1"));
+        assert_eq!(options.tls_ca.unwrap().to_str(), Some("ca.pem"));
+        assert_eq!(options.tls_cert.unwrap().to_str(), Some("c"));
+        assert!(cli.global.json);
+        assert!(Cli::try_parse_from(["pelton", "state", "ls", "--nonsense"]).is_err());
+    }
+}

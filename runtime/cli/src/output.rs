@@ -177,3 +177,15 @@ fn trimmed(table: &str) -> String {
     let lines: Vec<&str> = table.lines().map(str::trim_end).collect();
     lines.join("\n")
 }
+
+/// A length of time as a person reads it: its two largest units.
+pub fn duration_ms(ms: u64) -> String {
+    let rounded = if ms < 1000 {
+        Duration::from_millis(ms)
+    } else {
+        Duration::from_secs(ms / 1000)
+    };
+    let text = humantime::format_duration(rounded).to_string();
+    let units: Vec<&str> = text.split(' ').take(2).collect();
+    units.join(" ")
+}

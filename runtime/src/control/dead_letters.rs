@@ -1,0 +1,215 @@
+//! Deliveries that were given up on: listed, shown whole, and put back.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{self};
+use async_nats::{HeaderMap, HeaderName};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+pub use super::replay::{Replayed, replay};
+use super::scan::{Scan, scan};
+use super::{ControlError, open};
+use crate::event::Headers;
+use crate::names::AppNames;
+use crate::records::AttemptError;
+
+/// Most dead letters that one listing holds.
+pub const MAX_LISTED: usize = 10_000;
+
+/// A delivery that was given up on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct DeadLetter {
+    /// Its sequence among the app's dead letters: what `show` and `replay` take.
+    pub sequence: u64,
+    /// The app's name.
+    pub app: String,
+    /// The function that gave up.
+    pub function: String,
+    /// The version that did.
+    pub version: u64,
+    /// Stable code of the cause.
+    pub code: String,
+    /// The cause, for a person.
+    pub reason: String,
+    /// When it was given up on, RFC 3339.
+    pub at: String,
+    /// Every attempt that failed, oldest first.
+    pub attempts: Vec<AttemptError>,
+    /// The event's id.
+    pub event_id: String,
+    /// The subject it came on.
+    pub subject: String,
+    /// The stream it came from.
+    pub stream: String,
+    /// Its sequence there.
+    pub stream_sequence: u64,
+    /// When it was stored there, RFC 3339.
+    pub stored_at: String,
+    /// Id of the transaction that the delivery would have been.
+    pub txn: String,
+    /// The original headers.
+    pub headers: Headers,
+    /// Whether the body is not kept here but only in the input stream.
+    pub by_reference: bool,
+}
+
+/// A dead letter with its body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct WholeDeadLetter {
+    /// What is known of it.
+    #[serde(flatten)]
+    pub letter: DeadLetter,
+    /// The original body as text; none: it is no UTF-8, or gone.
+    pub body: Option<String>,
+    /// The original body in Base64, when it is no UTF-8.
+    pub body_base64: Option<String>,
+    /// Whether the input stream no longer holds a body that was kept by reference.
+    pub body_gone: bool,
+}
+
+/// Which dead letters.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Of one function.
+    pub function: Option<String>,
+    /// With this code.
+    pub code: Option<String>,
+}
+
+/// The latest `limit` dead letters that match, oldest first.
+///
+/// # Errors
+/// NATS trouble. An app without a stream of dead letters has none.
+pub async fn list(
+    js: &jetstream::Context,
+    app: &str,
+    filter: &Filter,
+    limit: usize,
+) -> Result<Vec<DeadLetter>, ControlError> {
+    let names = AppNames::new(app);
+    let Some(stream) = open(js, &names.dead_stream()).await? else {
+        return Ok(Vec::new());
+    };
+    let subject = filter.function.as_deref().map_or_else(
+        || names.dead_subject("*"),
+        |function| names.dead_subject(function),
+    );
+    let letters = Scan {
+        filters: vec![subject],
+        from: DeliverPolicy::All,
+        headers_only: true,
+    };
+    let limit = limit.clamp(1, MAX_LISTED);
+    let mut latest = VecDeque::new();
+    scan(&stream, letters, |message| {
+        let sequence = message.info().map(|info| info.stream_sequence).unwrap_or(0);
+        let empty = HeaderMap::new();
+        let letter = parse(sequence, message.headers.as_ref().unwrap_or(&empty));
+        if filter.code.as_ref().is_none_or(|code| *code == letter.code) {
+            if latest.len() == limit {
+                latest.pop_front();
+            }
+            latest.push_back(letter);
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+    .await?;
+    Ok(latest.into())
+}
+
+/// One dead letter with its body.
+///
+/// # Errors
+/// There is none at that sequence; NATS trouble.
+pub async fn show(
+    js: &jetstream::Context,
+    app: &str,
+    sequence: u64,
+) -> Result<WholeDeadLetter, ControlError> {
+    let stream = stream(js, app).await?;
+    let (letter, body) = read(js, &stream, sequence).await?;
+    let text = body.as_ref().map(|bytes| std::str::from_utf8(bytes));
+    Ok(WholeDeadLetter {
+        body: text.and_then(Result::ok).map(str::to_owned),
+        body_base64: match (&body, text) {
+            (Some(bytes), Some(Err(_))) => Some(STANDARD.encode(bytes)),
+            _ => None,
+        },
+        body_gone: body.is_none(),
+        letter,
+    })
+}
+
+/// The app's stream of dead letters.
+pub(super) async fn stream(js: &jetstream::Context, app: &str) -> Result<Stream, ControlError> {
+    let name = AppNames::new(app).dead_stream();
+    open(js, &name).await?.ok_or_else(|| {
+        ControlError::not_found(
+            format!("app {app} has no dead letters: there is no stream {name}"),
+            "run `pelton deploy` first, or give the right app with --app NAME",
+        )
+    })
+}
+
+/// A dead letter and its body, which is `None` when it was kept by reference and the input stream let it go.
+pub(super) async fn read(
+    js: &jetstream::Context,
+    stream: &Stream,
+    sequence: u64,
+) -> Result<(DeadLetter, Option<Bytes>), ControlError> {
+    let message = stream.get_raw_message(sequence).await.map_err(|error| {
+        ControlError::not_found(
+            format!("there is no dead letter {sequence}: {error}"),
+            "see what there is with `pelton dead-letter ls`",
+        )
+    })?;
+    let letter = parse(sequence, &message.headers);
+    if !letter.by_reference {
+        return Ok((letter, Some(message.payload)));
+    }
+    let Some(input) = open(js, &letter.stream).await? else {
+        return Ok((letter, None));
+    };
+    // The subject tells the message from one of a stream that was made anew since.
+    let original = input.get_raw_message(letter.stream_sequence).await.ok();
+    let body = original
+        .filter(|original| original.subject.as_str() == letter.subject)
+        .map(|original| original.payload);
+    Ok((letter, body))
+}
+
+/// Reads the headers; what is missing is empty, since a letter that cannot be read whole must still be seen.
+fn parse(sequence: u64, headers: &HeaderMap) -> DeadLetter {
+    let text = |name: &str| {
+        let name = name.parse::<HeaderName>().ok();
+        let value = name.and_then(|name| headers.get(name));
+        value
+            .map(|value| value.as_str().to_owned())
+            .unwrap_or_default()
+    };
+    DeadLetter {
+        sequence,
+        app: text("Pelton-App"),
+        function: text("Pelton-Function"),
+        version: text("Pelton-Version").parse().unwrap_or(0),
+        code: text("Pelton-Code"),
+        reason: text("Pelton-Reason"),
+        at: text("Pelton-Time"),
+        attempts: serde_json::from_str(&text("Pelton-Attempts")).unwrap_or_default(),
+        event_id: text("Pelton-Event-Id"),
+        subject: text("Pelton-Subject"),
+        stream: text("Pelton-Stream"),
+        stream_sequence: text("Pelton-Sequence").parse().unwrap_or(0),
+        stored_at: text("Pelton-Stored"),
+        txn: text("Pelton-Txn"),
+        headers: serde_json::from_str(&text("Pelton-Headers")).unwrap_or_default(),
+        by_reference: text("Pelton-Body") == "reference",
+    }
+}

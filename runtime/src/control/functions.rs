@@ -1,0 +1,298 @@
+//! What is deployed and how it fares.
+
+use std::ops::ControlFlow;
+
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::{self};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::scan::{Scan, ordered, scan};
+use super::{ControlError, nodes, open, rfc3339};
+use crate::names::{AppNames, REGISTRY_BUCKET};
+use crate::records::{FunctionRecord, Input, NodeRecord};
+
+/// Records of the functions of one app, or of all, with their revisions.
+///
+/// # Errors
+/// A record that cannot be read; NATS trouble. No registry means no function.
+pub async fn records(
+    js: &jetstream::Context,
+    app: Option<&str>,
+) -> Result<Vec<(FunctionRecord, u64)>, ControlError> {
+    let Some(stream) = open(js, &format!("KV_{REGISTRY_BUCKET}")).await? else {
+        return Ok(Vec::new());
+    };
+    let functions = Scan {
+        filters: vec![format!(
+            "$KV.{REGISTRY_BUCKET}.function.{}.*",
+            app.unwrap_or("*")
+        )],
+        from: DeliverPolicy::LastPerSubject,
+        headers_only: false,
+    };
+    let mut found = Vec::new();
+    scan(&stream, functions, |message| {
+        let revision = message.info().map(|info| info.stream_sequence);
+        if message.payload.is_empty() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let record: FunctionRecord = serde_json::from_slice(&message.payload).map_err(|error| {
+            ControlError::refused(
+                format!(
+                    "the registry's record at {} cannot be read: {error}",
+                    message.subject
+                ),
+                "it was written by a later Pelton: use that release, or a later one",
+            )
+        })?;
+        found.push((record, revision.unwrap_or(0)));
+        Ok(ControlFlow::Continue(()))
+    })
+    .await?;
+    found.sort_by(|(a, _), (b, _)| (&a.app, &a.function).cmp(&(&b.app, &b.function)));
+    Ok(found)
+}
+
+/// Names of the deployed apps, sorted.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn apps(js: &jetstream::Context) -> Result<Vec<String>, ControlError> {
+    let records = records(js, None).await?;
+    let apps: std::collections::BTreeSet<String> =
+        records.into_iter().map(|(record, _)| record.app).collect();
+    Ok(apps.into_iter().collect())
+}
+
+/// A function and how it fares.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct FunctionStatus {
+    /// The app's name.
+    pub app: String,
+    /// The function's name.
+    pub function: String,
+    /// The newest version.
+    pub version: u64,
+    /// When that was deployed, RFC 3339.
+    pub deployed_at: String,
+    /// What the live nodes say of it.
+    pub nodes: Vec<OnNode>,
+    /// Where its events come from and what waits there.
+    pub inputs: Vec<InputStatus>,
+    /// Events not yet done with, over all inputs.
+    pub pending: u64,
+    /// Age of the oldest of them, milliseconds.
+    pub oldest_pending_ms: Option<u64>,
+    /// Deliveries that wait for another attempt or for another event.
+    pub waiting: u64,
+    /// Deliveries given up on and still kept.
+    pub dead_letters: u64,
+}
+
+/// A function on a live node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct OnNode {
+    /// The node's id.
+    pub node: String,
+    /// The node's name.
+    pub host: String,
+    /// The version that takes events there; 0: none.
+    pub version: u64,
+    /// `running`, `starting`, or `failed: ` and why.
+    pub status: String,
+}
+
+/// An input stream of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct InputStatus {
+    /// The stream.
+    pub stream: String,
+    /// The subjects taken from it.
+    pub subjects: Vec<String>,
+    /// The durable consumer there.
+    pub consumer: String,
+    /// Events not yet done with; none: there is no such consumer (any more).
+    pub pending: Option<u64>,
+    /// Of these, how many were handed to nodes.
+    pub in_flight: u64,
+    /// Sequence of the oldest.
+    pub oldest_sequence: Option<u64>,
+    /// When it was stored, RFC 3339.
+    pub oldest_stored_at: Option<String>,
+    /// Its age, milliseconds.
+    pub oldest_pending_ms: Option<u64>,
+}
+
+impl FunctionStatus {
+    /// In a word: `running`, `failed`, `starting`, or `no node`.
+    pub fn summary(&self) -> &'static str {
+        let has = |wanted: &str| {
+            self.nodes
+                .iter()
+                .any(|node| node.status.starts_with(wanted))
+        };
+        match () {
+            () if self.nodes.is_empty() => "no node",
+            () if has("failed") => "failed",
+            () if self.nodes.iter().all(|node| node.version >= self.version) => "running",
+            () => "starting",
+        }
+    }
+}
+
+/// How the functions of one app, or of all, fare.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn list(
+    js: &jetstream::Context,
+    app: Option<&str>,
+) -> Result<Vec<FunctionStatus>, ControlError> {
+    let nodes = nodes::list(js).await?;
+    let mut all = Vec::new();
+    for (record, _) in records(js, app).await? {
+        all.push(status(js, &record, &nodes).await?);
+    }
+    Ok(all)
+}
+
+/// A function in full.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct FunctionInfo {
+    /// How it fares.
+    pub status: FunctionStatus,
+    /// What is deployed.
+    pub record: FunctionRecord,
+}
+
+/// One function.
+///
+/// # Errors
+/// There is none of that name; NATS trouble.
+pub async fn info(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+) -> Result<FunctionInfo, ControlError> {
+    let mut records = records(js, Some(app)).await?;
+    let Some(at) = records.iter().position(|(one, _)| one.function == function) else {
+        let known: Vec<&str> = records
+            .iter()
+            .map(|(one, _)| one.function.as_str())
+            .collect();
+        return Err(ControlError::not_found(
+            format!("app {app} has no function {function}"),
+            if known.is_empty() {
+                "run `pelton deploy` first, or give the right app with --app NAME".to_owned()
+            } else {
+                format!("choose one of {}, or deploy it", known.join(", "))
+            },
+        ));
+    };
+    let (record, _) = records.swap_remove(at);
+    let status = status(js, &record, &nodes::list(js).await?).await?;
+    Ok(FunctionInfo { status, record })
+}
+
+async fn status(
+    js: &jetstream::Context,
+    record: &FunctionRecord,
+    nodes: &[NodeRecord],
+) -> Result<FunctionStatus, ControlError> {
+    let names = AppNames::new(record.app.as_str());
+    let (app, function) = (&record.app, &record.function);
+    let on_nodes = nodes.iter().filter_map(|node| {
+        let entry = node.function(app, function)?;
+        Some(OnNode {
+            node: node.node.clone(),
+            host: node.host.clone(),
+            version: entry.version,
+            status: entry.status.clone(),
+        })
+    });
+    let mut inputs = Vec::new();
+    for one in &record.inputs {
+        inputs.push(input(js, one, names.consumer(function)).await?);
+    }
+    let waiting = count(js, &names.commit_stream(), &names.attempts_filter(function)).await?;
+    let dead = count(js, &names.dead_stream(), &names.dead_subject(function)).await?;
+    Ok(FunctionStatus {
+        app: app.clone(),
+        function: function.clone(),
+        version: record.version,
+        deployed_at: record.deployed_at.clone(),
+        nodes: on_nodes.collect(),
+        pending: inputs.iter().filter_map(|one| one.pending).sum(),
+        oldest_pending_ms: inputs.iter().filter_map(|one| one.oldest_pending_ms).max(),
+        inputs,
+        waiting,
+        dead_letters: dead,
+    })
+}
+
+async fn input(
+    js: &jetstream::Context,
+    input: &Input,
+    consumer: String,
+) -> Result<InputStatus, ControlError> {
+    let mut status = InputStatus {
+        stream: input.stream.clone(),
+        subjects: input.subjects.clone(),
+        consumer,
+        pending: None,
+        in_flight: 0,
+        oldest_sequence: None,
+        oldest_stored_at: None,
+        oldest_pending_ms: None,
+    };
+    let Some(stream) = open(js, &input.stream).await? else {
+        return Ok(status);
+    };
+    // No consumer: no node has served the function yet, or somebody deleted it.
+    let Ok(info) = stream.consumer_info(&status.consumer).await else {
+        return Ok(status);
+    };
+    status.in_flight = info.num_ack_pending as u64;
+    let pending = info.num_pending + status.in_flight;
+    status.pending = Some(pending);
+    if pending == 0 {
+        return Ok(status);
+    }
+    // Nothing up to the ack floor is pending, so the first match behind it is the oldest.
+    let from = info.ack_floor.stream_sequence + 1;
+    for subject in &input.subjects {
+        let message = stream
+            .raw_message_builder()
+            .sequence(from)
+            .next_by_subject(subject)
+            .send()
+            .await;
+        // An error means that none is left of this subject.
+        let Ok(message) = message else { continue };
+        if status
+            .oldest_sequence
+            .is_none_or(|known| message.sequence < known)
+        {
+            let age = time::OffsetDateTime::now_utc() - message.time;
+            status.oldest_sequence = Some(message.sequence);
+            status.oldest_stored_at = Some(rfc3339(message.time));
+            status.oldest_pending_ms = u64::try_from(age.whole_milliseconds()).ok();
+        }
+    }
+    Ok(status)
+}
+
+/// How many messages a stream keeps under a subject filter; the server counts, nothing is read.
+async fn count(js: &jetstream::Context, stream: &str, filter: &str) -> Result<u64, ControlError> {
+    let Some(stream) = open(js, stream).await? else {
+        return Ok(0);
+    };
+    let everything = Scan {
+        filters: vec![filter.to_owned()],
+        from: DeliverPolicy::All,
+        headers_only: true,
+    };
+    let consumer = ordered(&stream, everything).await?;
+    Ok(consumer.cached_info().num_pending)
+}

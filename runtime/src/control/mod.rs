@@ -3,8 +3,9 @@
 //!
 //! No module here prints or reads arguments: the results are values that the CLI (or another program) shows.
 
+mod handlers;
+
 pub mod deploy;
-pub mod platform;
 
 pub mod functions;
 pub mod nodes;
@@ -21,6 +22,8 @@ mod replay;
 mod scan;
 
 use async_nats::jetstream;
+
+pub use handlers::{Mismatch, handlers_match};
 
 /// What kind of trouble a [`ControlError`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

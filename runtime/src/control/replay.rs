@@ -1,0 +1,149 @@
+//! Replay: the original message on its original subject again, for the one function that gave it up.
+
+use async_nats::jetstream::{self};
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::ControlError;
+use super::dead_letters::{DeadLetter, read, stream};
+use super::publish::publish;
+use crate::event::{Draft, DraftDefaults, Event, Headers, Message, decode, encode};
+use crate::names::{AppNames, ONLY_HEADER};
+
+/// A dead letter that was put back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Replayed {
+    /// The dead letter's sequence; it is deleted now.
+    pub sequence: u64,
+    /// The function that will handle the event.
+    pub function: String,
+    /// The event's subject.
+    pub subject: String,
+    /// The stream that stored it again.
+    pub stream: String,
+    /// Its new sequence there.
+    pub stream_sequence: u64,
+}
+
+/// Publishes the original message again and then deletes the dead letter. Between the two a crash is no harm: a replay
+/// that is repeated within the stream's dedupe window is dropped by it.
+///
+/// # Errors
+/// No such dead letter; its body is gone; no stream covers its subject any more; NATS trouble.
+pub async fn replay(
+    js: &jetstream::Context,
+    app: &str,
+    sequence: u64,
+) -> Result<Replayed, ControlError> {
+    let letters = stream(js, app).await?;
+    let (letter, body) = read(js, &letters, sequence).await?;
+    let body = body.ok_or_else(|| {
+        ControlError::not_found(
+            format!(
+                "the body of dead letter {sequence} is gone: it was only in stream {} at {}, which no longer holds it",
+                letter.stream, letter.stream_sequence
+            ),
+            "publish the event again from its source",
+        )
+    })?;
+    let names = AppNames::new(app);
+    let headers = headers(&names, &letter, &body);
+    let published = publish(js, &letter.subject, &headers, body).await?;
+    letters.delete_message(sequence).await.map_err(|error| {
+        ControlError::nats(
+            format!("delete dead letter {sequence}, which was replayed just now"),
+            error,
+        )
+    })?;
+    Ok(Replayed {
+        sequence,
+        function: letter.function,
+        subject: letter.subject,
+        stream: published.stream.unwrap_or_default(),
+        stream_sequence: published.sequence.unwrap_or(0),
+    })
+}
+
+/// Headers of the repeated message: the original ones, without those by which NATS or an earlier replay steered the
+/// message, and with what keeps the event the same event.
+fn headers(names: &AppNames, letter: &DeadLetter, body: &Bytes) -> Headers {
+    let steering = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        name.starts_with("nats-") || name == ONLY_HEADER.to_ascii_lowercase()
+    };
+    let original = letter.headers.iter().filter(|(name, _)| !steering(name));
+    let mut headers: Headers = original.cloned().collect();
+    if let Some(attributes) = plain(letter, body) {
+        headers.retain(|(name, _)| !name.to_ascii_lowercase().starts_with("ce-"));
+        headers.extend(attributes);
+    }
+    headers.push((
+        ONLY_HEADER.to_owned(),
+        format!("{}/{}", names.app(), letter.function),
+    ));
+    headers.push((
+        "Nats-Msg-Id".to_owned(),
+        format!("replay:{}:{}", names.dead_stream(), letter.sequence),
+    ));
+    headers
+}
+
+/// For a plain message: the attributes that were made from its place, which will be another one. A CloudEvent, or what
+/// was none because it is malformed, goes as it came.
+fn plain(letter: &DeadLetter, body: &Bytes) -> Option<Headers> {
+    let has = |wanted: &str, start: &str| {
+        letter.headers.iter().any(|(name, value)| {
+            name.eq_ignore_ascii_case(wanted) && value.to_ascii_lowercase().starts_with(start)
+        })
+    };
+    if has("ce-specversion", "") || has("content-type", "application/cloudevents") {
+        return None;
+    }
+    let stored = OffsetDateTime::parse(&letter.stored_at, &Rfc3339).ok()?;
+    let message = Message {
+        subject: letter.subject.clone(),
+        headers: letter.headers.clone(),
+        payload: body.clone(),
+        stream: letter.stream.clone(),
+        sequence: letter.stream_sequence,
+        stored: i64::try_from(stored.unix_timestamp_nanos()).ok()?,
+    };
+    let event = decode(&message).ok()?.event;
+    let encoded = encode(draft(&letter.subject, event), no_defaults()).ok()?;
+    let attributes = encoded.headers.into_iter();
+    Some(
+        attributes
+            .filter(|(name, _)| name.starts_with("ce-"))
+            .collect(),
+    )
+}
+
+fn draft(subject: &str, event: Event) -> Draft {
+    let named = [("subject", event.subject), ("dataschema", event.dataschema)];
+    let named = named
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Draft {
+        subject: subject.to_owned(),
+        id: Some(event.id),
+        source: Some(event.source),
+        ty: Some(event.ty),
+        time: Some(event.time),
+        datacontenttype: event.datacontenttype,
+        attributes: named.chain(event.extensions).collect(),
+        data: Bytes::new(),
+    }
+}
+
+/// Everything is said in the draft already.
+fn no_defaults() -> DraftDefaults {
+    DraftDefaults {
+        id: String::new(),
+        source: String::new(),
+        time: 0,
+        trace: Vec::new(),
+    }
+}

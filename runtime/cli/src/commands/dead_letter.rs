@@ -1,15 +1,259 @@
-//! `pelton dead-letter`: what was given up on.
+//! `pelton dead-letter`: what was given up on, why, and a second chance for it.
 
-use clap::Args;
+use async_nats::jetstream;
+use clap::{Args, Subcommand};
+use pelton_runtime::control::dead_letters::{
+    self, DeadLetter, Filter, MAX_LISTED, Replayed, WholeDeadLetter,
+};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::global::Global;
+use crate::output::{Output, failure};
 
 /// Look at dead letters and replay them
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  pelton dead-letter ls")]
-pub struct DeadLetterArgs {}
+#[command(
+    after_help = "Examples:\n  pelton dead-letter ls --function orders\n  pelton dlq show 7\n  \
+    pelton dlq replay --all --code order-unknown"
+)]
+pub struct DeadLetterArgs {
+    /// Whose dead letters. Default: the manifest's app, else the only one there is.
+    #[arg(long, global = true, value_name = "NAME")]
+    app: Option<String>,
+    #[command(subcommand)]
+    command: DeadLetterCommand,
+}
 
-/// Runs the subcommand.
-pub async fn run(_args: DeadLetterArgs, _global: &Global) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+#[derive(Debug, Subcommand)]
+enum DeadLetterCommand {
+    /// List dead letters, the latest last
+    #[command(after_help = "Examples:\n  pelton dead-letter ls\n  \
+        pelton dlq ls --function orders --code pelton-timeout --limit 20 --json")]
+    Ls {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// At most the latest N.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+    },
+    /// Show one dead letter: cause, attempts, headers and body
+    #[command(after_help = "Examples:\n  pelton dead-letter show 7\n  pelton dlq show 7 --json")]
+    Show {
+        /// Its sequence, as `ls` prints it.
+        sequence: u64,
+    },
+    /// Put events back for the function that gave them up, and delete their dead letters
+    #[command(
+        after_help = "Examples:\n  pelton dead-letter replay 7\n  pelton dlq replay --all --dry-run\n  \
+        pelton dlq replay --all --function orders --code payment-unknown"
+    )]
+    Replay {
+        /// Sequences, as `ls` prints them.
+        #[arg(required_unless_present = "all")]
+        sequences: Vec<u64>,
+        /// All that match the filters.
+        #[arg(long, conflicts_with = "sequences")]
+        all: bool,
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Show what would be replayed and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct FilterArgs {
+    /// Of one function.
+    #[arg(long, value_name = "NAME")]
+    function: Option<String>,
+    /// With this code, such as pelton-timeout.
+    #[arg(long)]
+    code: Option<String>,
+}
+
+impl From<FilterArgs> for Filter {
+    fn from(args: FilterArgs) -> Self {
+        Self {
+            function: args.function,
+            code: args.code,
+        }
+    }
+}
+
+/// What a replay did, or would do.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ReplayReport {
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// Put back, in order.
+    pub replayed: Vec<Replayed>,
+    /// What a dry run would put back.
+    pub would_replay: Vec<DeadLetter>,
+}
+
+/// Runs one of its subcommands.
+pub async fn run(args: DeadLetterArgs, global: &Global) -> anyhow::Result<()> {
+    let js = jetstream::new(global.connect().await?);
+    let app = global.app(args.app, &js).await?;
+    let output = global.output();
+    match args.command {
+        DeadLetterCommand::Ls { filter, limit } => {
+            let letters = dead_letters::list(&js, &app, &filter.into(), limit).await?;
+            output.document(&letters, |letters| table(&output, letters))
+        }
+        DeadLetterCommand::Show { sequence } => {
+            let letter = dead_letters::show(&js, &app, sequence).await?;
+            output.document(&letter, |letter| whole(&output, letter))
+        }
+        DeadLetterCommand::Replay {
+            sequences,
+            all,
+            filter,
+            dry_run,
+        } => {
+            let mut letters = dead_letters::list(&js, &app, &filter.into(), MAX_LISTED).await?;
+            if !all {
+                letters.retain(|letter| sequences.contains(&letter.sequence));
+                known(&sequences, &letters)?;
+            }
+            let report = replay(&js, &app, letters, dry_run, &output).await?;
+            output.document(&report, |report| replayed(&output, report))
+        }
+    }
+}
+
+/// Refuses to replay a part of what was asked for.
+fn known(asked: &[u64], found: &[DeadLetter]) -> anyhow::Result<()> {
+    let missing = asked
+        .iter()
+        .find(|sequence| !found.iter().any(|letter| letter.sequence == **sequence));
+    match missing {
+        None => Ok(()),
+        Some(sequence) => Err(failure(
+            format!("there is no dead letter {sequence} that matches; nothing was replayed"),
+            "see what there is with `pelton dead-letter ls`",
+        )),
+    }
+}
+
+async fn replay(
+    js: &jetstream::Context,
+    app: &str,
+    letters: Vec<DeadLetter>,
+    dry_run: bool,
+    output: &Output,
+) -> anyhow::Result<ReplayReport> {
+    if dry_run {
+        return Ok(ReplayReport {
+            dry_run,
+            replayed: Vec::new(),
+            would_replay: letters,
+        });
+    }
+    let progress = output.progress(&format!("replaying {}", letters.len()));
+    let mut done = Vec::new();
+    for letter in letters {
+        done.push(dead_letters::replay(js, app, letter.sequence).await?);
+    }
+    drop(progress);
+    Ok(ReplayReport {
+        dry_run,
+        replayed: done,
+        would_replay: Vec::new(),
+    })
+}
+
+fn table(output: &Output, letters: &[DeadLetter]) -> String {
+    if letters.is_empty() {
+        return "no dead letters".into();
+    }
+    let rows = letters.iter().map(|letter| {
+        vec![
+            letter.sequence.to_string(),
+            letter.at.clone(),
+            letter.function.clone(),
+            letter.code.clone(),
+            letter.subject.clone(),
+            letter.attempts.len().to_string(),
+            letter.reason.clone(),
+        ]
+    });
+    let header = [
+        "SEQ", "TIME", "FUNCTION", "CODE", "SUBJECT", "ATTEMPTS", "REASON",
+    ];
+    output.table(&header, rows.collect())
+}
+
+fn whole(output: &Output, whole: &WholeDeadLetter) -> String {
+    let letter = &whole.letter;
+    let mut parts = vec![output.fields(&[
+        ("sequence", letter.sequence.to_string()),
+        (
+            "function",
+            format!(
+                "{} v{} of app {}",
+                letter.function, letter.version, letter.app
+            ),
+        ),
+        ("code", letter.code.clone()),
+        ("reason", letter.reason.clone()),
+        ("given up", letter.at.clone()),
+        ("event", letter.event_id.clone()),
+        ("subject", letter.subject.clone()),
+        (
+            "stored",
+            format!(
+                "{} in {} at {}",
+                letter.stored_at, letter.stream, letter.stream_sequence
+            ),
+        ),
+    ])];
+    if !letter.attempts.is_empty() {
+        let attempts = letter.attempts.iter().map(|one| {
+            vec![
+                one.attempt.to_string(),
+                one.at.clone(),
+                format!("v{}", one.version),
+                one.code.clone(),
+                one.message.clone(),
+            ]
+        });
+        let header = ["ATTEMPT", "TIME", "VERSION", "CODE", "MESSAGE"];
+        parts.push(output.table(&header, attempts.collect()));
+    }
+    if !letter.headers.is_empty() {
+        let headers = letter
+            .headers
+            .iter()
+            .map(|(name, value)| vec![name.clone(), value.clone()]);
+        parts.push(output.table(&["HEADER", "VALUE"], headers.collect()));
+    }
+    parts.push(match (&whole.body, &whole.body_base64) {
+        (Some(text), _) => text.clone(),
+        (None, Some(base64)) => format!("body, Base64: {base64}"),
+        (None, None) => "the body is gone: the input stream no longer holds it".into(),
+    });
+    parts.join("\n\n")
+}
+
+fn replayed(output: &Output, report: &ReplayReport) -> String {
+    if report.dry_run {
+        let count = report.would_replay.len();
+        return format!(
+            "{}\ndry run: {count} would be replayed",
+            table(output, &report.would_replay)
+        );
+    }
+    if report.replayed.is_empty() {
+        return "nothing to replay".into();
+    }
+    let lines = report.replayed.iter().map(|one| {
+        format!(
+            "{} replayed for {}: {} stored in {} at {}",
+            one.sequence, one.function, one.subject, one.stream, one.stream_sequence
+        )
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }

@@ -1,15 +1,184 @@
-//! `pelton function`: what is deployed.
+//! `pelton function`: what is deployed, where it runs, and what waits for it.
 
-use clap::Args;
+use async_nats::jetstream;
+use clap::{Args, Subcommand};
+use pelton_runtime::control::functions::{self, FunctionInfo, FunctionStatus, InputStatus};
 
 use crate::global::Global;
+use crate::output::{Output, duration_ms};
 
 /// Look at deployed functions
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  pelton function ls")]
-pub struct FunctionArgs {}
+#[command(
+    after_help = "Examples:\n  pelton function ls\n  pelton function info orders\n  \
+    pelton function ls --json"
+)]
+pub struct FunctionArgs {
+    #[command(subcommand)]
+    command: FunctionCommand,
+}
 
-/// Runs the subcommand.
-pub async fn run(_args: FunctionArgs, _global: &Global) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+#[derive(Debug, Subcommand)]
+enum FunctionCommand {
+    /// List functions with their version, status and pending events
+    #[command(
+        after_help = "Examples:\n  pelton function ls\n  pelton function ls --app shop --json"
+    )]
+    Ls {
+        /// Of one app. Default: all of the account.
+        #[arg(long, value_name = "NAME")]
+        app: Option<String>,
+    },
+    /// Show one function: settings, nodes, inputs and what waits in them
+    #[command(
+        after_help = "Examples:\n  pelton function info orders\n  pelton function info orders --app shop --json"
+    )]
+    Info {
+        /// The function.
+        function: String,
+        /// Of which app. Default: the manifest's, else the only one there is.
+        #[arg(long, value_name = "NAME")]
+        app: Option<String>,
+    },
+}
+
+/// Runs one of its subcommands.
+pub async fn run(args: FunctionArgs, global: &Global) -> anyhow::Result<()> {
+    let js = jetstream::new(global.connect().await?);
+    let output = global.output();
+    match args.command {
+        FunctionCommand::Ls { app } => {
+            let all = functions::list(&js, app.as_deref()).await?;
+            output.document(&all, |all| table(&output, all))
+        }
+        FunctionCommand::Info { function, app } => {
+            let app = global.app(app, &js).await?;
+            let info = functions::info(&js, &app, &function).await?;
+            output.document(&info, |info| whole(&output, info))
+        }
+    }
+}
+
+fn table(output: &Output, all: &[FunctionStatus]) -> String {
+    if all.is_empty() {
+        return "no functions are deployed; start with `pelton deploy`".into();
+    }
+    let rows = all.iter().map(|one| {
+        let running = one.nodes.iter().filter(|node| node.version == one.version);
+        vec![
+            one.app.clone(),
+            one.function.clone(),
+            one.version.to_string(),
+            one.summary().to_owned(),
+            format!("{}/{}", running.count(), one.nodes.len()),
+            one.pending.to_string(),
+            one.oldest_pending_ms
+                .map_or_else(|| "-".into(), duration_ms),
+            one.waiting.to_string(),
+            one.dead_letters.to_string(),
+        ]
+    });
+    let header = [
+        "APP", "FUNCTION", "VERSION", "STATUS", "NODES", "PENDING", "OLDEST", "WAITING", "DEAD",
+    ];
+    output.table(&header, rows.collect())
+}
+
+fn whole(output: &Output, info: &FunctionInfo) -> String {
+    let (status, record) = (&info.status, &info.record);
+    let settings = &record.settings;
+    let mut parts = vec![output.fields(&[
+        (
+            "function",
+            format!("{} of app {}", status.function, status.app),
+        ),
+        (
+            "version",
+            format!("{}, deployed {}", status.version, status.deployed_at),
+        ),
+        ("status", status.summary().to_owned()),
+        (
+            "component",
+            format!("{} (contract {})", record.digest, record.contract),
+        ),
+        (
+            "emits to",
+            list(record.targets.iter().map(|one| one.stream.as_str())),
+        ),
+        (
+            "limits",
+            format!(
+                "{} at once per node, {} per attempt, {} MiB",
+                settings.concurrency,
+                duration_ms(settings.timeout_ms),
+                settings.memory_bytes >> 20
+            ),
+        ),
+        (
+            "retries",
+            format!(
+                "{} attempts, {} to {} between them, defers up to {}",
+                settings.retry.max_attempts,
+                duration_ms(settings.retry.initial_delay_ms),
+                duration_ms(settings.retry.max_delay_ms),
+                duration_ms(settings.retry.max_defer_ms)
+            ),
+        ),
+        ("pending", format!("{} events", status.pending)),
+        (
+            "waiting",
+            format!("{} for another attempt or event", status.waiting),
+        ),
+        ("dead letters", status.dead_letters.to_string()),
+    ])];
+    let inputs = status.inputs.iter().map(input);
+    let header = [
+        "STREAM",
+        "SUBJECTS",
+        "PENDING",
+        "IN FLIGHT",
+        "OLDEST",
+        "CONSUMER",
+    ];
+    parts.push(output.table(&header, inputs.collect()));
+    let handlers = record
+        .handlers
+        .iter()
+        .map(|one| vec![one.handler.clone(), one.subject.clone()]);
+    parts.push(output.table(&["HANDLER", "SUBJECT"], handlers.collect()));
+    let nodes = status.nodes.iter().map(|node| {
+        vec![
+            node.host.clone(),
+            node.node.clone(),
+            node.version.to_string(),
+            node.status.clone(),
+        ]
+    });
+    parts.push(output.table(&["NODE", "ID", "VERSION", "STATUS"], nodes.collect()));
+    parts.join("\n\n")
+}
+
+fn input(input: &InputStatus) -> Vec<String> {
+    let oldest = match (input.oldest_pending_ms, input.oldest_sequence) {
+        (Some(age), Some(sequence)) => format!("{} (at {sequence})", duration_ms(age)),
+        _ => "-".into(),
+    };
+    vec![
+        input.stream.clone(),
+        input.subjects.join(", "),
+        input
+            .pending
+            .map_or_else(|| "no consumer".into(), |n| n.to_string()),
+        input.in_flight.to_string(),
+        oldest,
+        input.consumer.clone(),
+    ]
+}
+
+fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() {
+        return "nothing".into();
+    }
+    names.join(", ")
 }

@@ -6,6 +6,7 @@ pub mod check;
 pub mod completions;
 pub mod dead_letter;
 pub mod deploy;
+mod deploy_text;
 pub mod dev;
 pub mod function;
 pub mod logs;

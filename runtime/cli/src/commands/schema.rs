@@ -1,15 +1,84 @@
-//! `pelton schema`: JSON schemas.
+//! `pelton schema` (hidden): the JSON schemas of everything that `--json` prints, as `docs/schemas` publishes them.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Context;
 use clap::Args;
+use pelton_runtime::control::{dead_letters, functions, logs, publish, state};
+use schemars::{Schema, schema_for};
 
 use crate::global::Global;
 
 /// Write the JSON schemas of all output
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pelton schema docs/schemas")]
-pub struct SchemaArgs {}
+pub struct SchemaArgs {
+    /// The folder to write to. Default: print them as one JSON object.
+    folder: Option<PathBuf>,
+}
 
-/// Runs the subcommand.
-pub async fn run(_args: SchemaArgs, _global: &Global) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+/// Writes or prints the schemas.
+pub async fn run(args: SchemaArgs, global: &Global) -> anyhow::Result<()> {
+    let Some(folder) = args.folder else {
+        return global.output().document(&schemas(), |all| {
+            serde_json::to_string_pretty(all).unwrap_or_default()
+        });
+    };
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("{} cannot be made", folder.display()))?;
+    for (name, schema) in schemas() {
+        let path = folder.join(format!("{name}.json"));
+        std::fs::write(&path, file(&schema)?)
+            .with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    Ok(())
+}
+
+/// By the command that prints it.
+fn schemas() -> BTreeMap<&'static str, Schema> {
+    BTreeMap::from([
+        ("deploy", schema_for!(super::deploy::DeployReport)),
+        ("publish", schema_for!(publish::Published)),
+        ("logs", schema_for!(logs::LogRecord)),
+        ("function-ls", schema_for!(Vec<functions::FunctionStatus>)),
+        ("function-info", schema_for!(functions::FunctionInfo)),
+        ("state-ls", schema_for!(Vec<state::Key>)),
+        ("state-get", schema_for!(super::state::StateEntry)),
+        ("state-put", schema_for!(super::state::StateChange)),
+        ("state-del", schema_for!(super::state::StateChange)),
+        ("state-watch", schema_for!(super::state::StateEntry)),
+        ("dead-letter-ls", schema_for!(Vec<dead_letters::DeadLetter>)),
+        (
+            "dead-letter-show",
+            schema_for!(dead_letters::WholeDeadLetter),
+        ),
+        (
+            "dead-letter-replay",
+            schema_for!(super::dead_letter::ReplayReport),
+        ),
+    ])
+}
+
+fn file(schema: &Schema) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(schema)? + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_schemas_are_current() {
+        let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/schemas"));
+        for (name, schema) in schemas() {
+            let path = folder.join(format!("{name}.json"));
+            let published = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(
+                published == file(&schema).unwrap(),
+                "{} is out of date; run `cargo run --release -p pelton -- schema docs/schemas`",
+                path.display()
+            );
+        }
+    }
 }

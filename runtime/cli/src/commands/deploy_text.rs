@@ -1,0 +1,117 @@
+//! A deploy's plan and outcome as a person reads them.
+
+use pelton_runtime::control::deploy::{
+    Change, ConsumerAction, FunctionAction, FunctionPlan, Plan, StreamAction,
+};
+use pelton_runtime::control::nodes::Rollout;
+
+use crate::output::Output;
+
+/// Digits of a digest that a person compares.
+const SHORT: usize = 12;
+
+/// The plan: streams, functions with what differs, notes.
+pub fn plan(output: &Output, plan: &Plan) -> String {
+    let mut parts = vec![format!("app {}", plan.app)];
+    if !plan.streams.is_empty() {
+        let rows = plan.streams.iter().map(|stream| {
+            let changes = stream.changes.iter().map(change).collect::<Vec<_>>();
+            vec![
+                stream.stream.clone(),
+                stream_action(stream.action).to_owned(),
+                stream.subjects.join(", "),
+                changes.join("; "),
+            ]
+        });
+        parts.push(output.table(&["STREAM", "", "SUBJECTS", "CHANGES"], rows.collect()));
+    }
+    let rows = plan.functions.iter().map(|function| {
+        vec![
+            function.function.clone(),
+            function_action(function.action).to_owned(),
+            function.version.to_string(),
+            component(function),
+            consumers(function),
+            function.targets.join(", "),
+        ]
+    });
+    let header = ["FUNCTION", "", "VERSION", "COMPONENT", "INPUTS", "EMITS TO"];
+    parts.push(output.table(&header, rows.collect()));
+    for function in &plan.functions {
+        let changes = function.changes.iter();
+        parts.extend(changes.map(|one| format!("  {}: {}", function.function, change(one))));
+    }
+    parts.extend(plan.notes.iter().map(|note| format!("note: {note}")));
+    parts.join("\n")
+}
+
+/// What the nodes made of it.
+pub fn rollout(rollout: Option<&Rollout>) -> String {
+    match rollout {
+        None => "registered; nodes take it over by themselves".into(),
+        Some(rollout) if rollout.nodes == 0 => {
+            "registered; no node is alive to run it: start one with `pelton run`".into()
+        }
+        Some(rollout) => {
+            let plural = if rollout.nodes == 1 { "" } else { "s" };
+            let running = if rollout.running.is_empty() {
+                "nothing".into()
+            } else {
+                rollout.running.join(", ")
+            };
+            format!("running on {} node{plural}: {running}", rollout.nodes)
+        }
+    }
+}
+
+fn change(change: &Change) -> String {
+    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".into());
+    format!(
+        "{} {} → {}",
+        change.what,
+        value(&change.from),
+        value(&change.to)
+    )
+}
+
+fn component(function: &FunctionPlan) -> String {
+    let digest: String = function.digest.chars().take(SHORT).collect();
+    let kib = function.bytes.div_ceil(1024);
+    let upload = if function.upload { "" } else { ", stored" };
+    format!("{digest} ({kib} KiB{upload})")
+}
+
+fn consumers(function: &FunctionPlan) -> String {
+    let inputs = function.consumers.iter().map(|consumer| {
+        let action = match consumer.action {
+            ConsumerAction::Create => " (new)",
+            ConsumerAction::Update => " (changed)",
+            ConsumerAction::Keep => "",
+            ConsumerAction::Remove => " (removed)",
+        };
+        format!(
+            "{}: {}{action}",
+            consumer.stream,
+            consumer.subjects.join(", ")
+        )
+    });
+    inputs.collect::<Vec<_>>().join("; ")
+}
+
+fn stream_action(action: StreamAction) -> &'static str {
+    match action {
+        StreamAction::Create => "create",
+        StreamAction::Update => "update",
+        StreamAction::Keep => "keep",
+        StreamAction::Adopt => "adopt",
+        StreamAction::Leave => "leave as it is",
+    }
+}
+
+fn function_action(action: FunctionAction) -> &'static str {
+    match action {
+        FunctionAction::New => "new",
+        FunctionAction::Changed => "changed",
+        FunctionAction::Unchanged => "unchanged",
+    }
+}
