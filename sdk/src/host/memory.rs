@@ -1,0 +1,187 @@
+//! The node's part in native tests: state in memory, everything else collected to be looked at.
+
+use std::collections::BTreeMap;
+
+use crate::context::Level;
+use crate::draft::Draft;
+use crate::event::Timestamp;
+use crate::{Error, Result, subject};
+
+/// A line that a handler logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    /// How much it matters.
+    pub level: Level,
+    /// The text.
+    pub message: String,
+}
+
+/// What [`Context::test`](crate::Context::test) stands on: fill `state` and `config` before the call, look at the rest after it.
+///
+/// Unlike a node it takes nothing back when a handler fails, it allows every subject, and it has no limits.
+#[derive(Debug, Default)]
+pub struct TestHost {
+    /// Every key and its value; [`Table`](crate::Table) reads and writes it typed.
+    pub state: BTreeMap<String, Vec<u8>>,
+    /// What `ctx.config` answers.
+    pub config: BTreeMap<String, String>,
+    /// What was emitted, in order.
+    pub emitted: Vec<Draft>,
+    /// What is to be emitted at a time, by name.
+    pub scheduled: BTreeMap<String, (Timestamp, Draft)>,
+    /// The last reply: media type and data.
+    pub replied: Option<(Option<String>, Vec<u8>)>,
+    /// What was logged, in order.
+    pub logged: Vec<LogLine>,
+    /// What answers HTTP requests; without one they fail.
+    #[cfg(feature = "http")]
+    pub http: Option<crate::http::TestServer>,
+}
+
+impl TestHost {
+    pub(crate) fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        check_key(key)?;
+        Ok(self.state.get(key).cloned())
+    }
+
+    pub(crate) fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Vec<u8>>>> {
+        keys.iter().map(|key| self.get(key)).collect()
+    }
+
+    pub(crate) fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<String>> {
+        let below = |key: &&String| {
+            prefix.is_empty()
+                || key
+                    .strip_prefix(prefix)
+                    .is_some_and(|rest| rest.starts_with('.'))
+        };
+        let keys = self.state.keys().filter(below);
+        let behind = keys.filter(|key| after.is_none_or(|after| key.as_str() > after));
+        Ok(behind.take(limit as usize).cloned().collect())
+    }
+
+    pub(crate) fn set(&mut self, key: &str, value: Vec<u8>) -> Result {
+        check_key(key)?;
+        self.state.insert(key.to_owned(), value);
+        Ok(())
+    }
+
+    pub(crate) fn delete(&mut self, key: &str) -> Result {
+        check_key(key)?;
+        self.state.remove(key);
+        Ok(())
+    }
+
+    pub(crate) fn emit(&mut self, draft: Draft) -> Result {
+        check_draft(&draft)?;
+        self.emitted.push(draft);
+        Ok(())
+    }
+
+    pub(crate) fn emit_at(&mut self, name: &str, time: Timestamp, draft: Draft) -> Result {
+        check_key(name)?;
+        check_draft(&draft)?;
+        self.scheduled.insert(name.to_owned(), (time, draft));
+        Ok(())
+    }
+
+    pub(crate) fn cancel(&mut self, name: &str) -> Result {
+        check_key(name)?;
+        self.scheduled.remove(name);
+        Ok(())
+    }
+
+    pub(crate) fn reply(&mut self, content_type: Option<&str>, data: Vec<u8>) -> Result {
+        self.replied = Some((content_type.map(str::to_owned), data));
+        Ok(())
+    }
+
+    pub(crate) fn log(&mut self, level: Level, _context: &str, message: &str) {
+        let message = message.to_owned();
+        self.logged.push(LogLine { level, message });
+    }
+
+    pub(crate) fn config(&self, name: &str) -> Result<Option<String>> {
+        Ok(self.config.get(name).cloned())
+    }
+}
+
+/// The contract's rule: 1 to 256 bytes, tokens not empty.
+fn check_key(key: &str) -> Result {
+    let bytes = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=/.".contains(&byte);
+    if key.len() > 256 || !key.bytes().all(bytes) || key.split('.').any(str::is_empty) {
+        let text = format!(
+            "`{key}` is no key: 1 to 256 bytes of A-Z a-z 0-9 - _ = / . and no empty token"
+        );
+        return Err(Error::reject("pelton-key-invalid", text));
+    }
+    Ok(())
+}
+
+/// The contract's rules for events, as far as they do not depend on a manifest.
+fn check_draft(draft: &Draft) -> Result {
+    let is_name = |name: &str| {
+        (1..=20).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    let text = if !subject::is_subject(&draft.subject) {
+        format!("`{}` is no subject to publish to", draft.subject)
+    } else if let Some((name, _)) = draft.attributes.iter().find(|(name, _)| !is_name(name)) {
+        format!("attribute `{name}`: a name is 1 to 20 bytes of a-z 0-9")
+    } else {
+        return Ok(());
+    };
+    Err(Error::reject("pelton-event-invalid", text))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Context, Draft, Level, Timestamp};
+
+    #[test]
+    fn everything_is_collected() {
+        let mut ctx = Context::test();
+        ctx.config.insert("currency".into(), "EUR".into());
+        assert_eq!(ctx.require_config("currency").unwrap(), "EUR");
+        assert_eq!(ctx.require_config("x").unwrap_err().code, "config-missing");
+        ctx.emit(Draft::new("a.b", &1).id("e-1")).unwrap();
+        ctx.emit_at("timer", Timestamp(5), Draft::new("a.c", &2))
+            .unwrap();
+        ctx.emit_at("other", Timestamp(5), Draft::new("a.c", &2))
+            .unwrap();
+        ctx.cancel("other").unwrap();
+        ctx.reply(&"ok").unwrap();
+        ctx.warn("odd");
+        assert_eq!(ctx.emitted[0].json::<u8>().unwrap(), 1);
+        assert_eq!(ctx.scheduled.keys().collect::<Vec<_>>(), ["timer"]);
+        assert_eq!(ctx.replied, Some((None, b"\"ok\"".to_vec())));
+        assert_eq!(
+            (ctx.logged[0].level, ctx.logged[0].message.as_str()),
+            (Level::Warn, "odd")
+        );
+        assert!(!ctx.delivery().is_last_attempt());
+    }
+
+    #[test]
+    fn malformed_events_are_refused_as_a_node_would() {
+        let mut ctx = Context::test();
+        for draft in [
+            Draft::new("a.*", &1),
+            Draft::new("a..b", &1),
+            Draft::new("a", &1).attribute("Upper", "x"),
+        ] {
+            assert_eq!(ctx.emit(draft).unwrap_err().code, "pelton-event-invalid");
+        }
+        let keys_must_be_text = std::collections::BTreeMap::from([((1, 2), 3)]);
+        let error = ctx.emit(Draft::new("a", &keys_must_be_text)).unwrap_err();
+        assert_eq!(error.code, "data-invalid");
+        assert!(ctx.emitted.is_empty());
+    }
+}

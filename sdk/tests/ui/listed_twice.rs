@@ -1,0 +1,9 @@
+use pelton_sdk::prelude::*;
+
+#[handler("orders.*.paid")]
+fn paid(_event: Event<()>, _ctx: &mut Context) -> Result {
+    Ok(())
+}
+handlers![paid, paid];
+
+fn main() {}
