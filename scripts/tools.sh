@@ -46,6 +46,11 @@ need_rust() {
     need_wasm_target
 }
 
+# Cargo's folder for what it builds, wherever the user's settings put it.
+target_folder() {
+    cargo metadata --no-deps --offline --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
+}
+
 need_wasm_target() {
     target=wasm32-unknown-unknown
     [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ] && return

@@ -128,7 +128,7 @@ impl Teller<'_> {
         self.smooth(&order.id, &order.customer, &order.total)
             .await?;
         self.observer.becomes("o-4", "completed").await?;
-        let illegal = order.paid("success");
+        let illegal = order.paid_by("payment-2", "success");
         self.publish(&illegal, "illegal: o-4 is completed").await?;
         Ok(illegal)
     }

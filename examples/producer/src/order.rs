@@ -39,17 +39,24 @@ impl Order {
 
     /// A payment was tried; only the status `success` pays.
     pub fn paid(&self, status: &str) -> Event {
-        self.event("paid", self.step("payment", status))
+        self.paid_by(&format!("payment-{}", self.id), status)
+    }
+
+    /// The same with a payment of another id.
+    pub fn paid_by(&self, payment: &str, status: &str) -> Event {
+        self.event("paid", self.step("payment", payment, status))
     }
 
     /// The parcel left.
     pub fn shipped(&self) -> Event {
-        self.event("shipped", self.step("shipping", "in-transit"))
+        let shipping = format!("shipping-{}", self.id);
+        self.event("shipped", self.step("shipping", &shipping, "in-transit"))
     }
 
     /// The parcel arrived.
     pub fn completed(&self) -> Event {
-        self.event("completed", self.step("delivery", "delivered"))
+        let delivery = format!("delivery-{}", self.id);
+        self.event("completed", self.step("delivery", &delivery, "delivered"))
     }
 
     /// The whole of a life without trouble, in its order.
@@ -62,11 +69,11 @@ impl Order {
         ]
     }
 
-    fn step(&self, what: &str, status: &str) -> serde_json::Value {
+    fn step(&self, what: &str, id: &str, status: &str) -> serde_json::Value {
         json!({
             "order_id": self.id,
             "customer_id": self.customer,
-            format!("{what}_id"): format!("{what}-{}", self.id),
+            format!("{what}_id"): id,
             format!("{what}_status"): status,
         })
     }
