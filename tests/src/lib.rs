@@ -1,1 +1,25 @@
-//! harness
+//! The harness: real nats-server processes, the real `pelton` binary, real components.
+//!
+//! Nothing here stands in for NATS or for a node, with one exception that says so ([`old_server`]): what these tests
+//! see is what a user sees. Every wait is for a condition and has a deadline ([`wait`]).
+
+pub mod build;
+pub mod client;
+pub mod http;
+pub mod modules;
+pub mod node;
+pub mod old_server;
+pub mod orders;
+pub mod pelton;
+pub mod project;
+pub mod scene;
+pub mod server;
+pub mod wait;
+
+pub use client::{Dead, Nats};
+pub use node::Node;
+pub use pelton::{Output, Pelton};
+pub use project::Project;
+pub use scene::Scene;
+pub use server::NatsServer;
+pub use wait::{eventually, within};

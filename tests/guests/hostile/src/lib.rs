@@ -1,0 +1,198 @@
+//! A function that does what its events say, harm included: the tests' adversary.
+//!
+//! Whatever ends well leaves a record at `done.<event id>`, so that a test sees which events were handled, by which
+//! attempt and under which configuration.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::Duration;
+
+use pelton_sdk::http::Request;
+use pelton_sdk::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// What an event asks for.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Act {
+    /// Nothing: handle it.
+    Fine,
+    /// Never end.
+    Loop,
+    /// Take memory until there is none.
+    Bomb,
+    /// Call itself until the stack is full.
+    Recurse,
+    /// Panic with this text.
+    Panic {
+        /// The text.
+        text: String,
+    },
+    /// Emit events.
+    Emit {
+        /// Their subject.
+        subject: String,
+        /// How many.
+        count: usize,
+        /// Length of each one's data.
+        bytes: usize,
+    },
+    /// Write a value under a key.
+    Write {
+        /// The id in the table `written`.
+        id: String,
+        /// Length of the value.
+        bytes: usize,
+    },
+    /// Ask this URL for its answer, and keep that.
+    Http {
+        /// Where.
+        url: String,
+    },
+    /// Fail until this attempt.
+    Fail {
+        /// `retry`, `retry-after`, `reject` or `defer`.
+        how: String,
+        /// The error's code.
+        code: String,
+        /// The first attempt that goes well; 0: none.
+        well_at: u32,
+    },
+    /// Reject unless the configuration says `mended = yes`.
+    NeedsMending,
+    /// Add one to a counter.
+    Count {
+        /// Which one.
+        counter: String,
+    },
+}
+
+/// What is kept of an event that was handled.
+#[derive(Debug, Serialize, Deserialize)]
+struct Done {
+    attempt: u32,
+    /// The configuration value `tag`.
+    tag: String,
+    bytes: usize,
+}
+
+static DONE: Table<Done> = Table::new("done");
+static COUNTERS: Table<u64> = Table::new("counters");
+static ANSWERS: Table<String> = Table::new("answers");
+static WRITTEN: Table<String> = Table::new("written");
+
+/// Does what the event says.
+#[handler("hostile.act.>")]
+pub fn act(event: Event<Act>, ctx: &mut Context) -> Result {
+    perform(event.data, ctx)?;
+    done(&event.id, 0, ctx)
+}
+
+/// Takes anything, and counts its bytes.
+#[handler("hostile.raw")]
+pub fn raw(event: Event<Raw>, ctx: &mut Context) -> Result {
+    done(&event.id, event.data.0.len(), ctx)
+}
+
+/// Takes anything, and keeps what it was told about it.
+#[handler("hostile.look")]
+pub fn look(event: Event<Raw>, ctx: &mut Context) -> Result {
+    static LOOKS: Table<BTreeMap<String, String>> = Table::new("looks");
+    let mut seen: BTreeMap<_, _> = event.attributes.iter().cloned().collect();
+    seen.insert("source".into(), event.source.clone());
+    seen.insert("type".into(), event.ty.clone());
+    seen.insert("time".into(), event.time.0.to_string());
+    seen.insert(
+        "data".into(),
+        String::from_utf8_lossy(&event.data.0).into_owned(),
+    );
+    LOOKS.set(ctx, &event.id, &seen)
+}
+
+handlers![act, raw, look];
+
+fn done(id: &str, bytes: usize, ctx: &mut Context) -> Result {
+    let done = Done {
+        attempt: ctx.delivery().attempt,
+        tag: ctx.config("tag")?.unwrap_or_default(),
+        bytes,
+    };
+    ctx.info(format!("done: {id}"));
+    DONE.set(ctx, id, &done)
+}
+
+#[expect(clippy::panic, reason = "what is asked for")]
+fn perform(act: Act, ctx: &mut Context) -> Result {
+    match act {
+        Act::Fine => Ok(()),
+        Act::Loop => loop {
+            black_box(());
+        },
+        Act::Bomb => bomb(),
+        Act::Recurse => {
+            black_box(recurse(1));
+            Ok(())
+        }
+        Act::Panic { text } => panic!("{text}"),
+        Act::Emit {
+            subject,
+            count,
+            bytes,
+        } => emit(&subject, count, bytes, ctx),
+        Act::Write { id, bytes } => WRITTEN.set(ctx, &id, &"x".repeat(bytes)),
+        Act::Http { url } => ask(&url, ctx),
+        Act::Fail { how, code, well_at } => fail(&how, &code, well_at, ctx),
+        Act::NeedsMending => match ctx.config("mended")?.as_deref() {
+            Some("yes") => Ok(()),
+            _ => reject!("not-mended", "the configuration does not say mended = yes"),
+        },
+        Act::Count { counter } => {
+            COUNTERS.update(ctx, &counter, |count| Ok(Some(count.unwrap_or(0) + 1)))
+        }
+    }
+}
+
+fn bomb() -> Result {
+    let mut held: Vec<Vec<u8>> = Vec::new();
+    loop {
+        held.push(vec![7; 1 << 20]);
+        black_box(&held);
+    }
+}
+
+#[expect(unconditional_recursion, reason = "what is asked for")]
+fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    let below = recurse(depth + 1);
+    below + black_box(frame).iter().sum::<u64>()
+}
+
+fn emit(subject: &str, count: usize, bytes: usize, ctx: &mut Context) -> Result {
+    for _ in 0..count {
+        ctx.emit(Draft::bytes(
+            subject,
+            "application/octet-stream",
+            vec![b'x'; bytes],
+        ))?;
+    }
+    Ok(())
+}
+
+fn fail(how: &str, code: &str, well_at: u32, ctx: &mut Context) -> Result {
+    let attempt = ctx.delivery().attempt;
+    if well_at != 0 && attempt >= well_at {
+        return Ok(());
+    }
+    let message = format!("attempt {attempt} failed as it was told to");
+    Err(match how {
+        "retry" => Error::retry(code, message),
+        "retry-after" => Error::retry_after(Duration::from_millis(300), code, message),
+        "defer" => Error::defer(code, message),
+        _ => Error::reject(code, message),
+    })
+}
+
+fn ask(url: &str, ctx: &mut Context) -> Result {
+    let answer = Request::get(url).send(ctx)?.success()?.text()?;
+    ANSWERS.set(ctx, "last", &answer)
+}

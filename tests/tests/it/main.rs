@@ -1,0 +1,18 @@
+//! The system's promises, each against real servers and nodes. One binary, so that it is linked once.
+
+mod cli;
+mod config;
+mod crash;
+mod events;
+mod hostile;
+mod http;
+mod modules;
+mod orders;
+mod outage;
+mod redeploy;
+mod retry;
+mod scaffold;
+mod state;
+mod streams;
+mod tidy;
+mod unreachable;

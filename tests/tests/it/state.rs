@@ -1,0 +1,109 @@
+//! State is shared: with other functions, other nodes, and clients that know nothing of Pelton.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use pelton_tests::{Scene, build, eventually, project};
+use serde_json::{Value, json};
+
+const EVENTS: u64 = 200;
+const FOREIGN: u64 = 100;
+
+/// One hot counter makes attempts collide: they may do so often, and are not many at once.
+async fn scene() -> Result<Scene> {
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    let more = "concurrency = 8\nretry = { max-attempts = 100, initial-delay = \"10ms\", max-delay = \"200ms\" }";
+    text += &project::function("hostile", &build::component("hostile")?, more);
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    Scene::start(&text).await
+}
+
+/// Compare-and-set, as a careful client of the bucket does it.
+async fn add_one(scene: &Scene) -> Result<()> {
+    let bucket = scene.nats.state("shop").await?;
+    eventually("a foreign increment to win", || async {
+        let entry = bucket.entry("counters.hot").await?;
+        let (count, revision): (u64, u64) = match entry {
+            Some(entry) => (serde_json::from_slice(&entry.value)?, entry.revision),
+            None => (0, 0),
+        };
+        let value = json!(count + 1).to_string().into();
+        bucket.update("counters.hot", value, revision).await?;
+        Ok(Some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn no_update_is_lost_between_a_function_and_a_foreign_client() -> Result<()> {
+    let scene = scene().await?;
+    let act = json!({ "do": "count", "counter": "hot" }).to_string();
+    let publish = async {
+        for _ in 0..EVENTS {
+            scene.nats.publish("hostile.act.now", act.clone()).await?;
+        }
+        anyhow::Ok(())
+    };
+    let foreign = async {
+        for _ in 0..FOREIGN {
+            add_one(&scene).await?;
+        }
+        anyhow::Ok(())
+    };
+    let (published, added) = tokio::join!(publish, foreign);
+    published?;
+    added?;
+    scene.nats.drained("shop", "hostile", "HOSTILE").await?;
+    let dead = scene.nats.dead("shop").await?;
+    ensure!(dead.is_empty(), "{dead:?}");
+    let count = scene.nats.value("shop", "counters.hot").await?;
+    assert_eq!(count, Some(json!(EVENTS + FOREIGN)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_value_that_a_foreign_client_broke_is_a_dead_letter() -> Result<()> {
+    let scene = scene().await?;
+    let bucket = scene.nats.state("shop").await?;
+    bucket.put("counters.hot", "no number".into()).await?;
+    let act = json!({ "do": "count", "counter": "hot" }).to_string();
+    let sequence = scene.nats.publish("hostile.act.now", act).await?;
+    let dead = scene.nats.dead_of("shop", "HOSTILE", sequence).await?;
+    assert_eq!(dead.code(), "state-invalid");
+    ensure!(dead.reason().contains("counters.hot"), "{}", dead.reason());
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_nodes_share_a_function() -> Result<()> {
+    let scene = scene().await?;
+    let mut other = scene.node()?;
+    scene.nats.serving("hostile", None, 2).await?;
+    let act = json!({ "do": "count", "counter": "shared" }).to_string();
+    for _ in 0..EVENTS {
+        scene.nats.publish("hostile.act.now", act.clone()).await?;
+    }
+    scene.nats.drained("shop", "hostile", "HOSTILE").await?;
+    let count = scene.nats.value("shop", "counters.shared").await?;
+    assert_eq!(count, Some(json!(EVENTS)));
+    ensure!(scene.nats.dead("shop").await?.is_empty());
+
+    // Both of them worked: each line that the handler logs says where it ran.
+    eventually("both nodes to have logged", || async {
+        let lines = scene.nats.messages("PELTON_LOGS").await?;
+        let mut nodes = BTreeSet::new();
+        for line in lines {
+            let line: Value = serde_json::from_slice(&line.payload)?;
+            nodes.extend(line["node"].as_str().map(str::to_owned));
+        }
+        Ok((nodes.len() == 2).then_some(()))
+    })
+    .await?;
+
+    // One leaves, the other goes on.
+    other.kill().await?;
+    let sequence = scene.nats.publish("hostile.act.now", act).await?;
+    let key = format!("done.HOSTILE=3A{sequence}");
+    eventually("the other to go on", || scene.nats.value("shop", &key)).await?;
+    Ok(())
+}
