@@ -295,11 +295,7 @@ mod tests {
         for (name, nested, expected) in [
             ("RUSTFLAGS", false, true),
             ("CARGO_PROFILE_RELEASE_DEBUG", false, true),
-            (
-                "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS",
-                false,
-                true,
-            ),
+            ("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", false, true),
             ("RUSTUP_TOOLCHAIN", false, false),
             ("RUSTUP_TOOLCHAIN", true, true),
             ("CARGO_PKG_NAME", true, true),
@@ -310,5 +306,65 @@ mod tests {
         ] {
             assert_eq!(leaks(name, nested), expected, "{name}, nested {nested}");
         }
+    }
+    /// A crate whose module holds a path (of the panic) and which a neighbour beside the workspace is part of.
+    fn sketch(root: &Path) -> PathBuf {
+        let write = |path: &str, text: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write(
+            "app/Cargo.toml",
+            "[workspace]\nmembers = [\"one\"]\nresolver = \"3\"\n",
+        );
+        write(
+            "app/one/Cargo.toml",
+            "[package]\nname = \"one\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n\
+             [dependencies]\nbeside = { path = \"../../beside\" }\n",
+        );
+        write(
+            "app/one/src/lib.rs",
+            "#[unsafe(no_mangle)]\npub extern \"C\" fn f(i: u32) -> u32 {\n    beside::at(i) + [1, 2][i as usize]\n}\n",
+        );
+        write(
+            "beside/Cargo.toml",
+            "[package]\nname = \"beside\"\nedition = \"2024\"\n",
+        );
+        write(
+            "beside/src/lib.rs",
+            "pub fn at(i: u32) -> u32 {\n    std::panic::Location::caller().file().len() as u32 + [3, 4][i as usize]\n}\n",
+        );
+        root.join("app/one")
+    }
+
+    #[tokio::test]
+    async fn modules_do_not_tell_where_they_were_built() {
+        let mut modules = Vec::new();
+        for _ in 0..2 {
+            let root = tempfile::tempdir().unwrap();
+            let folder = sketch(root.path());
+            ensure_target(&folder).await.unwrap();
+            let one = inspect(&folder).await.unwrap();
+            let built = build(&[&one]).await.unwrap();
+            let module = std::fs::read(&built[&one.id]).unwrap();
+            let text = String::from_utf8_lossy(&module).into_owned();
+            assert!(text.contains("/beside/src/lib.rs"));
+            assert!(!text.contains(root.path().to_str().unwrap()));
+            modules.push(module);
+        }
+        assert!(modules[0] == modules[1], "two builds differ");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_function() {
+        let root = tempfile::tempdir().unwrap();
+        let error = inspect(root.path()).await.unwrap_err().to_string();
+        assert!(error.contains("no Cargo.toml"), "{error}");
+        sketch(root.path());
+        let error = inspect(&root.path().join("beside")).await.unwrap_err();
+        assert!(error.to_string().contains("cdylib"), "{error}");
+        let error = inspect(&root.path().join("app")).await.unwrap_err();
+        assert!(error.to_string().contains("[package]"), "{error}");
     }
 }

@@ -37,7 +37,10 @@ pub async fn build_functions(
             continue;
         };
         let path = manifest.root.join(&function.component);
-        if path.extension().is_some_and(|extension| extension == "wasm") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "wasm")
+        {
             files.insert(name.clone(), path);
         } else {
             folders.insert(name.clone(), path);
@@ -74,9 +77,7 @@ pub(crate) fn select<'a>(
 }
 
 /// Function → folder becomes function → module.
-async fn compile(
-    folders: &BTreeMap<String, PathBuf>,
-) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+async fn compile(folders: &BTreeMap<String, PathBuf>) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     let mut by_workspace: BTreeMap<PathBuf, Vec<Crate>> = BTreeMap::new();
     let mut ids: BTreeMap<&String, PackageId> = BTreeMap::new();
     for (name, folder) in folders {
