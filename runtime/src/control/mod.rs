@@ -20,7 +20,11 @@ mod replay;
 
 mod scan;
 
+mod handlers;
+
 use async_nats::jetstream;
+
+pub use handlers::{Mismatch, handlers_match};
 
 /// What kind of trouble a [`ControlError`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
