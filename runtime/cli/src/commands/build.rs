@@ -91,6 +91,11 @@ pub async fn run(args: BuildArgs, global: &Global) -> anyhow::Result<()> {
     })
 }
 
+/// Whether cargo accepts the crate in `folder`.
+pub(crate) async fn inspect(folder: &std::path::Path) -> anyhow::Result<()> {
+    cargo::inspect(folder).await.map(drop)
+}
+
 /// `pelton:function/state@0.1.0` → `state`, `wasi:http/types@0.2.6` → `wasi:http/types`.
 fn short(import: &str) -> &str {
     let name = import.split('@').next().unwrap_or(import);
