@@ -160,12 +160,15 @@ fn filters(query: &LogQuery) -> Result<Vec<String>, ControlError> {
     let Some(level) = query.level.as_deref() else {
         return Ok(vec![format!("{LOGS_PREFIX}.{app}.{function}.*")]);
     };
-    let least = LEVELS.iter().position(|known| *known == level).ok_or_else(|| {
-        ControlError::refused(
-            format!("{level:?} is no log level"),
-            format!("choose one of {}", LEVELS.join(", ")),
-        )
-    })?;
+    let least = LEVELS
+        .iter()
+        .position(|known| *known == level)
+        .ok_or_else(|| {
+            ControlError::refused(
+                format!("{level:?} is no log level"),
+                format!("choose one of {}", LEVELS.join(", ")),
+            )
+        })?;
     Ok(LEVELS
         .iter()
         .skip(least)

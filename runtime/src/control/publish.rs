@@ -149,7 +149,9 @@ pub(super) fn header_map(headers: &Headers) -> Result<HeaderMap, ControlError> {
             .map_err(|error| error.to_string())
             .and_then(|name| {
                 let value = value.parse::<HeaderValue>();
-                value.map(|value| (name, value)).map_err(|error| error.to_string())
+                value
+                    .map(|value| (name, value))
+                    .map_err(|error| error.to_string())
             });
         let (name, value) = parsed.map_err(|why| {
             ControlError::refused(

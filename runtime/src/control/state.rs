@@ -108,8 +108,7 @@ impl State {
                 let headers = message.headers.as_ref()?;
                 headers.get(name).map(|value| value.as_str().to_owned())
             };
-            let gone =
-                header("KV-Operation").is_some() || header("Nats-Marker-Reason").is_some();
+            let gone = header("KV-Operation").is_some() || header("Nats-Marker-Reason").is_some();
             if let (false, Some(key), Ok(info)) =
                 (gone, message.subject.strip_prefix(&start), message.info())
             {
@@ -144,7 +143,10 @@ impl State {
             Some(entry) if entry.value.is_some() => Ok(entry),
             _ => Err(ControlError::not_found(
                 format!("key {key} does not exist in app {}", self.names.app()),
-                format!("see the keys with `pelton state ls --app {}`", self.names.app()),
+                format!(
+                    "see the keys with `pelton state ls --app {}`",
+                    self.names.app()
+                ),
             )),
         }
     }

@@ -13,10 +13,11 @@ use pelton_runtime::records::Handler;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+pub(crate) use functions::artifact;
 pub use functions::build_functions;
-pub(crate) use functions::{artifact, select};
 
 use crate::global::Global;
+use crate::output::Output;
 
 /// Build the functions into components, target/pelton/FUNCTION.wasm
 #[derive(Debug, Args)]
@@ -49,7 +50,7 @@ pub struct BuiltFunction {
 }
 
 impl BuiltFunction {
-    fn new(manifest: &Manifest, function: String, component: Component) -> Self {
+    pub(crate) fn new(manifest: &Manifest, function: String, component: Component) -> Self {
         Self {
             file: artifact(manifest, &function),
             function,
@@ -83,12 +84,44 @@ pub async fn run(args: BuildArgs, global: &Global) -> anyhow::Result<()> {
         .map(|(name, component)| BuiltFunction::new(&manifest, name, component))
         .collect();
     let output = global.output();
-    output.document(&built, |built| {
-        output.table(
-            &["FUNCTION", "SIZE", "HANDLERS", "IMPORTS", "DIGEST"],
-            built.iter().map(BuiltFunction::row).collect(),
-        )
-    })
+    output.document(&built, |built| summary(&output, built))
+}
+
+/// A row per function.
+pub(crate) fn summary(output: &Output, built: &[BuiltFunction]) -> String {
+    output.table(
+        &["FUNCTION", "SIZE", "HANDLERS", "IMPORTS", "DIGEST"],
+        built.iter().map(BuiltFunction::row).collect(),
+    )
+}
+
+/// What a function's component is made from: folders of crates (whole), and single files.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    pub(crate) folders: Vec<PathBuf>,
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// The sources of all functions; of a crate that cargo does not understand at the moment, its folder at least.
+pub(crate) async fn sources(manifest: &Manifest) -> Sources {
+    let mut sources = Sources::default();
+    for function in manifest.functions.values() {
+        let path = manifest.root.join(&function.component);
+        if functions::is_module(&path) {
+            sources.files.push(path);
+            continue;
+        }
+        match cargo::inspect(&path).await {
+            Ok(one) => {
+                sources.files.push(one.workspace.join("Cargo.toml"));
+                sources.folders.extend(one.folders);
+            }
+            Err(_) => sources.folders.push(path),
+        }
+    }
+    sources.folders.sort();
+    sources.folders.dedup();
+    sources
 }
 
 /// Whether cargo accepts the crate in `folder`.
@@ -103,7 +136,7 @@ fn short(import: &str) -> &str {
 }
 
 /// Bytes for a person.
-pub(crate) fn kib(bytes: usize) -> String {
+fn kib(bytes: usize) -> String {
     let tenths = (bytes * 10).div_ceil(1024);
     format!("{}.{} KiB", tenths / 10, tenths % 10)
 }

@@ -1,7 +1,7 @@
 //! Cargo, called so that what it builds depends on the source alone: not on the folder it stands in, not on
 //! the flags of a shell, and not on another cargo that happens to run us.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -39,6 +39,8 @@ pub(crate) struct Crate {
     target_dir: PathBuf,
     /// Folders of crates beside the workspace that this one depends on.
     neighbours: BTreeMap<String, PathBuf>,
+    /// Its own folder and those of all crates that it reaches by paths.
+    pub(crate) folders: BTreeSet<PathBuf>,
 }
 
 /// What cargo says of the crate in `folder`.
@@ -85,6 +87,7 @@ pub(crate) async fn inspect(folder: &Path) -> anyhow::Result<Crate> {
         workspace: metadata.workspace_root.clone().into_std_path_buf(),
         target_dir: metadata.target_directory.clone().into_std_path_buf(),
         neighbours: neighbours(&metadata, package),
+        folders: folders(&metadata, package),
     })
 }
 
@@ -123,6 +126,36 @@ fn neighbours(metadata: &Metadata, package: &Package) -> BTreeMap<String, PathBu
                 .then(|| (dependency.name.clone(), path.clone().into_std_path_buf()))
         })
         .collect()
+}
+
+fn folders(metadata: &Metadata, package: &Package) -> BTreeSet<PathBuf> {
+    let mut folders = BTreeSet::new();
+    let mut next = vec![package];
+    while let Some(package) = next.pop() {
+        let Some(folder) = package.manifest_path.parent() else {
+            continue;
+        };
+        if !folders.insert(folder.as_std_path().to_owned()) {
+            continue;
+        }
+        for path in package
+            .dependencies
+            .iter()
+            .filter_map(|one| one.path.as_ref())
+        {
+            let member = metadata
+                .packages
+                .iter()
+                .find(|other| other.manifest_path.parent() == Some(path));
+            match member {
+                Some(member) => next.push(member),
+                None => {
+                    folders.insert(path.as_std_path().to_owned());
+                }
+            }
+        }
+    }
+    folders
 }
 
 /// Refuses to begin without the target's standard library, for cargo's own words do not say what to do.

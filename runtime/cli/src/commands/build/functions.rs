@@ -56,11 +56,14 @@ pub async fn build_functions(
     Ok(components)
 }
 
+/// Whether a manifest's `component` is a file that was built elsewhere.
+pub(crate) fn is_module(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == "wasm")
+}
+
 /// The functions asked for, or all.
-pub(crate) fn select<'a>(
-    manifest: &'a Manifest,
-    functions: &[String],
-) -> anyhow::Result<Vec<&'a String>> {
+fn select<'a>(manifest: &'a Manifest, functions: &[String]) -> anyhow::Result<Vec<&'a String>> {
     for name in functions {
         let known: Vec<_> = manifest.functions.keys().map(String::as_str).collect();
         ensure!(
