@@ -2,14 +2,36 @@
 //!
 //! The only place that knows wasmtime; it knows nothing of NATS.
 
+mod cache;
+mod engine;
+mod guest;
+mod host;
+mod http;
+mod imports;
+mod invoke;
+mod limits;
+mod logs;
+mod pool;
+mod stdio;
+mod types;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use wasmtime::Engine;
+use wasmtime::component::{Component, InstancePre};
 
-use crate::effects::{Attempt, StateReader};
+use self::cache::Cache;
+use self::engine::Clock;
+use self::guest::Export;
+use self::host::Host;
+use self::imports::Linkers;
+use self::pool::{Pool, Slots};
+use crate::component::{HANDLER_EXPORT, check_imports, is_http};
+use crate::effects::{Rules, StateReader};
 use crate::event::Delivery;
 use crate::records::Target;
 
@@ -74,11 +96,35 @@ pub struct Call {
 
 /// The engine and its artifact cache; cheap to clone.
 #[derive(Clone)]
-pub struct Sandbox {}
+pub struct Sandbox {
+    inner: Arc<Node>,
+}
+
+/// What all functions of a node share.
+struct Node {
+    engine: Engine,
+    linkers: Linkers,
+    cache: Cache,
+    slots: Arc<Slots>,
+    max_memory: u64,
+    _clock: Clock,
+}
 
 /// A function ready to be called; cheap to clone.
 #[derive(Clone)]
-pub struct Function {}
+pub struct Function {
+    inner: Arc<Ready>,
+}
+
+struct Ready {
+    pre: InstancePre<Host>,
+    export: Export,
+    spec: Arc<FunctionSpec>,
+    rules: Arc<Rules>,
+    pool: Arc<Pool>,
+    /// Keeps the clock ticking for as long as there is something to interrupt.
+    _node: Arc<Node>,
+}
 
 /// Why a component cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -87,26 +133,107 @@ pub struct SandboxError(pub String);
 
 impl Sandbox {
     /// Starts the engine and its epoch clock.
-    pub fn new(_config: SandboxConfig) -> Result<Self, SandboxError> {
-        Err(SandboxError("not built yet".into()))
+    ///
+    /// # Errors
+    /// Address space for that many instances is not to be had; the cache folder cannot be made private.
+    pub fn new(config: SandboxConfig) -> Result<Self, SandboxError> {
+        let engine = engine::engine(&config)?;
+        let linkers = Linkers::new(&engine)
+            .map_err(|error| SandboxError(format!("the imports do not link: {error:#}")))?;
+        Ok(Self {
+            inner: Arc::new(Node {
+                _clock: Clock::start(&engine)?,
+                cache: Cache::open(&config.cache_dir)?,
+                slots: Slots::new(config.max_instances),
+                max_memory: config.max_memory,
+                engine,
+                linkers,
+            }),
+        })
     }
 
-    /// Compiles (or finds in the cache) and pre-instantiates a component.
+    /// Compiles (or finds in the cache) and pre-instantiates a component, and starts one instance of it, so
+    /// that what cannot run is known before the first event.
+    ///
+    /// # Errors
+    /// Imports that no node links, or that the manifest does not allow; a component that does not start.
     pub async fn load(
         &self,
-        _component: &[u8],
-        _spec: FunctionSpec,
+        component: &[u8],
+        spec: FunctionSpec,
     ) -> Result<Function, SandboxError> {
-        Err(SandboxError("not built yet".into()))
+        self.check(&spec)?;
+        let node = Arc::clone(&self.inner);
+        let bytes = component.to_vec();
+        let loaded = tokio::task::spawn_blocking(move || node.cache.load(&node.engine, &bytes));
+        let (component, origin) = loaded
+            .await
+            .map_err(|error| SandboxError(format!("compiling was cut off: {error}")))??;
+        tracing::debug!(app = %spec.app, function = %spec.function, ?origin, "component loaded");
+        let function = self.prepare(&component, spec)?;
+        let permit = self.inner.slots.permit().await?;
+        let instance = function
+            .warm_up(permit)
+            .await
+            .map_err(|failure| SandboxError(format!("the component does not start: {}", failure.message)))?;
+        if !function.inner.spec.fresh {
+            function.inner.pool.put_back(instance);
+        }
+        Ok(function)
+    }
+
+    fn check(&self, spec: &FunctionSpec) -> Result<(), SandboxError> {
+        if spec.memory <= self.inner.max_memory {
+            return Ok(());
+        }
+        Err(SandboxError(format!(
+            "memory = {} bytes of function {} is more than this node grants ({}): lower it in pelton.toml, \
+             or raise the node's limit",
+            spec.memory, spec.function, self.inner.max_memory
+        )))
+    }
+
+    fn prepare(&self, component: &Component, spec: FunctionSpec) -> Result<Function, SandboxError> {
+        let http = !spec.http.is_empty();
+        let ty = component.component_type();
+        let imports: Vec<String> = ty
+            .imports(&self.inner.engine)
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        check_imports(&imports).map_err(|error| SandboxError(error.0))?;
+        if !http && let Some(name) = imports.iter().find(|name| is_http(name)) {
+            return Err(SandboxError(format!(
+                "the component imports {name}, but function {function} may call no host: add to \
+                 [functions.{function}.allow] http = [\"host\"] in pelton.toml, or build without HTTP",
+                function = spec.function
+            )));
+        }
+        let export = Export::find(component).ok_or_else(|| {
+            SandboxError(format!("the component exports no {HANDLER_EXPORT}0.1.0"))
+        })?;
+        let linker = self.inner.linkers.choose(http);
+        let pre = linker.instantiate_pre(component).map_err(|error| {
+            SandboxError(format!("the component does not fit this node's imports: {error:#}"))
+        })?;
+        let rules = Arc::new(Rules {
+            app: spec.app.clone(),
+            function: spec.function.clone(),
+            emit: spec.emit.clone(),
+            targets: spec.targets.clone(),
+            max_payload: spec.max_payload,
+        });
+        Ok(Function {
+            inner: Arc::new(Ready {
+                pre,
+                export,
+                rules,
+                spec: Arc::new(spec),
+                pool: self.inner.slots.pool(),
+                _node: Arc::clone(&self.inner),
+            }),
+        })
     }
 }
 
-impl Function {
-    /// Runs one attempt to its end, its timeout or its trap.
-    pub async fn invoke(&self, _call: Call) -> Attempt {
-        Attempt {
-            result: Ok(()),
-            effects: Default::default(),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

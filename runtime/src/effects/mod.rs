@@ -1,12 +1,24 @@
 //! Effects as data: what an attempt read, wrote and emitted. Collected in the sandbox, made durable by `commit`.
 
+mod collector;
+mod failure;
+mod key;
+mod memory;
+mod rules;
+
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use crate::event::Headers;
+
+pub use collector::Collector;
+pub(crate) use failure::cut;
+pub use failure::{Disposition, Failure, MAX_ERROR_BYTES};
+pub use key::{is_key, is_prefix};
+pub use memory::MemoryState;
+pub use rules::Rules;
 
 /// Keys read or written in one attempt, at most: a commit is one batch of at most 1000 messages.
 pub const MAX_KEYS: usize = 512;
@@ -16,8 +28,8 @@ pub const MAX_STATE_BYTES: usize = 8 << 20;
 pub const MAX_EMITS: usize = 256;
 /// Bytes emitted in one attempt.
 pub const MAX_EMIT_BYTES: usize = 8 << 20;
-/// Longest error message that is kept.
-pub const MAX_ERROR_BYTES: usize = 4 << 10;
+/// Room that a stored message keeps free for the headers that a commit adds.
+pub const HEADER_RESERVE: usize = 1 << 10;
 
 /// A state write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,50 +75,6 @@ impl Effects {
         Self {
             reads: self.reads,
             ..Self::default()
-        }
-    }
-}
-
-/// What becomes of a delivery that failed (the contract's `disposition`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Disposition {
-    /// Try again when the retry policy says.
-    Retry,
-    /// Try again no sooner than this (at most 24 h).
-    RetryAfter(Duration),
-    /// The event waits for another one; uses up no attempt.
-    Defer,
-    /// Trying again cannot help.
-    Reject,
-}
-
-/// Why an attempt failed (the contract's `error`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// What to do about it.
-    pub disposition: Disposition,
-    /// Stable code; those that begin with `pelton-` are the node's.
-    pub code: String,
-    /// For a person; at most [`MAX_ERROR_BYTES`].
-    pub message: String,
-}
-
-impl Failure {
-    /// A failure that trying again cannot help.
-    pub fn reject(code: &str, message: impl Into<String>) -> Self {
-        Self {
-            disposition: Disposition::Reject,
-            code: code.into(),
-            message: message.into(),
-        }
-    }
-
-    /// A failure that the retry policy handles.
-    pub fn retry(code: &str, message: impl Into<String>) -> Self {
-        Self {
-            disposition: Disposition::Retry,
-            code: code.into(),
-            message: message.into(),
         }
     }
 }
