@@ -1,14 +1,27 @@
 //! Reaching NATS: connection settings and contexts as the `nats` CLI has them, and what the server must be able to do.
 
+mod check;
+mod connect;
+mod context;
+
 use std::path::PathBuf;
+
+pub use check::{check_server, check_version};
+pub use connect::{CONNECT_LIMIT, REQUEST_TIMEOUT, connect};
+pub use context::config_dir;
+
+/// Where NATS is when nobody says otherwise.
+pub const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";
 
 /// How to connect; what is none comes from the context, then from the default `nats://127.0.0.1:4222`.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectOptions {
     /// URLs, comma separated.
     pub server: Option<String>,
-    /// Name of a saved context of the `nats` CLI, or a path to its file.
+    /// Name of a saved context of the `nats` CLI, or a path to its file; none: the selected one, if any.
     pub context: Option<String>,
+    /// Leave the selected context alone.
+    pub no_context: bool,
     /// User name, or token when there is no password.
     pub user: Option<String>,
     /// Password.
@@ -25,26 +38,21 @@ pub struct ConnectOptions {
     pub tls_ca: Option<PathBuf>,
 }
 
+impl ConnectOptions {
+    /// This server and nothing else: no context, no credentials but those in the URL.
+    pub fn to(server: impl Into<String>) -> Self {
+        Self {
+            server: Some(server.into()),
+            no_context: true,
+            ..Self::default()
+        }
+    }
+}
+
 /// Why NATS cannot be used: what, where, how to fix it; one line.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NatsError(pub String);
 
-/// Connects within 3 s or says why not.
-///
-/// # Errors
-/// Unreachable, refused, a context or file that is missing or malformed.
-pub async fn connect(
-    _options: &ConnectOptions,
-    _name: &str,
-) -> Result<async_nats::Client, NatsError> {
-    Err(NatsError("not built yet".into()))
-}
-
-/// Refuses a server that is older than [`crate::names::MIN_SERVER`] or has no JetStream.
-///
-/// # Errors
-/// Says which version was found, which is needed and what to do.
-pub async fn check_server(_client: &async_nats::Client) -> Result<(), NatsError> {
-    Err(NatsError("not built yet".into()))
-}
+#[cfg(test)]
+mod tests;
