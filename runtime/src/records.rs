@@ -128,6 +128,9 @@ pub struct NodeRecord {
     pub pelton: String,
     /// When it started, RFC 3339.
     pub started_at: String,
+    /// Apps that it serves; empty: all of the account.
+    #[serde(default)]
+    pub apps: Vec<String>,
     /// What it serves.
     pub functions: Vec<NodeFunction>,
 }
@@ -141,6 +144,9 @@ pub struct NodeFunction {
     pub function: String,
     /// The version that takes events; 0 when none does.
     pub version: u64,
+    /// The newest version that this node knows of: what `status` speaks of.
+    #[serde(default)]
+    pub deployed: u64,
     /// `running`, `starting`, or `failed: ` and why.
     pub status: String,
     /// Since this version started here.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use pelton_runtime::config::Manifest;
+use pelton_runtime::control::functions;
 use pelton_runtime::nats::{self, ConnectOptions};
 
 use crate::output::{Output, failure};
@@ -147,5 +148,39 @@ impl Global {
             let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
             anyhow::anyhow!(all.join("\n"))
         })
+    }
+}
+
+impl Global {
+    /// The manifest's app, when there is a manifest that can be read.
+    pub fn manifest_app(&self) -> Option<String> {
+        self.manifest_path().ok()?;
+        self.manifest().ok().map(|manifest| manifest.app)
+    }
+
+    /// The app that a command is about: the one named, else the manifest's, else the only one that is deployed.
+    pub async fn app(
+        &self,
+        named: Option<String>,
+        js: &async_nats::jetstream::Context,
+    ) -> anyhow::Result<String> {
+        if let Some(app) = named {
+            return Ok(app);
+        }
+        if self.file.is_some() || self.manifest_path().is_ok() {
+            return Ok(self.manifest()?.app);
+        }
+        let mut apps = functions::apps(js).await?;
+        match (apps.pop(), apps.is_empty()) {
+            (Some(app), true) => Ok(app),
+            (None, _) => Err(failure(
+                "no app is deployed here and there is no pelton.toml",
+                "run `pelton deploy` in an app's folder, or give --app NAME",
+            )),
+            (Some(last), false) => Err(failure(
+                format!("which app? There are {}, {last}", apps.join(", ")),
+                "give --app NAME, or run this in the app's folder",
+            )),
+        }
     }
 }

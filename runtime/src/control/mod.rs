@@ -3,8 +3,9 @@
 //!
 //! No module here prints or reads arguments: the results are values that the CLI (or another program) shows.
 
+mod handlers;
+
 pub mod deploy;
-pub mod platform;
 
 pub mod functions;
 pub mod nodes;

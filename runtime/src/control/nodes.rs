@@ -3,7 +3,7 @@
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::{self};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -11,51 +11,12 @@ use std::time::Duration;
 use super::scan::{Scan, scan};
 use super::{ControlError, open};
 use crate::names::NODES_BUCKET;
+use crate::records::{NodeFunction, NodeRecord};
 
 /// How often a waiting deploy looks again.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A live node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Node {
-    /// Format version.
-    pub format: u32,
-    /// Its id.
-    pub node: String,
-    /// The machine's name.
-    #[serde(default)]
-    pub host: String,
-    /// Its process id there.
-    #[serde(default)]
-    pub pid: u32,
-    /// Pelton's version.
-    #[serde(default)]
-    pub pelton: String,
-    /// When it started, RFC 3339.
-    #[serde(default)]
-    pub started_at: String,
-    /// Apps that it serves; empty: all of the account.
-    #[serde(default)]
-    pub apps: Vec<String>,
-    /// What it runs.
-    #[serde(default)]
-    pub functions: Vec<NodeFunction>,
-}
-
-/// A function as one node has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NodeFunction {
-    /// The app's name.
-    pub app: String,
-    /// The function's name.
-    pub function: String,
-    /// The version it took over last.
-    pub version: u64,
-    /// `running`, or `failed: <why>`.
-    pub status: String,
-}
-
-impl Node {
+impl NodeRecord {
     /// Whether it serves functions of this app.
     pub fn serves(&self, app: &str) -> bool {
         self.apps.is_empty() || self.apps.iter().any(|name| name == app)
@@ -69,11 +30,19 @@ impl Node {
     }
 }
 
+impl NodeFunction {
+    /// Why the newest version does not run here, if that is so.
+    pub fn failure(&self) -> Option<&str> {
+        let why = self.status.strip_prefix("failed")?;
+        Some(why.trim_start_matches([':', ' ']))
+    }
+}
+
 /// The live nodes, by id.
 ///
 /// # Errors
 /// NATS trouble. No bucket means no node.
-pub async fn list(js: &jetstream::Context) -> Result<Vec<Node>, ControlError> {
+pub async fn list(js: &jetstream::Context) -> Result<Vec<NodeRecord>, ControlError> {
     let Some(stream) = open(js, &format!("KV_{NODES_BUCKET}")).await? else {
         return Ok(Vec::new());
     };
@@ -85,7 +54,7 @@ pub async fn list(js: &jetstream::Context) -> Result<Vec<Node>, ControlError> {
     let mut nodes = Vec::new();
     scan(&stream, everything, |message| {
         // A deletion has no body, and what a later release writes otherwise is not ours to judge.
-        if let Ok(node) = serde_json::from_slice::<Node>(&message.payload) {
+        if let Ok(node) = serde_json::from_slice::<NodeRecord>(&message.payload) {
             nodes.push(node);
         }
         Ok(ControlFlow::Continue(()))
@@ -142,8 +111,8 @@ pub async fn wait(
     }
 }
 
-fn judge(nodes: &[Node], app: &str, versions: &BTreeMap<String, u64>) -> Rollout {
-    let serving: Vec<&Node> = nodes.iter().filter(|node| node.serves(app)).collect();
+fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, u64>) -> Rollout {
+    let serving: Vec<&NodeRecord> = nodes.iter().filter(|node| node.serves(app)).collect();
     let mut rollout = Rollout {
         nodes: serving.len(),
         ..Rollout::default()
@@ -153,19 +122,19 @@ fn judge(nodes: &[Node], app: &str, versions: &BTreeMap<String, u64>) -> Rollout
         for node in &serving {
             let Some(entry) = node
                 .function(app, function)
-                .filter(|entry| entry.version >= *version)
+                .filter(|entry| entry.deployed >= *version)
             else {
                 continue;
             };
-            if let Some(why) = entry.status.strip_prefix("failed") {
+            if let Some(why) = entry.failure() {
                 failed += 1;
                 rollout.failed.push(RolloutFailure {
                     function: function.clone(),
                     node: node.node.clone(),
                     host: node.host.clone(),
-                    why: why.trim_start_matches([':', ' ']).to_owned(),
+                    why: why.to_owned(),
                 });
-            } else if entry.status == "running" {
+            } else if entry.version >= *version && entry.status == "running" {
                 running += 1;
             }
         }
@@ -182,8 +151,8 @@ fn judge(nodes: &[Node], app: &str, versions: &BTreeMap<String, u64>) -> Rollout
 mod tests {
     use super::*;
 
-    fn node(id: &str, apps: &[&str], functions: &[(&str, u64, &str)]) -> Node {
-        Node {
+    fn node(id: &str, apps: &[&str], functions: &[(&str, u64, &str)]) -> NodeRecord {
+        NodeRecord {
             format: 1,
             node: id.into(),
             host: "h".into(),
@@ -197,6 +166,8 @@ mod tests {
                     app: "shop".into(),
                     function: (*function).into(),
                     version: *version,
+                    deployed: *version,
+                    counts: Default::default(),
                     status: (*status).into(),
                 })
                 .collect(),

@@ -143,6 +143,7 @@ impl Running {
             app: self.record.app.clone(),
             function: self.record.function.clone(),
             version: status.serving,
+            deployed: self.record.version,
             status: status.text.clone(),
             counts: self.counters.counts(),
         }

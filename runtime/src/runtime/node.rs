@@ -146,6 +146,7 @@ impl Node {
             pid: std::process::id(),
             pelton: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at.clone(),
+            apps: self.options.apps.clone(),
             functions: self.functions.values().map(Running::report).collect(),
         };
         let Ok(body) = serde_json::to_vec(&record) else {

@@ -7,7 +7,7 @@ mod queue;
 
 use std::time::Duration;
 
-pub(crate) use queue::{QueueSource, SourceError};
+pub(crate) use queue::{QueueSource, SourceError, ensure_consumer};
 
 use crate::event::Message;
 

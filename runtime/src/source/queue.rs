@@ -137,7 +137,8 @@ impl QueueSource {
     }
 }
 
-async fn ensure_consumer(
+/// Creates or updates a function's consumer on one input.
+pub(crate) async fn ensure_consumer(
     stream: &jetstream::stream::Stream,
     record: &FunctionRecord,
     input: &Input,

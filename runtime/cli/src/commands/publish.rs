@@ -1,15 +1,125 @@
-//! `pelton publish`: publishes events.
+//! `pelton publish`: puts an event where a function will find it, and says where it was stored.
 
+use anyhow::Context;
+use async_nats::jetstream;
+use bytes::Bytes;
 use clap::Args;
+use pelton_runtime::control::publish::{self, Attributes, Published};
+use pelton_runtime::event::Headers;
+use tokio::io::AsyncReadExt;
 
 use crate::global::Global;
+use crate::output::failure;
 
-/// Publish an event
+/// Publish an event and wait until a stream has stored it
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  pelton publish orders.o-1.created '{}'")]
-pub struct PublishArgs {}
+#[command(
+    after_help = "Examples:\n  pelton publish orders.o-1.created '{\"order_id\":\"o-1\"}'\n  \
+    pelton publish orders.o-1.paid @paid.json --type order_paid --id e-17\n  \
+    echo '{}' | pelton pub orders.o-1.shipped - -H 'X-Trace: 1'"
+)]
+pub struct PublishArgs {
+    /// The NATS subject.
+    subject: String,
+    /// The body: text, @FILE, or - for standard input.
+    #[arg(default_value = "")]
+    body: String,
+    /// A header, NAME:VALUE; may be repeated.
+    #[arg(long, short = 'H', value_name = "NAME:VALUE")]
+    header: Vec<String>,
+    /// CloudEvents type; default: none, or the subject when --id or --source is given.
+    #[arg(long = "type", value_name = "TYPE")]
+    ty: Option<String>,
+    /// CloudEvents id; default: none, or a new one when --type or --source is given.
+    #[arg(long)]
+    id: Option<String>,
+    /// CloudEvents source.
+    #[arg(long, value_name = "URI")]
+    source: Option<String>,
+    /// Publish it so many times.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    count: u64,
+    /// Send it to whoever listens now, and do not ask whether it was stored.
+    #[arg(long)]
+    no_ack: bool,
+}
 
-/// Runs the subcommand.
-pub async fn run(_args: PublishArgs, _global: &Global) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+/// Publishes.
+pub async fn run(args: PublishArgs, global: &Global) -> anyhow::Result<()> {
+    let attributes = Attributes {
+        ty: args.ty.clone(),
+        id: args.id.clone(),
+        source: args.source.clone(),
+    };
+    let given = headers(&args.header)?;
+    let body = body(&args.body).await?;
+    let client = global.connect().await?;
+    let js = jetstream::new(client.clone());
+    let output = global.output();
+    for _ in 0..args.count {
+        let mut headers: Headers = attributes.headers(&args.subject)?;
+        headers.extend(given.iter().cloned());
+        let published = if args.no_ack {
+            publish::publish_unacknowledged(&client, &args.subject, &headers, body.clone()).await?
+        } else {
+            publish::publish(&js, &args.subject, &headers, body.clone()).await?
+        };
+        output.item(&published, text)?;
+    }
+    client
+        .flush()
+        .await
+        .context("the last messages may not have reached the server")?;
+    Ok(())
+}
+
+fn text(published: &Published) -> String {
+    match (&published.stream, published.sequence) {
+        (Some(stream), Some(sequence)) if published.duplicate => {
+            format!(
+                "{} is already in {stream} at {sequence}: its Nats-Msg-Id is known",
+                published.subject
+            )
+        }
+        (Some(stream), Some(sequence)) => {
+            format!("{} stored in {stream} at {sequence}", published.subject)
+        }
+        _ => format!("{} sent", published.subject),
+    }
+}
+
+fn headers(given: &[String]) -> anyhow::Result<Headers> {
+    given
+        .iter()
+        .map(|header| {
+            let (name, value) = header.split_once(':').ok_or_else(|| {
+                failure(
+                    format!("header {header:?} has no colon"),
+                    "write it as NAME:VALUE",
+                )
+            })?;
+            Ok((name.trim().to_owned(), value.trim().to_owned()))
+        })
+        .collect()
+}
+
+/// A body as `publish` and `state put` take it: text, `@FILE`, or `-`.
+pub async fn body(given: &str) -> anyhow::Result<Bytes> {
+    if given == "-" {
+        let mut bytes = Vec::new();
+        tokio::io::stdin()
+            .read_to_end(&mut bytes)
+            .await
+            .context("standard input cannot be read")?;
+        return Ok(bytes.into());
+    }
+    match given.strip_prefix('@') {
+        Some(file) => {
+            let bytes = tokio::fs::read(file).await;
+            bytes
+                .map(Bytes::from)
+                .with_context(|| format!("{file} cannot be read"))
+        }
+        None => Ok(Bytes::from(given.to_owned())),
+    }
 }

@@ -1,1 +1,46 @@
+//! Deploy: what a manifest and its components ask for, compared with what NATS holds, then carried out.
+//!
+//! [`survey`] reads, [`plan`] decides without touching anything — so it can be shown, tested and thrown away — and
+//! [`apply`] does what the plan says. Nodes notice the registry's new records by themselves.
 
+mod apply;
+mod changes;
+mod coverage;
+mod place;
+mod plan;
+mod streams;
+mod survey;
+
+#[cfg(test)]
+mod tests;
+
+pub use apply::apply;
+pub use changes::Change;
+pub use place::locate;
+pub use plan::{
+    ConsumerAction, ConsumerPlan, FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan,
+    plan,
+};
+pub use survey::{Registered, Retention, StreamView, View, survey};
+
+/// One thing that stands in the way of a deploy, and which entry of the manifest it is about.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}\n  fix: {fix}")]
+pub struct Problem {
+    /// Keys from the top of the file down to the entry, such as `functions`, `orders`, `subjects`.
+    pub keys: Vec<String>,
+    /// What is wrong and why.
+    pub what: String,
+    /// How to mend it.
+    pub fix: String,
+}
+
+impl Problem {
+    fn new(keys: &[&str], what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            keys: keys.iter().map(ToString::to_string).collect(),
+            what: what.into(),
+            fix: fix.into(),
+        }
+    }
+}

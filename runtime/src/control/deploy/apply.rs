@@ -1,0 +1,314 @@
+//! Carries a plan out, in the order in which nothing refers to what is not there yet: buckets, streams, components,
+//! consumers, and last the records that nodes act on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_nats::jetstream::object_store::ObjectInfo;
+use async_nats::jetstream::{self, kv, stream::Config};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+use super::plan::{ConsumerAction, FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan};
+use crate::commit::stream::{self, StreamError};
+use crate::component::Component;
+use crate::config::Manifest;
+use crate::control::{ControlError, ErrorKind, rfc3339};
+use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
+use crate::records::{AppRecord, FORMAT};
+use crate::registry;
+use crate::source;
+
+/// Does what the plan says; `step` is told what is going on.
+///
+/// Every step can be repeated: after a failure half-way, deploying again goes on from there.
+///
+/// # Errors
+/// Another deploy changed a function meanwhile; a stream that cannot take part; NATS trouble.
+pub async fn apply(
+    js: &jetstream::Context,
+    manifest: &Manifest,
+    components: &BTreeMap<String, Component>,
+    plan: &Plan,
+    mut step: impl FnMut(&str),
+) -> Result<(), ControlError> {
+    let names = AppNames::new(plan.app.as_str());
+    step("Pelton's buckets and the app's commit stream");
+    registry::ensure_buckets(js, plan.replicas)
+        .await
+        .map_err(|error| ControlError::nats("make Pelton's buckets", error))?;
+    stream::ensure_commit_stream(js, &names, plan.replicas)
+        .await
+        .map_err(refused)?;
+    for planned in &plan.streams {
+        if matches!(planned.action, StreamAction::Create | StreamAction::Update) {
+            step(&format!("stream {}", planned.stream));
+        }
+        ensure_stream(js, &names, planned).await?;
+    }
+    stream::ensure_dead_stream(js, &names, plan.replicas)
+        .await
+        .map_err(refused)?;
+    let targets: BTreeSet<&String> = plan.functions.iter().flat_map(|one| &one.targets).collect();
+    for target in targets {
+        let adopt = manifest.streams.get(target).is_some_and(|one| one.adopt);
+        stream::ensure_target(js, &names, target, adopt)
+            .await
+            .map_err(refused)?;
+    }
+    register_app(js, &names, plan).await?;
+    for function in &plan.functions {
+        if let Some(component) = components
+            .get(&function.function)
+            .filter(|_| function.upload)
+        {
+            step(&format!(
+                "component of {} ({} bytes)",
+                function.function, function.bytes
+            ));
+            upload(js, component).await?;
+        }
+        if function.action != FunctionAction::Unchanged {
+            step(&format!(
+                "function {} version {}",
+                function.function, function.version
+            ));
+            ensure_consumers(js, function).await?;
+            register(js, &names, function).await?;
+            remove_consumers(js, function).await?;
+        }
+    }
+    Ok(())
+}
+
+fn refused(error: StreamError) -> ControlError {
+    let text = error.to_string();
+    let (what, fix) = text.split_once("; ").unwrap_or((
+        &text,
+        "see that the server is up and lets this user do it, then try again",
+    ));
+    ControlError::refused(what, fix)
+}
+
+async fn ensure_stream(
+    js: &jetstream::Context,
+    names: &AppNames,
+    planned: &StreamPlan,
+) -> Result<(), ControlError> {
+    let failed = |verb: &str, why: String| {
+        ControlError::nats(format!("{verb} stream {}", planned.stream), why)
+    };
+    match planned.action {
+        StreamAction::Create => {
+            let created = js.create_stream(config(names, planned)).await;
+            created
+                .map(|_| ())
+                .map_err(|error| failed("create", error.to_string()))
+        }
+        StreamAction::Update => {
+            let info = stream::info(js, &planned.stream).await.map_err(refused)?;
+            let mut config = info.map_or(Value::Null, |info| info["config"].clone());
+            let wanted = &planned.wanted;
+            config["subjects"] = json!(wanted.subjects);
+            config["num_replicas"] = json!(wanted.replicas);
+            config["max_age"] = json!(wanted.max_age_ms.unwrap_or(0) * 1_000_000);
+            config["max_bytes"] = wanted.max_bytes.map_or(json!(-1), |bytes| json!(bytes));
+            config["duplicate_window"] = json!(wanted.duplicate_window_ms.unwrap_or(0) * 1_000_000);
+            let answer: Value = js
+                .request(format!("STREAM.UPDATE.{}", planned.stream), &config)
+                .await
+                .map_err(|error| failed("update", error.to_string()))?;
+            match answer.get("error") {
+                None => Ok(()),
+                Some(error) => Err(failed("update", error["description"].to_string())),
+            }
+        }
+        StreamAction::Keep | StreamAction::Adopt | StreamAction::Leave => Ok(()),
+    }
+}
+
+fn config(names: &AppNames, planned: &StreamPlan) -> Config {
+    let wanted = &planned.wanted;
+    Config {
+        name: planned.stream.clone(),
+        description: Some(format!("Pelton app {}", names.app())),
+        subjects: wanted.subjects.clone(),
+        num_replicas: wanted.replicas as usize,
+        max_age: Duration::from_millis(wanted.max_age_ms.unwrap_or(0)),
+        max_bytes: wanted
+            .max_bytes
+            .and_then(|bytes| i64::try_from(bytes).ok())
+            .unwrap_or(-1),
+        duplicate_window: Duration::from_millis(wanted.duplicate_window_ms.unwrap_or(0)),
+        allow_direct: true,
+        metadata: stream::metadata(names),
+        ..Default::default()
+    }
+}
+
+async fn registry_bucket(js: &jetstream::Context) -> Result<kv::Store, ControlError> {
+    js.get_key_value(REGISTRY_BUCKET)
+        .await
+        .map_err(|error| ControlError::nats(format!("open bucket {REGISTRY_BUCKET}"), error))
+}
+
+async fn register_app(
+    js: &jetstream::Context,
+    names: &AppNames,
+    plan: &Plan,
+) -> Result<(), ControlError> {
+    if plan.app_known {
+        return Ok(());
+    }
+    let record = AppRecord {
+        format: FORMAT,
+        app: plan.app.clone(),
+        created_at: rfc3339(time::OffsetDateTime::now_utc()),
+    };
+    let created = registry_bucket(js)
+        .await?
+        .create(names.registry_app(), json_bytes(&record)?)
+        .await;
+    match created {
+        Ok(_) => Ok(()),
+        // Another deploy was first: the record is the same.
+        Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(ControlError::nats(
+            format!("register app {}", plan.app),
+            error,
+        )),
+    }
+}
+
+/// Writes the record if it is still the one that the plan was made from.
+async fn register(
+    js: &jetstream::Context,
+    names: &AppNames,
+    function: &FunctionPlan,
+) -> Result<(), ControlError> {
+    let name = &function.function;
+    let (key, body) = (names.registry_function(name), json_bytes(&function.record)?);
+    let store = registry_bucket(js).await?;
+    let lost = || {
+        ControlError::new(
+            ErrorKind::Conflict,
+            format!("another deploy changed function {name} at the same time; that one stands"),
+            "look at what it did with `pelton function info`, then deploy again if this one is wanted",
+        )
+    };
+    let failed = |why: String| ControlError::nats(format!("register function {name}"), why);
+    match function.revision {
+        None => store.create(&key, body).await.map(|_| ()).map_err(|error| {
+            if error.kind() == kv::CreateErrorKind::AlreadyExists {
+                lost()
+            } else {
+                failed(error.to_string())
+            }
+        }),
+        Some(revision) => store
+            .update(&key, body, revision)
+            .await
+            .map(|_| ())
+            .map_err(|error| {
+                if error.kind() == kv::UpdateErrorKind::WrongLastRevision {
+                    lost()
+                } else {
+                    failed(error.to_string())
+                }
+            }),
+    }
+}
+
+/// Makes the consumers now: `start = "new"` counts from here on, not from when the first node comes up. Those that exist
+/// are altered by the node that takes the new version over, not while the old one still runs.
+async fn ensure_consumers(
+    js: &jetstream::Context,
+    function: &FunctionPlan,
+) -> Result<(), ControlError> {
+    for input in &function.record.inputs {
+        let new = function
+            .consumers
+            .iter()
+            .any(|one| one.stream == input.stream && one.action == ConsumerAction::Create);
+        if !new {
+            continue;
+        }
+        let doing = format!("make a consumer on stream {}", input.stream);
+        let stream = js
+            .get_stream(&input.stream)
+            .await
+            .map_err(|error| ControlError::nats(&doing, error))?;
+        source::ensure_consumer(&stream, &function.record, input)
+            .await
+            .map_err(|error| ControlError::nats(&doing, error))?;
+    }
+    Ok(())
+}
+
+/// Takes away consumers on streams that the function no longer reads: they would hold back work queues for ever.
+async fn remove_consumers(
+    js: &jetstream::Context,
+    function: &FunctionPlan,
+) -> Result<(), ControlError> {
+    let gone = function
+        .consumers
+        .iter()
+        .filter(|one| one.action == ConsumerAction::Remove);
+    for consumer in gone {
+        let doing = format!(
+            "delete consumer {} of stream {}",
+            consumer.consumer, consumer.stream
+        );
+        let answer: Value = js
+            .request(
+                format!("CONSUMER.DELETE.{}.{}", consumer.stream, consumer.consumer),
+                &json!({}),
+            )
+            .await
+            .map_err(|error| ControlError::nats(&doing, error))?;
+        // 404: it, or its stream, is gone already.
+        if let Some(error) = answer.get("error").filter(|error| error["code"] != 404) {
+            return Err(ControlError::nats(&doing, &error["description"]));
+        }
+    }
+    Ok(())
+}
+
+async fn upload(js: &jetstream::Context, component: &Component) -> Result<(), ControlError> {
+    let failed =
+        |why: String| ControlError::nats(format!("store component {}", component.digest), why);
+    let store = js
+        .get_object_store(MODULES_BUCKET)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    store
+        .put(component.digest.as_str(), &mut component.bytes.as_slice())
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    let stored = store
+        .info(&component.digest)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    if is_whole(&stored, component) {
+        return Ok(());
+    }
+    Err(failed("what arrived is not what was sent".into()))
+}
+
+/// Whether an object is this component, by size and digest.
+pub(super) fn is_whole(stored: &ObjectInfo, component: &Component) -> bool {
+    let digest =
+        hex::decode(&component.digest).map(|bytes| format!("SHA-256={}", URL_SAFE.encode(bytes)));
+    stored.size == component.bytes.len() && stored.digest == digest.ok()
+}
+
+fn json_bytes(value: &impl serde::Serialize) -> Result<Bytes, ControlError> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
+        ControlError::refused(
+            format!("a record cannot be written: {error}"),
+            "report this as a bug",
+        )
+    })
+}

@@ -1,0 +1,536 @@
+//! The plan: pure, so it can be shown and tested without a server.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::changes::between;
+use super::coverage::{self, cover};
+use super::survey::{Retention, StreamView, View};
+use super::{Change, Problem, streams};
+use crate::component::Component;
+use crate::config::{FunctionManifest, Manifest, Start};
+use crate::control::handlers_match;
+use crate::names::AppNames;
+use crate::records::{FORMAT, FunctionRecord, Input, Target};
+
+/// Everything that a deploy will do.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Plan {
+    /// The app's name.
+    pub app: String,
+    /// The declared streams.
+    pub streams: Vec<StreamPlan>,
+    /// The functions, by name.
+    pub functions: Vec<FunctionPlan>,
+    /// What is worth knowing and stops nothing.
+    pub notes: Vec<String>,
+    /// Copies of what Pelton keeps for the app.
+    pub replicas: usize,
+    #[serde(skip)]
+    pub(super) app_known: bool,
+}
+
+/// What becomes of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum StreamAction {
+    /// It is missing.
+    Create,
+    /// This app made it, and the manifest says otherwise now.
+    Update,
+    /// This app made it, and it is as it should be.
+    Keep,
+    /// Somebody else made it, and Pelton may add its source to it.
+    Adopt,
+    /// Somebody else made it: it is never altered.
+    Leave,
+}
+
+/// A declared stream.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct StreamPlan {
+    /// Its name.
+    pub stream: String,
+    /// What becomes of it.
+    pub action: StreamAction,
+    /// Its subjects afterwards.
+    pub subjects: Vec<String>,
+    /// What an update changes.
+    pub changes: Vec<Change>,
+    #[serde(skip)]
+    pub(super) wanted: StreamView,
+}
+
+/// What becomes of a function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FunctionAction {
+    /// First deploy.
+    New,
+    /// A new version.
+    Changed,
+    /// Exactly what runs already.
+    Unchanged,
+}
+
+/// A function.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct FunctionPlan {
+    /// Its name.
+    pub function: String,
+    /// What becomes of it.
+    pub action: FunctionAction,
+    /// Its version afterwards.
+    pub version: u64,
+    /// SHA-256 of the component.
+    pub digest: String,
+    /// Size of the component.
+    pub bytes: usize,
+    /// Whether the component has to be uploaded.
+    pub upload: bool,
+    /// What differs from the version that runs.
+    pub changes: Vec<Change>,
+    /// Its consumers.
+    pub consumers: Vec<ConsumerPlan>,
+    /// Streams that its events may go to.
+    pub targets: Vec<String>,
+    #[serde(skip)]
+    pub(super) record: FunctionRecord,
+    #[serde(skip)]
+    pub(super) revision: Option<u64>,
+}
+
+/// What becomes of a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsumerAction {
+    /// The function did not take from this stream.
+    Create,
+    /// It takes other subjects now.
+    Update,
+    /// As it is.
+    Keep,
+    /// The function no longer takes from this stream.
+    Remove,
+}
+
+/// A durable consumer of a function on one of its input streams.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ConsumerPlan {
+    /// The stream.
+    pub stream: String,
+    /// The consumer.
+    pub consumer: String,
+    /// What becomes of it.
+    pub action: ConsumerAction,
+    /// Its filters.
+    pub subjects: Vec<String>,
+}
+
+impl Plan {
+    /// Function → version of everything planned, unchanged ones too.
+    pub fn versions(&self) -> BTreeMap<String, u64> {
+        let versions = self.functions.iter();
+        versions
+            .map(|function| (function.function.clone(), function.version))
+            .collect()
+    }
+}
+
+/// Compares what is asked for with what there is. `components` holds the functions to deploy: others stay as they are.
+///
+/// # Errors
+/// Everything that stands in the way.
+pub fn plan(
+    manifest: &Manifest,
+    components: &BTreeMap<String, Component>,
+    view: &View,
+    now: time::OffsetDateTime,
+) -> Result<Plan, Vec<Problem>> {
+    let (mut problems, mut notes) = (Vec::new(), Vec::new());
+    let names = AppNames::new(manifest.app.as_str());
+    problems.extend(foreign_bucket(&names, view));
+    let (stream_plans, after) = streams::plan(manifest, view, &mut problems, &mut notes);
+    let mut functions = Vec::new();
+    for (name, component) in components {
+        let Some(declared) = manifest.functions.get(name) else {
+            continue;
+        };
+        let mut planner = Planner {
+            name,
+            declared,
+            component,
+            manifest,
+            names: &names,
+            view,
+            streams: &after,
+            problems: &mut problems,
+            notes: &mut notes,
+        };
+        functions.extend(planner.function(now));
+    }
+    problems.extend(shared_work(&functions, &after));
+    let left = view
+        .functions
+        .keys()
+        .filter(|name| !manifest.functions.contains_key(*name));
+    notes.extend(left.map(|name| {
+        format!("function {name} is deployed but not in the manifest: it goes on as it is")
+    }));
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let replicas = stream_plans.iter().map(|plan| plan.wanted.replicas).max();
+    Ok(Plan {
+        app: manifest.app.clone(),
+        streams: stream_plans,
+        functions,
+        notes,
+        replicas: replicas.map_or(1, |replicas| replicas as usize),
+        app_known: view.app_known,
+    })
+}
+
+/// One function's part of the plan.
+struct Planner<'a> {
+    name: &'a str,
+    declared: &'a FunctionManifest,
+    component: &'a Component,
+    manifest: &'a Manifest,
+    names: &'a AppNames,
+    view: &'a View,
+    streams: &'a BTreeMap<String, StreamView>,
+    problems: &'a mut Vec<Problem>,
+    notes: &'a mut Vec<String>,
+}
+
+impl Planner<'_> {
+    fn function(&mut self, now: time::OffsetDateTime) -> Option<FunctionPlan> {
+        self.check_http();
+        self.check_secrets();
+        let subjects = self.subjects()?;
+        let inputs = self.inputs(&subjects);
+        let targets = self.targets();
+        let previous = self.view.functions.get(self.name);
+        let mut record = FunctionRecord {
+            format: FORMAT,
+            app: self.manifest.app.clone(),
+            function: self.name.to_owned(),
+            version: 1,
+            instance: previous.map_or_else(Uuid::new_v4, |one| one.record.instance),
+            digest: self.component.digest.clone(),
+            contract: self.component.contract.clone(),
+            deployed_at: crate::control::rfc3339(now),
+            handlers: self.component.handlers.clone(),
+            inputs,
+            targets,
+            settings: self.declared.settings.clone(),
+        };
+        let changes = previous.map_or_else(Vec::new, |one| between(&one.record, &record));
+        let action = match previous {
+            None => FunctionAction::New,
+            Some(_) if changes.is_empty() => FunctionAction::Unchanged,
+            Some(_) => FunctionAction::Changed,
+        };
+        record.version = match (previous, action) {
+            (Some(one), FunctionAction::Unchanged) => one.record.version,
+            (Some(one), _) => one.record.version + 1,
+            (None, _) => 1,
+        };
+        Some(FunctionPlan {
+            function: self.name.to_owned(),
+            action,
+            version: record.version,
+            digest: record.digest.clone(),
+            bytes: self.component.bytes.len(),
+            upload: !self.view.modules.contains(&record.digest),
+            changes,
+            consumers: self.consumers(&record.inputs),
+            targets: record
+                .targets
+                .iter()
+                .map(|one| one.stream.clone())
+                .collect(),
+            revision: previous.map(|one| one.revision),
+            record,
+        })
+    }
+
+    fn problem(&mut self, entry: &[&str], what: String, fix: String) {
+        let keys: Vec<&str> = ["functions", self.name]
+            .iter()
+            .chain(entry)
+            .copied()
+            .collect();
+        let what = format!("function {}: {what}", self.name);
+        self.problems.push(Problem::new(&keys, what, fix));
+    }
+
+    fn subjects(&mut self) -> Option<Vec<String>> {
+        match handlers_match(self.declared.subjects.as_deref(), &self.component.handlers) {
+            Ok(subjects) => Some(subjects),
+            Err(mismatches) => {
+                for mismatch in mismatches {
+                    let text = mismatch.to_string();
+                    let (what, fix) = text.split_once("\n  fix: ").unwrap_or((&text, ""));
+                    self.problem(&["subjects"], what.to_owned(), fix.to_owned());
+                }
+                None
+            }
+        }
+    }
+
+    fn inputs(&mut self, subjects: &[String]) -> Vec<Input> {
+        let mut parts = Vec::new();
+        for subject in subjects {
+            let covered = cover(subject, self.streams);
+            if covered.parts.is_empty() {
+                self.problem(
+                    &["subjects"],
+                    format!(
+                        "no stream covers {subject}, so no such event would ever be kept or handled"
+                    ),
+                    format!("declare one: [streams.NAME] with subjects = [\"{subject}\"]"),
+                );
+            } else if !covered.whole {
+                self.notes.push(format!(
+                    "function {}: only a part of {subject} is covered by streams: {}",
+                    self.name,
+                    covered
+                        .parts
+                        .iter()
+                        .flat_map(|(_, subjects)| subjects.clone())
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ));
+            }
+            parts.extend(covered.parts);
+        }
+        let inputs = coverage::inputs(parts);
+        if let Some((one, other)) = coverage::entangled(&inputs) {
+            let (what, fix) = (
+                format!(
+                    "its subjects {one} and {other} have some in common, which a consumer cannot take"
+                ),
+                format!(
+                    "name one pattern that covers both, such as {}",
+                    wider(one, other)
+                ),
+            );
+            self.problem(&["subjects"], what, fix);
+        }
+        for input in &inputs {
+            self.check_start(input);
+        }
+        inputs
+    }
+
+    /// Where to begin has to be said when there is a choice, and a work queue leaves none.
+    fn check_start(&mut self, input: &Input) {
+        let Some(stream) = self.streams.get(&input.stream) else {
+            return;
+        };
+        let start = self.declared.settings.start.as_ref();
+        if stream.retention == Retention::WorkQueue {
+            if matches!(start, Some(Start::New | Start::Time(_))) {
+                self.problem(
+                    &["start"],
+                    format!(
+                        "stream {} is a work queue: its messages wait until they are handled",
+                        input.stream
+                    ),
+                    "say start = \"all\", or leave it out".into(),
+                );
+            }
+            return;
+        }
+        let known = self.view.functions.get(self.name).is_some_and(|one| {
+            one.record
+                .inputs
+                .iter()
+                .any(|known| known.stream == input.stream)
+        });
+        if start.is_none() && !known && stream.messages > 0 {
+            self.problem(
+                &["start"],
+                format!(
+                    "stream {} holds {} messages already; shall they be handled?",
+                    input.stream, stream.messages
+                ),
+                "say start = \"all\" (from the first one), \"new\" (only what comes) or a time"
+                    .into(),
+            );
+        }
+    }
+
+    fn targets(&mut self) -> Vec<Target> {
+        let mut targets: BTreeMap<String, Target> = BTreeMap::new();
+        for pattern in &self.declared.settings.allow.emit {
+            let covered = cover(pattern, self.streams);
+            if covered.parts.is_empty() {
+                self.problem(
+                    &["allow", "emit"],
+                    format!(
+                        "no stream covers {pattern}, so what is emitted there could not be kept"
+                    ),
+                    format!("declare one: [streams.NAME] with subjects = [\"{pattern}\"]"),
+                );
+            } else if !covered.whole {
+                self.notes.push(format!(
+                    "function {}: only a part of allow.emit {pattern} is covered by streams; emits elsewhere are refused",
+                    self.name
+                ));
+            }
+            for (name, _) in covered.parts {
+                if let Some(stream) = self.streams.get(&name) {
+                    self.check_target(&name, stream);
+                    targets.entry(name.clone()).or_insert_with(|| Target {
+                        stream: name,
+                        subjects: stream.subjects.clone(),
+                        max_message_size: stream.max_message_size,
+                    });
+                }
+            }
+        }
+        targets.into_values().collect()
+    }
+
+    fn check_target(&mut self, name: &str, stream: &StreamView) {
+        let adopted = self.manifest.streams.get(name).is_some_and(|one| one.adopt);
+        if stream.made_by.as_deref() == Some(self.names.app()) || adopted {
+            return;
+        }
+        self.problem(
+            &["allow", "emit"],
+            format!("it may emit to stream {name}, which this app did not create, so Pelton may not add its source to it"),
+            format!("say adopt = true in [streams.{name}] (Pelton adds one source and changes nothing else)"),
+        );
+    }
+
+    fn check_http(&mut self) {
+        let imported = self
+            .component
+            .imports
+            .iter()
+            .find(|import| import.starts_with("wasi:http/"));
+        if let (Some(import), true) = (imported, self.declared.settings.allow.http.is_empty()) {
+            self.problem(
+                &["allow", "http"],
+                format!("its component imports {import}, but no host is allowed"),
+                "name the hosts that it may call: http = [\"host\"] in its allow section".into(),
+            );
+        }
+    }
+
+    fn check_secrets(&mut self) {
+        for secret in &self.declared.settings.secrets {
+            self.notes.push(format!(
+                "function {}: every node needs the variable PELTON_SECRET_{secret}",
+                self.name
+            ));
+        }
+    }
+
+    fn consumers(&self, inputs: &[Input]) -> Vec<ConsumerPlan> {
+        let previous = self.view.functions.get(self.name);
+        let before = previous.map_or(&[] as &[Input], |one| &one.record.inputs);
+        let entry = |input: &Input, action| ConsumerPlan {
+            stream: input.stream.clone(),
+            consumer: self.names.consumer(self.name),
+            action,
+            subjects: input.subjects.clone(),
+        };
+        let wanted = inputs.iter().map(|input| {
+            let action = match before.iter().find(|old| old.stream == input.stream) {
+                None => ConsumerAction::Create,
+                Some(old) if old.subjects == input.subjects => ConsumerAction::Keep,
+                Some(_) => ConsumerAction::Update,
+            };
+            entry(input, action)
+        });
+        let gone = before
+            .iter()
+            .filter(|old| !inputs.iter().any(|input| input.stream == old.stream))
+            .map(|old| entry(old, ConsumerAction::Remove));
+        wanted.chain(gone).collect()
+    }
+}
+
+/// A KV bucket with the app's name that Pelton did not make holds somebody's data.
+fn foreign_bucket(names: &AppNames, view: &View) -> Option<Problem> {
+    let stream = view.streams.get(&names.commit_stream())?;
+    if stream.made_by.as_deref() == Some(names.app()) {
+        return None;
+    }
+    Some(Problem::new(
+        &["app"],
+        format!(
+            "the KV bucket {:?} exists and was not made by Pelton",
+            names.bucket()
+        ),
+        "choose another app name, or delete that bucket",
+    ))
+}
+
+/// A work queue gives each message to one consumer: the server refuses filters that overlap.
+fn shared_work(
+    functions: &[FunctionPlan],
+    streams: &BTreeMap<String, StreamView>,
+) -> Option<Problem> {
+    let queue = |name: &str| {
+        streams
+            .get(name)
+            .is_some_and(|stream| stream.retention == Retention::WorkQueue)
+    };
+    let mut taken: Vec<(&FunctionPlan, &Input)> = Vec::new();
+    for function in functions {
+        for input in function
+            .record
+            .inputs
+            .iter()
+            .filter(|input| queue(&input.stream))
+        {
+            let same = taken.iter().find(|(_, other)| {
+                let mut pairs = other
+                    .subjects
+                    .iter()
+                    .flat_map(|a| input.subjects.iter().map(move |b| (a, b)));
+                other.stream == input.stream
+                    && pairs.any(|(a, b)| crate::event::subject::overlaps(a, b))
+            });
+            if let Some((other, _)) = same {
+                return Some(Problem::new(
+                    &["functions", &function.function, "subjects"],
+                    format!(
+                        "functions {} and {} both take the same subjects of {}, a work queue, which gives each message to one",
+                        other.function, function.function, input.stream
+                    ),
+                    "give them subjects that do not overlap, or use a stream with another retention",
+                ));
+            }
+            taken.push((function, input));
+        }
+    }
+    None
+}
+
+/// A pattern that covers two others: equal tokens stay, `*` where they differ, `>` where one ends.
+fn wider(one: &str, other: &str) -> String {
+    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    let mut tokens = Vec::new();
+    loop {
+        match (one.next(), other.next()) {
+            (None, None) => break,
+            (Some(a), Some(b)) if a == b => tokens.push(a),
+            (Some(a), Some(b)) if a != ">" && b != ">" => tokens.push("*"),
+            _ => {
+                tokens.push(">");
+                break;
+            }
+        }
+    }
+    tokens.join(".")
+}
