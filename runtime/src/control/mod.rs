@@ -21,8 +21,6 @@ mod replay;
 
 mod scan;
 
-mod handlers;
-
 use async_nats::jetstream;
 
 pub use handlers::{Mismatch, handlers_match};
