@@ -1,0 +1,107 @@
+//! One turn of `pelton dev`: read the manifest, build, deploy, wait until the node runs what was deployed.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::bail;
+use async_nats::jetstream;
+use pelton_runtime::config::Manifest;
+use pelton_runtime::control::deploy::{self, FunctionAction};
+use pelton_runtime::control::nodes;
+use time::OffsetDateTime;
+
+use super::events::RunningFunction;
+use crate::commands::build::build_functions;
+use crate::commands::new::names::Subject;
+use crate::global::Global;
+use crate::output::Output;
+
+/// How long a node may take to compile and start what was deployed.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a turn came to.
+pub(super) struct Turn {
+    /// All functions.
+    pub(super) functions: Vec<RunningFunction>,
+    /// Those that this turn changed.
+    pub(super) changed: Vec<RunningFunction>,
+}
+
+/// Builds everything and deploys what differs.
+///
+/// # Errors
+/// Anything wrong with the manifest, the sources or the streams: then nothing was changed.
+pub(super) async fn turn(
+    js: &jetstream::Context,
+    manifest: &Manifest,
+    file: &Path,
+    global: &Global,
+) -> anyhow::Result<Turn> {
+    let components = build_functions(manifest, &[]).await?;
+    let view = deploy::survey(js, manifest, &components).await?;
+    let plan = match deploy::plan(manifest, &components, &view, OffsetDateTime::now_utc()) {
+        Ok(plan) => plan,
+        Err(problems) => bail!(located(&problems, file, global.environment.as_deref())),
+    };
+    for note in &plan.notes {
+        global.output().note(&format!("note: {note}"));
+    }
+    deploy::apply(js, manifest, &components, &plan, |step| {
+        tracing::debug!(step, "deploy");
+    })
+    .await?;
+    let rollout = nodes::wait(js, &plan.app, &plan.versions(), START_LIMIT).await?;
+    report(&rollout, global.output());
+    let running = |function: &deploy::FunctionPlan| RunningFunction {
+        function: function.function.clone(),
+        version: function.version,
+        example: components
+            .get(&function.function)
+            .and_then(|component| component.handlers.first())
+            .and_then(|handler| Subject::new(&handler.subject).ok())
+            .map(|subject| subject.example),
+    };
+    let changed = plan.functions.iter();
+    Ok(Turn {
+        functions: plan.functions.iter().map(running).collect(),
+        changed: changed
+            .filter(|one| one.action != FunctionAction::Unchanged)
+            .map(running)
+            .collect(),
+    })
+}
+
+/// A version that a node cannot start is deployed all the same: said, and mended by the next change.
+fn report(rollout: &nodes::Rollout, output: Output) {
+    for failure in &rollout.failed {
+        output.note(&format!(
+            "function {} does not run: {}",
+            failure.function, failure.why
+        ));
+    }
+    for function in &rollout.waiting {
+        output.note(&format!(
+            "function {function} was not running after {} s",
+            START_LIMIT.as_secs()
+        ));
+    }
+}
+
+/// Each problem with its line.
+fn located(problems: &[deploy::Problem], file: &Path, env: Option<&str>) -> String {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let all: Vec<String> = problems
+        .iter()
+        .map(|problem| deploy::locate(problem, file, &text, env).to_string())
+        .collect();
+    all.join("\n")
+}
+
+/// The manifest, wherever relative paths begin.
+pub(super) fn load(file: &Path, global: &Global) -> anyhow::Result<Manifest> {
+    let global = Global {
+        file: Some(PathBuf::from(file)),
+        ..global.clone()
+    };
+    global.manifest()
+}

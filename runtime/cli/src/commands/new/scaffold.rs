@@ -1,0 +1,204 @@
+//! Files of a new app or function, from templates that are part of the binary.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use minijinja::{Environment, UndefinedBehavior, Value, context};
+
+use super::names::{Subject, stream_name};
+
+/// Where the project lives, and where a new app takes the SDK from.
+const HOME: &str = "https://github.com/pelton-dev/pelton";
+
+/// Templates by name.
+const TEMPLATES: [(&str, &str); 8] = [
+    (
+        "workspace",
+        include_str!("../../../templates/rust/Cargo.toml.j2"),
+    ),
+    (
+        "gitignore",
+        include_str!("../../../templates/rust/gitignore.j2"),
+    ),
+    (
+        "manifest",
+        include_str!("../../../templates/rust/pelton.toml.j2"),
+    ),
+    (
+        "stream",
+        include_str!("../../../templates/rust/stream.toml.j2"),
+    ),
+    (
+        "function",
+        include_str!("../../../templates/rust/function.toml.j2"),
+    ),
+    (
+        "readme",
+        include_str!("../../../templates/rust/README.md.j2"),
+    ),
+    (
+        "crate",
+        include_str!("../../../templates/rust/crate.toml.j2"),
+    ),
+    ("lib", include_str!("../../../templates/rust/lib.rs.j2")),
+];
+
+/// What is to be written: one app's first function, or one more of it.
+pub(crate) struct Scaffold<'a> {
+    /// The app's name.
+    pub(crate) app: &'a str,
+    /// The function's and its crate's name.
+    pub(crate) function: &'a str,
+    /// What its handler takes.
+    pub(crate) subject: &'a Subject,
+    /// Folder of the SDK; none: by git.
+    pub(crate) sdk: Option<&'a Path>,
+}
+
+impl Scaffold<'_> {
+    /// Files of a whole app, by their path in its folder.
+    ///
+    /// # Errors
+    /// None that a user could cause.
+    pub(crate) fn app_files(&self) -> anyhow::Result<Vec<(PathBuf, String)>> {
+        let mut files = vec![
+            (PathBuf::from("pelton.toml"), self.render("manifest")?),
+            (PathBuf::from("Cargo.toml"), self.render("workspace")?),
+            (PathBuf::from(".gitignore"), self.render("gitignore")?),
+            (PathBuf::from("README.md"), self.render("readme")?),
+        ];
+        let folder = Path::new("functions").join(self.function);
+        for (path, text) in self.crate_files("{ workspace = true }")? {
+            files.push((folder.join(path), text));
+        }
+        Ok(files)
+    }
+
+    /// Files of a function's crate, by their path in its folder; `dependency`: TOML that leads to the SDK.
+    ///
+    /// # Errors
+    /// None that a user could cause.
+    pub(crate) fn crate_files(&self, dependency: &str) -> anyhow::Result<Vec<(PathBuf, String)>> {
+        let values = context! { sdk_dependency => dependency, ..self.values()? };
+        Ok(vec![
+            (PathBuf::from("Cargo.toml"), render("crate", &values)?),
+            (PathBuf::from("src/lib.rs"), self.render("lib")?),
+        ])
+    }
+
+    /// The manifest's section for the stream.
+    ///
+    /// # Errors
+    /// None that a user could cause.
+    pub(crate) fn stream_section(&self) -> anyhow::Result<String> {
+        self.render("stream")
+    }
+
+    /// The manifest's section for the function.
+    ///
+    /// # Errors
+    /// None that a user could cause.
+    pub(crate) fn function_section(&self) -> anyhow::Result<String> {
+        self.render("function")
+    }
+
+    fn render(&self, template: &str) -> anyhow::Result<String> {
+        let mut values = self.values()?;
+        if template == "manifest" {
+            values = context! {
+                stream_section => render("stream", &values)?,
+                function_section => render("function", &values)?.trim_end(),
+                ..values
+            };
+        }
+        render(template, &values)
+    }
+
+    fn values(&self) -> anyhow::Result<Value> {
+        let first = self.subject.pattern.split('.').next().unwrap_or_default();
+        let covered = if first == "*" || first == ">" || first == self.subject.pattern {
+            self.subject.pattern.clone()
+        } else {
+            format!("{first}.>")
+        };
+        Ok(context! {
+            home => HOME,
+            app => self.app,
+            function => self.function,
+            stream => stream_name(self.function),
+            covered => covered,
+            subject => self.subject.pattern,
+            example => self.subject.example,
+            id => self.subject.id,
+            example_id => self.subject.example_id,
+            key => format!("{}.{}", self.function, self.subject.example_id),
+            sdk => sdk_dependency(self.sdk)?,
+        })
+    }
+}
+
+/// TOML that leads to the SDK.
+///
+/// # Errors
+/// A folder that is not the SDK.
+pub(crate) fn sdk_dependency(folder: Option<&Path>) -> anyhow::Result<String> {
+    let Some(folder) = folder else {
+        return Ok(format!("{{ git = \"{HOME}\" }}"));
+    };
+    let manifest = folder.join("Cargo.toml");
+    let named =
+        std::fs::read_to_string(&manifest).is_ok_and(|text| text.contains("name = \"pelton-sdk\""));
+    ensure!(
+        named,
+        "--sdk: {} is not the folder of the crate pelton-sdk\n  fix: give the folder `sdk` of a copy of {HOME}",
+        folder.display()
+    );
+    let folder = folder
+        .canonicalize()
+        .with_context(|| format!("cannot read {}", folder.display()))?;
+    // A JSON string is a TOML one too.
+    Ok(format!("{{ path = {} }}", serde_json::to_string(&folder)?))
+}
+
+fn render(template: &str, values: &Value) -> anyhow::Result<String> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_keep_trailing_newline(true);
+    for (name, source) in TEMPLATES {
+        environment.add_template(name, source)?;
+    }
+    Ok(environment.get_template(template)?.render(values)?)
+}
+
+/// Writes files into a folder that must not exist yet, all of them or none.
+///
+/// # Errors
+/// The folder exists, or cannot be written.
+pub(crate) fn write(folder: &Path, files: &[(PathBuf, String)]) -> anyhow::Result<()> {
+    let parent = folder.parent().context("a folder has a parent")?;
+    std::fs::create_dir_all(parent)
+        .with_context(|| format!("cannot create {}", parent.display()))?;
+    std::fs::create_dir(folder).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::AlreadyExists {
+            return anyhow::anyhow!(
+                "{} exists already, and nothing is overwritten\n  fix: take another name, or remove it",
+                folder.display()
+            );
+        }
+        anyhow::Error::new(error).context(format!("cannot create {}", folder.display()))
+    })?;
+    let written = files.iter().try_for_each(|(path, text)| {
+        let path = folder.join(path);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::File::create_new(&path)?.write_all(text.as_bytes())
+    });
+    if let Err(error) = written {
+        // What this call made goes again; a failure here would only hide the cause.
+        let _ = std::fs::remove_dir_all(folder);
+        return Err(error).with_context(|| format!("cannot write into {}", folder.display()));
+    }
+    Ok(())
+}
