@@ -37,6 +37,7 @@ mod error;
 mod event;
 mod function;
 mod host;
+mod json;
 mod payload;
 mod subject;
 mod table;
