@@ -80,7 +80,7 @@ mod tests {
             (
                 "{\"order_id\":\"o\",\n \"payment\":{\"id\":\"p,}\\\"\", \"cents\":-1}}",
                 "field `payment.cents`: invalid value: -1, expected u32",
-                "line 2 column 36",
+                "line 2 column 37",
             ),
             (
                 r#"{"order_id":"o","payment":{"id":"p","cents":1},"items":[{"id":"a","cents":2},{"id":null}]}"#,
