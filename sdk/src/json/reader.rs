@@ -98,12 +98,16 @@ impl<'de> Reader<'de> {
     /// The value at hand is of another type.
     #[cold]
     pub(super) fn mismatch(&mut self, expected: &dyn Expected) -> Fault {
-        let found = match self.peek() {
+        let first = self.peek();
+        let rest = self.text.get(self.at..).unwrap_or_default();
+        let found = match first {
             Some(b'"') => "a string",
             Some(b'{') => "an object",
             Some(b'[') => "an array",
-            Some(b't' | b'f') => "a boolean",
-            Some(b'n') => "null",
+            Some(b't' | b'f') if rest.starts_with("true") || rest.starts_with("false") => {
+                "a boolean"
+            }
+            Some(b'n') if rest.starts_with("null") => "null",
             Some(b'-' | b'0'..=b'9') => "a number",
             Some(_) => return self.fault("this is no JSON value"),
             None => return self.fault("the text ends where a value should be"),
