@@ -82,7 +82,7 @@ fn handlers_are_announced_in_the_module_and_added_to_a_component() {
     let component = read(&module).unwrap();
     assert_eq!(
         component.handlers,
-        [paid.clone()],
+        std::slice::from_ref(&paid),
         "the section survives in the inner module"
     );
     let more = add_handlers(&component.bytes, &[paid.clone(), all.clone()]).unwrap();
