@@ -11,7 +11,6 @@ mod watch;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::config::Manifest;
@@ -19,7 +18,7 @@ use pelton_runtime::runtime::{Runtime, RuntimeOptions};
 use time::OffsetDateTime;
 use tokio::sync::watch as channel;
 
-pub use events::{DevEvent, RunningFunction};
+pub use events::DevEvent;
 
 use self::server::Server;
 use self::watch::Watch;
@@ -56,10 +55,11 @@ pub struct DevArgs {
 
 /// Runs the subcommand.
 pub async fn run(args: DevArgs, global: &Global) -> anyhow::Result<()> {
-    logging::init(LogFormat::Text, "warn");
+    // What the node says of a dead letter is shown as such.
+    logging::init(LogFormat::Text, "warn,pelton_runtime::settle=error");
     let file = std::path::absolute(global.manifest_path()?)?;
-    let manifest = cycle::load(&file, global)?;
-    let mut stop = stop_signal()?;
+    let manifest = global.manifest()?;
+    let mut stop = stop_signal();
     let mut server = tokio::select! {
         server = serve(&args, &manifest, global) => server?,
         () = stopped(&mut stop) => return Ok(()),
@@ -123,9 +123,9 @@ async fn with_node(
     let node = Runtime::start(RuntimeOptions {
         publisher: Some(publisher),
         apps: vec![manifest.app.clone()],
-        cache_dir: cache_dir()?,
+        cache_dir: super::run::cache_dir()?,
         drain_deadline: DRAIN,
-        node_name: "pelton dev".into(),
+        node_name: super::run::host_name(),
         ..RuntimeOptions::new(client)
     })
     .await?;
@@ -200,7 +200,7 @@ impl Session<'_> {
 
     /// Reads the manifest anew, builds and deploys. Whatever changes from its beginning on is noticed.
     async fn turn(&mut self) -> anyhow::Result<cycle::Turn> {
-        let manifest = cycle::load(&self.file, self.global)?;
+        let manifest = self.global.manifest()?;
         if let Some(watch) = &mut self.watch {
             let sources = build::sources(&manifest).await;
             let mut files = sources.files;
@@ -208,7 +208,7 @@ impl Session<'_> {
             watch.set(&sources.folders, &files);
         }
         self.manifest.send_replace(manifest.clone());
-        cycle::turn(&self.js, &manifest, &self.file, self.global).await
+        cycle::turn(&self.js, &manifest, self.global).await
     }
 
     async fn change(&mut self) {
@@ -225,54 +225,20 @@ impl Session<'_> {
 type Stop = channel::Receiver<bool>;
 
 /// Turns true at Ctrl-C or SIGTERM; a second one ends the process at once.
-fn stop_signal() -> anyhow::Result<Stop> {
+fn stop_signal() -> Stop {
     let (sender, receiver) = channel::channel(false);
-    let mut terminate = Terminate::new()?;
     tokio::spawn(async move {
-        terminate.received().await;
+        let _ = super::run::stop_signal().await;
         sender.send_replace(true);
-        terminate.received().await;
+        let _ = super::run::stop_signal().await;
         std::process::exit(130);
     });
-    Ok(receiver)
+    receiver
 }
 
 async fn stopped(stop: &mut Stop) {
     // An error means that the task is gone: then nobody can ask any more, and it ends too.
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// Whatever asks a process to end.
-struct Terminate {
-    #[cfg(unix)]
-    signal: tokio::signal::unix::Signal,
-}
-
-impl Terminate {
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self {
-            #[cfg(unix)]
-            signal: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-                .context("cannot wait for signals")?,
-        })
-    }
-
-    async fn received(&mut self) {
-        #[cfg(unix)]
-        tokio::select! {
-            _ = self.signal.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-        #[cfg(not(unix))]
-        let _ = tokio::signal::ctrl_c().await;
-    }
-}
-
-/// Where compiled components are kept from one start to the next.
-fn cache_dir() -> anyhow::Result<PathBuf> {
-    use etcetera::BaseStrategy as _;
-    let base = etcetera::choose_base_strategy().context("there is no home folder")?;
-    Ok(base.cache_dir().join("pelton").join("compiled"))
 }
 
 #[cfg(test)]

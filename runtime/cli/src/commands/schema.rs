@@ -38,6 +38,11 @@ pub async fn run(args: SchemaArgs, global: &Global) -> anyhow::Result<()> {
 /// By the command that prints it.
 fn schemas() -> BTreeMap<&'static str, Schema> {
     BTreeMap::from([
+        ("new", schema_for!(super::new::Created)),
+        ("add", schema_for!(super::new::Created)),
+        ("build", schema_for!(Vec<super::build::BuiltFunction>)),
+        ("check", schema_for!(super::check::CheckReport)),
+        ("dev", schema_for!(super::dev::DevEvent)),
         ("deploy", schema_for!(super::deploy::DeployReport)),
         ("publish", schema_for!(publish::Published)),
         ("logs", schema_for!(logs::LogRecord)),

@@ -220,7 +220,11 @@ pub(crate) async fn build(crates: &[&Crate]) -> anyhow::Result<BTreeMap<PackageI
     }
     let status = child.wait().await.context("cannot wait for cargo")?;
     if !status.success() {
-        let names: Vec<_> = crates.iter().map(|one| one.name.as_str()).collect();
+        let names: Vec<_> = crates
+            .iter()
+            .filter(|one| !modules.contains_key(&one.id))
+            .map(|one| one.name.as_str())
+            .collect();
         bail!(
             "cargo did not build {}: see its messages above",
             names.join(", ")

@@ -1,9 +1,7 @@
 //! One turn of `pelton dev`: read the manifest, build, deploy, wait until the node runs what was deployed.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::bail;
 use async_nats::jetstream;
 use pelton_runtime::config::Manifest;
 use pelton_runtime::control::deploy::{self, FunctionAction};
@@ -12,6 +10,7 @@ use time::OffsetDateTime;
 
 use super::events::RunningFunction;
 use crate::commands::build::build_functions;
+use crate::commands::deploy::all;
 use crate::commands::new::names::Subject;
 use crate::global::Global;
 use crate::output::Output;
@@ -34,15 +33,12 @@ pub(super) struct Turn {
 pub(super) async fn turn(
     js: &jetstream::Context,
     manifest: &Manifest,
-    file: &Path,
     global: &Global,
 ) -> anyhow::Result<Turn> {
     let components = build_functions(manifest, &[]).await?;
     let view = deploy::survey(js, manifest, &components).await?;
-    let plan = match deploy::plan(manifest, &components, &view, OffsetDateTime::now_utc()) {
-        Ok(plan) => plan,
-        Err(problems) => bail!(located(&problems, file, global.environment.as_deref())),
-    };
+    let plan = deploy::plan(manifest, &components, &view, OffsetDateTime::now_utc())
+        .map_err(|problems| all(global, &problems))?;
     for note in &plan.notes {
         global.output().note(&format!("note: {note}"));
     }
@@ -85,23 +81,4 @@ fn report(rollout: &nodes::Rollout, output: Output) {
             START_LIMIT.as_secs()
         ));
     }
-}
-
-/// Each problem with its line.
-fn located(problems: &[deploy::Problem], file: &Path, env: Option<&str>) -> String {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let all: Vec<String> = problems
-        .iter()
-        .map(|problem| deploy::locate(problem, file, &text, env).to_string())
-        .collect();
-    all.join("\n")
-}
-
-/// The manifest, wherever relative paths begin.
-pub(super) fn load(file: &Path, global: &Global) -> anyhow::Result<Manifest> {
-    let global = Global {
-        file: Some(PathBuf::from(file)),
-        ..global.clone()
-    };
-    global.manifest()
 }

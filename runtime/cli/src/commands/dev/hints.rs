@@ -24,27 +24,17 @@ pub(super) fn hint(message: &str, manifest: &Manifest) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use pelton_runtime::config::{FunctionManifest, FunctionSettings};
-
     use super::*;
 
     #[test]
     fn what_is_there_stays() {
-        let mut settings = FunctionSettings::default();
-        settings.allow.emit = vec!["a.>".into()];
-        let function = FunctionManifest {
-            component: "functions/orders".into(),
-            subjects: None,
-            settings,
-        };
-        let manifest = Manifest {
-            app: "shop".into(),
-            root: "/".into(),
-            streams: BTreeMap::new(),
-            functions: [("orders".to_owned(), function)].into(),
-        };
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("pelton.toml");
+        let text = "pelton = 1\napp = \"shop\"\n[streams.A]\nsubjects = [\"a.>\"]\n[functions.orders]\n\
+                    component = \"orders.wasm\"\ndelivery = \"at-least-once\"\n\
+                    [functions.orders.allow]\nemit = [\"a.>\"]\n";
+        std::fs::write(&file, text).unwrap();
+        let manifest = Manifest::load(&file, None).unwrap();
         let emit = "function orders may not emit to b.c; if it should, add to [functions.orders.allow] \
                     emit = [\"b.c\"] in pelton.toml and deploy";
         let http = "refused an HTTP call to a.example: add to [functions.orders.allow] http = [\"a.example\"] in";
