@@ -86,51 +86,7 @@ fn table(output: &Output, all: &[FunctionStatus]) -> String {
 
 fn whole(output: &Output, info: &FunctionInfo) -> String {
     let (status, record) = (&info.status, &info.record);
-    let settings = &record.settings;
-    let mut parts = vec![output.fields(&[
-        (
-            "function",
-            format!("{} of app {}", status.function, status.app),
-        ),
-        (
-            "version",
-            format!("{}, deployed {}", status.version, status.deployed_at),
-        ),
-        ("status", status.summary().to_owned()),
-        (
-            "component",
-            format!("{} (contract {})", record.digest, record.contract),
-        ),
-        (
-            "emits to",
-            list(record.targets.iter().map(|one| one.stream.as_str())),
-        ),
-        (
-            "limits",
-            format!(
-                "{} at once per node, {} per attempt, {} MiB",
-                settings.concurrency,
-                duration_ms(settings.timeout_ms),
-                settings.memory_bytes >> 20
-            ),
-        ),
-        (
-            "retries",
-            format!(
-                "{} attempts, {} to {} between them, defers up to {}",
-                settings.retry.max_attempts,
-                duration_ms(settings.retry.initial_delay_ms),
-                duration_ms(settings.retry.max_delay_ms),
-                duration_ms(settings.retry.max_defer_ms)
-            ),
-        ),
-        ("pending", format!("{} events", status.pending)),
-        (
-            "waiting",
-            format!("{} for another attempt or event", status.waiting),
-        ),
-        ("dead letters", status.dead_letters.to_string()),
-    ])];
+    let mut parts = vec![facts(output, info)];
     let inputs = status.inputs.iter().map(input);
     let header = [
         "STREAM",
@@ -156,6 +112,49 @@ fn whole(output: &Output, info: &FunctionInfo) -> String {
     });
     parts.push(output.table(&["NODE", "ID", "VERSION", "STATUS"], nodes.collect()));
     parts.join("\n\n")
+}
+
+fn facts(output: &Output, info: &FunctionInfo) -> String {
+    let (status, record) = (&info.status, &info.record);
+    let (settings, retry) = (&record.settings, &record.settings.retry);
+    let targets = record.targets.iter().map(|one| one.stream.as_str());
+    let limits = format!(
+        "{} at once per node, {} per attempt, {} MiB",
+        settings.concurrency,
+        duration_ms(settings.timeout_ms),
+        settings.memory_bytes >> 20
+    );
+    let retries = format!(
+        "{} attempts, {} to {} between them, defers up to {}",
+        retry.max_attempts,
+        duration_ms(retry.initial_delay_ms),
+        duration_ms(retry.max_delay_ms),
+        duration_ms(retry.max_defer_ms)
+    );
+    output.fields(&[
+        (
+            "function",
+            format!("{} of app {}", status.function, status.app),
+        ),
+        (
+            "version",
+            format!("{}, deployed {}", status.version, status.deployed_at),
+        ),
+        ("status", status.summary().to_owned()),
+        (
+            "component",
+            format!("{} (contract {})", record.digest, record.contract),
+        ),
+        ("emits to", list(targets)),
+        ("limits", limits),
+        ("retries", retries),
+        ("pending", format!("{} events", status.pending)),
+        (
+            "waiting",
+            format!("{} for another attempt or event", status.waiting),
+        ),
+        ("dead letters", status.dead_letters.to_string()),
+    ])
 }
 
 fn input(input: &InputStatus) -> Vec<String> {

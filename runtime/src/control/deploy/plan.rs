@@ -11,7 +11,7 @@ use super::coverage::{self, cover};
 use super::survey::{Retention, StreamView, View};
 use super::{Change, Problem, streams};
 use crate::component::Component;
-use crate::config::{FunctionManifest, Manifest, Start};
+use crate::config::{DeliveryMode, FunctionManifest, Manifest, OnExhausted, Start};
 use crate::control::handlers_match;
 use crate::names::AppNames;
 use crate::records::{FORMAT, FunctionRecord, Input, Target};
@@ -209,6 +209,7 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn function(&mut self, now: time::OffsetDateTime) -> Option<FunctionPlan> {
+        self.check_supported();
         self.check_http();
         self.check_secrets();
         let subjects = self.subjects()?;
@@ -408,6 +409,32 @@ impl Planner<'_> {
             format!("it may emit to stream {name}, which this app did not create, so Pelton may not add its source to it"),
             format!("say adopt = true in [streams.{name}] (Pelton adds one source and changes nothing else)"),
         );
+    }
+
+    /// What this release has no engine for is refused, not ignored.
+    fn check_supported(&mut self) {
+        let settings = &self.declared.settings;
+        if settings.delivery != DeliveryMode::AtLeastOnce {
+            self.problem(
+                &["delivery"],
+                "delivery = \"exactly-once\" (the default) comes with the position engine, which this release has not".into(),
+                "say delivery = \"at-least-once\"".into(),
+            );
+        }
+        if settings.key.is_some() {
+            self.problem(
+                &["key"],
+                "key comes with the position engine, which this release has not".into(),
+                "leave key out: events are then handled in parallel".into(),
+            );
+        }
+        if settings.retry.on_exhausted == OnExhausted::Pause {
+            self.problem(
+                &["retry", "on-exhausted"],
+                "on-exhausted = \"pause\" is not built yet".into(),
+                "say on-exhausted = \"dead-letter\"".into(),
+            );
+        }
     }
 
     fn check_http(&mut self) {
