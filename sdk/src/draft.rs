@@ -107,7 +107,7 @@ impl Draft {
     /// # Errors
     /// As reading an event's data.
     pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
-        Ok(serde_json::from_slice(&self.data)?)
+        crate::json::from_slice(&self.data).map_err(|text| Error::reject("payload-invalid", text))
     }
 
     /// What went wrong while it was built.

@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// What the data of an [`Event`](crate::Event) can be: any type that serde can read from JSON, or [`Raw`].
 ///
@@ -32,111 +32,9 @@ impl Payload for Raw {
 
 impl<T: DeserializeOwned> Payload for T {
     fn decode(data: Vec<u8>) -> Result<Self> {
-        let json = if data.is_empty() { b"null" } else { &data[..] };
-        serde_json::from_slice(json).map_err(|error| invalid(json, &error))
+        let text = if data.is_empty() { b"null" } else { &data[..] };
+        json::from_slice(text).map_err(|text| Error::reject("payload-invalid", text))
     }
-}
-
-/// The error for data that does not parse.
-#[cold]
-fn invalid(json: &[u8], error: &serde_json::Error) -> Error {
-    let text = error.to_string();
-    let field = field_at(json, error.line(), error.column(), missing(&text));
-    let message = match field.is_empty() {
-        true => text,
-        false => ["field `", &field, "`: ", &text].concat(),
-    };
-    Error::reject("payload-invalid", message)
-}
-
-/// The field that serde says is missing: its name is in the text alone.
-fn missing(text: &str) -> Option<&str> {
-    text.strip_prefix("missing field `")?.split('`').next()
-}
-
-/// One object or array around the place of the error.
-struct Level {
-    object: bool,
-    key: String,
-    index: usize,
-    awaits_key: bool,
-}
-
-/// The path to the value that ends at this line and column (both from 1), such as `items[2].price`.
-fn field_at(json: &[u8], line: usize, column: usize, missing: Option<&str>) -> String {
-    let start: usize = json
-        .split_inclusive(|byte| *byte == b'\n')
-        .take(line.saturating_sub(1))
-        .map(<[u8]>::len)
-        .sum();
-    // The last byte is not walked over, so that the value which it ends is still open.
-    let end = (start + column).saturating_sub(1).min(json.len());
-    let mut levels = walk(json.get(..end).unwrap_or(json));
-    if let (Some(level), Some(name)) = (levels.last_mut(), missing) {
-        level.key = name.to_owned();
-    }
-    let mut path = String::new();
-    for level in &levels {
-        if !level.object {
-            path.push('[');
-            path.push_str(&level.index.to_string());
-            path.push(']');
-        } else if !level.key.is_empty() {
-            if !path.is_empty() {
-                path.push('.');
-            }
-            path.push_str(&level.key);
-        }
-    }
-    path
-}
-
-/// The objects and arrays that are open at the end of `json`, outermost first.
-fn walk(json: &[u8]) -> Vec<Level> {
-    let mut levels: Vec<Level> = Vec::new();
-    let mut bytes = json.iter().copied();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'{' | b'[' => levels.push(Level {
-                object: byte == b'{',
-                key: String::new(),
-                index: 0,
-                awaits_key: byte == b'{',
-            }),
-            b'}' | b']' => drop(levels.pop()),
-            b'"' => {
-                let text = string(&mut bytes);
-                if let Some(level) = levels.last_mut().filter(|level| level.awaits_key) {
-                    level.key = text;
-                    level.awaits_key = false;
-                }
-            }
-            b',' => {
-                if let Some(level) = levels.last_mut() {
-                    level.index += 1;
-                    level.awaits_key = level.object;
-                }
-            }
-            _ => {}
-        }
-    }
-    levels
-}
-
-/// The rest of a string, escapes as they stand; it may lack its end.
-fn string(bytes: &mut impl Iterator<Item = u8>) -> String {
-    let mut text = Vec::new();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'"' => break,
-            b'\\' => {
-                text.push(byte);
-                text.extend(bytes.next());
-            }
-            _ => text.push(byte),
-        }
-    }
-    String::from_utf8_lossy(&text).into_owned()
 }
 
 #[cfg(test)]
@@ -164,28 +62,33 @@ mod tests {
     #[test]
     fn errors_name_field_and_position() {
         for (json, field, position) in [
-            (r#"{"order_id":5}"#, "`order_id`: invalid type", "column 13"),
+            (
+                r#"{"order_id":5}"#,
+                "field `order_id`: invalid type: a number, expected a string",
+                "line 1 column 13",
+            ),
             (
                 r#"{"order_id":"o-1"}"#,
-                "`payment`: missing field",
-                "column 18",
+                "missing field `payment`",
+                "line 1 column 18",
             ),
             (
                 r#"{"order_id":"o","payment":{"id":"p"}}"#,
-                "`payment.cents`: missing field",
+                "field `payment`: missing field `cents`",
                 "line 1",
             ),
             (
                 "{\"order_id\":\"o\",\n \"payment\":{\"id\":\"p,}\\\"\", \"cents\":-1}}",
-                "`payment.cents`: invalid value",
-                "line 2 column 36",
+                "field `payment.cents`: invalid value: -1, expected u32",
+                "line 2 column 37",
             ),
             (
                 r#"{"order_id":"o","payment":{"id":"p","cents":1},"items":[{"id":"a","cents":2},{"id":null}]}"#,
-                "`items[1].id`: invalid type",
+                "field `items[1].id`: invalid type: null, expected a string",
                 "line 1",
             ),
-            ("not json", "expected ident", "line 1 column 2"),
+            ("not json", "no JSON value", "line 1 column 1"),
+            ("[]", "invalid type: an array", "line 1"),
             ("", "invalid type: null", ""),
         ] {
             let error = Order::decode(json.as_bytes().to_vec()).unwrap_err();

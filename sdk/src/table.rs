@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Context, Error, Result};
+use crate::{Context, Error, Result, json};
 
 /// Typed state of the app, shared by its functions: the id `o-1` of the table `orders` is the key `orders.o-1`.
 ///
@@ -125,16 +125,16 @@ impl<T: Serialize + DeserializeOwned> Table<T> {
 }
 
 fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T> {
-    serde_json::from_slice(value).map_err(|error| invalid(key, &error))
+    json::from_slice(value).map_err(|text| invalid(key, &text))
 }
 
 #[cold]
-fn invalid(key: &str, error: &serde_json::Error) -> Error {
+fn invalid(key: &str, text: &str) -> Error {
     let text = [
         "the state at key `",
         key,
         "` is not what this function keeps there: ",
-        &error.to_string(),
+        text,
     ];
     Error::reject("state-invalid", text.concat())
 }

@@ -24,10 +24,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Handler>, ComponentError> {
 }
 
 /// The bytes with one more section.
-pub(super) fn append(
-    mut bytes: Vec<u8>,
-    handlers: &[&Handler],
-) -> Result<Vec<u8>, ComponentError> {
+pub(super) fn append(mut bytes: Vec<u8>, handlers: &[&Handler]) -> Result<Vec<u8>, ComponentError> {
     let mut data = String::new();
     for handler in handlers {
         let line = serde_json::to_string(handler)

@@ -31,7 +31,7 @@ pub struct Manifest {
 pub struct StreamManifest {
     /// Subjects that it covers.
     pub subjects: Vec<String>,
-    /// Copies in the cluster; none: the server's default.
+    /// Copies in the cluster; none: one, or as it is.
     pub replicas: Option<u32>,
     /// Age at which messages go, milliseconds.
     pub max_age_ms: Option<u64>,

@@ -12,3 +12,6 @@ pub use manifest::{ConfigError, FunctionManifest, Manifest, StreamManifest};
 pub use settings::{
     Allow, DeliveryMode, FunctionSettings, InstanceMode, KeySource, OnExhausted, RetryPolicy, Start,
 };
+
+#[cfg(test)]
+mod tests;

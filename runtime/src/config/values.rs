@@ -64,12 +64,13 @@ pub(super) fn reserved(pattern: &str) -> Option<&'static str> {
         .find(|reserved| subject::overlaps(reserved, pattern))
 }
 
-/// The same for an input: state buckets and object stores of others may be listened to.
+/// The same for an input, which is only a filter: wildcards may reach further than the streams do, and state buckets
+/// and object stores of others may be listened to.
 pub(super) fn reserved_input(pattern: &str) -> Option<&'static str> {
     RESERVED
         .into_iter()
         .filter(|reserved| !matches!(*reserved, "$KV.>" | "$O.>"))
-        .find(|reserved| subject::overlaps(reserved, pattern))
+        .find(|reserved| pattern.split('.').next() == reserved.split('.').next())
 }
 
 /// Names of secrets are parts of environment variables.

@@ -117,12 +117,16 @@ impl Collector {
         if !(1..=MAX_LIST).contains(&limit) {
             return Err(Failure::reject(
                 "pelton-limit",
-                format!("list asked for {limit} keys; ask for 1 to {MAX_LIST} and go on behind the last"),
+                format!(
+                    "list asked for {limit} keys; ask for 1 to {MAX_LIST} and go on behind the last"
+                ),
             ));
         }
         let below = |key: &str| {
             let under = prefix.is_empty()
-                || key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
+                || key
+                    .strip_prefix(prefix)
+                    .is_some_and(|rest| rest.starts_with('.'));
             under && after.is_none_or(|after| key > after)
         };
         let own = || self.writes.iter().filter(|(key, _)| below(key));
@@ -155,7 +159,10 @@ impl Collector {
         if value.len() > max {
             return Err(Failure::reject(
                 "pelton-limit",
-                format!("the value of {key:?} has {} bytes; at most {max} can be stored", value.len()),
+                format!(
+                    "the value of {key:?} has {} bytes; at most {max} can be stored",
+                    value.len()
+                ),
             ));
         }
         self.write(key, Write::Set(value))
@@ -177,7 +184,9 @@ impl Collector {
         if self.emits.len() >= MAX_EMITS {
             return Err(Failure::reject(
                 "pelton-limit",
-                format!("an attempt may emit {MAX_EMITS} events; emit fewer, or one that leads to the others"),
+                format!(
+                    "an attempt may emit {MAX_EMITS} events; emit fewer, or one that leads to the others"
+                ),
             ));
         }
         let rules = Arc::clone(&self.rules);
@@ -195,7 +204,9 @@ impl Collector {
         if bytes > MAX_EMIT_BYTES {
             return Err(Failure::reject(
                 "pelton-limit",
-                format!("an attempt may emit {MAX_EMIT_BYTES} bytes; this event would make it {bytes}"),
+                format!(
+                    "an attempt may emit {MAX_EMIT_BYTES} bytes; this event would make it {bytes}"
+                ),
             ));
         }
         self.emit_bytes = bytes;
@@ -287,7 +298,9 @@ impl Collector {
         }
         Err(Failure::reject(
             "pelton-limit",
-            format!("an attempt may read and write {MAX_KEYS} keys; this call would make it {keys}"),
+            format!(
+                "an attempt may read and write {MAX_KEYS} keys; this call would make it {keys}"
+            ),
         ))
     }
 

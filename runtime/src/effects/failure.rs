@@ -59,9 +59,7 @@ impl Failure {
     /// the message and the delay are cut.
     pub fn from_handler(disposition: Disposition, code: String, message: String) -> Self {
         let disposition = match disposition {
-            Disposition::RetryAfter(delay) => {
-                Disposition::RetryAfter(delay.min(MAX_RETRY_AFTER))
-            }
+            Disposition::RetryAfter(delay) => Disposition::RetryAfter(delay.min(MAX_RETRY_AFTER)),
             other => other,
         };
         let (code, message) = if is_code(&code) {
@@ -70,7 +68,10 @@ impl Failure {
             (UNNAMED.to_owned(), message)
         } else {
             // The text is kept: it is often all that says what went wrong.
-            (UNNAMED.to_owned(), format!("{}: {message}", code.escape_debug()))
+            (
+                UNNAMED.to_owned(),
+                format!("{}: {message}", code.escape_debug()),
+            )
         };
         Self {
             disposition,

@@ -34,7 +34,11 @@ impl Rules {
                 ),
             ));
         }
-        if !self.emit.iter().any(|pattern| subject::matches(pattern, to)) {
+        if !self
+            .emit
+            .iter()
+            .any(|pattern| subject::matches(pattern, to))
+        {
             return Err(Failure::reject(
                 "pelton-not-allowed",
                 format!(

@@ -38,8 +38,12 @@ pub(super) fn engine(config: &SandboxConfig) -> Result<Engine, SandboxError> {
 }
 
 fn pool(config: &SandboxConfig) -> Result<PoolingAllocationConfig, SandboxError> {
-    let max_memory = usize::try_from(config.max_memory)
-        .map_err(|_| SandboxError(format!("{} bytes of memory cannot be addressed", config.max_memory)))?;
+    let max_memory = usize::try_from(config.max_memory).map_err(|_| {
+        SandboxError(format!(
+            "{} bytes of memory cannot be addressed",
+            config.max_memory
+        ))
+    })?;
     let instances = config.max_instances.max(1);
     let mut pool = PoolingAllocationConfig::new();
     // The totals follow from the number of instances: waiting for one (see `pool`) is the only wait there is.
@@ -67,7 +71,11 @@ fn pool(config: &SandboxConfig) -> Result<PoolingAllocationConfig, SandboxError>
 fn keep_resident(pool: &mut PoolingAllocationConfig) {
     // Where the kernel lists the pages that were touched, only those are written, so a lot may stay.
     // Elsewhere everything up to the limit is written over, so little.
-    let memory = if has_pagemap_scan() { 8 << 20 } else { 128 << 10 };
+    let memory = if has_pagemap_scan() {
+        8 << 20
+    } else {
+        128 << 10
+    };
     pool.pagemap_scan(Enabled::Auto)
         .linear_memory_keep_resident(memory)
         .table_keep_resident(16 << 10)

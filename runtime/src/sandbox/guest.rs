@@ -41,7 +41,11 @@ impl Export {
     }
 
     /// The handler of one instance.
-    pub(super) fn of(&self, store: &mut Store<Host>, instance: &Instance) -> wasmtime::Result<Guest> {
+    pub(super) fn of(
+        &self,
+        store: &mut Store<Host>,
+        instance: &Instance,
+    ) -> wasmtime::Result<Guest> {
         match self {
             Self::V0_1(index) => Ok(Guest::V0_1(instance.get_typed_func(store, index)?)),
         }

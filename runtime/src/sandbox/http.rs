@@ -5,9 +5,7 @@ use std::sync::Arc;
 use http::uri::Authority;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
-use wasmtime_wasi_http::{
-    Error, RequestOptions, WasiBody, WasiHttpHooks, default_send_request,
-};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks, default_send_request};
 
 use super::FunctionSpec;
 use super::logs::Logs;
@@ -66,7 +64,12 @@ impl WasiHttpHooks for Http {
             _ => 443,
         };
         let port = authority.port_u16().unwrap_or(implied);
-        if !self.spec.http.iter().any(|allowed| allows(allowed, authority, port)) {
+        if !self
+            .spec
+            .http
+            .iter()
+            .any(|allowed| allows(allowed, authority, port))
+        {
             self.refuse(authority.as_str());
             return Box::new(async { Err(Error::HttpRequestDenied) });
         }

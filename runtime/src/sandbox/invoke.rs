@@ -48,8 +48,23 @@ impl Function {
         deadline: Instant,
         call: &Call,
     ) -> Result<Instance, Failure> {
-        let mut store = self.store(deadline);
+        let store = self.store(deadline);
         store.data().logs.open(call.logs.clone());
+        self.make(store, permit, deadline).await
+    }
+
+    /// A new instance without an attempt: shows at load that the component can be started at all.
+    pub(super) async fn warm_up(&self, permit: OwnedSemaphorePermit) -> Result<Instance, Failure> {
+        let deadline = Instant::now() + self.inner.spec.timeout;
+        self.make(self.store(deadline), permit, deadline).await
+    }
+
+    async fn make(
+        &self,
+        mut store: Store<Host>,
+        permit: OwnedSemaphorePermit,
+        deadline: Instant,
+    ) -> Result<Instance, Failure> {
         let made = timeout_at(deadline, self.start(&mut store)).await;
         let critical = store.data().logs.close();
         match made {
@@ -59,21 +74,6 @@ impl Function {
                 _permit: permit,
             }),
             Ok(Err(error)) => Err(self.trapped(&store, &error, critical)),
-            Err(_) => Err(self.over_time()),
-        }
-    }
-
-    /// A new instance without an attempt: shows at load that the component can be started at all.
-    pub(super) async fn warm_up(&self, permit: OwnedSemaphorePermit) -> Result<Instance, Failure> {
-        let deadline = Instant::now() + self.inner.spec.timeout;
-        let mut store = self.store(deadline);
-        match timeout_at(deadline, self.start(&mut store)).await {
-            Ok(Ok(guest)) => Ok(Instance {
-                store,
-                guest,
-                _permit: permit,
-            }),
-            Ok(Err(error)) => Err(self.trapped(&store, &error, None)),
             Err(_) => Err(self.over_time()),
         }
     }
@@ -152,7 +152,10 @@ impl Function {
         if error.downcast_ref::<OverTime>().is_some() {
             return self.over_time();
         }
-        let why = match (error.downcast_ref::<Trap>(), error.downcast_ref::<I32Exit>()) {
+        let why = match (
+            error.downcast_ref::<Trap>(),
+            error.downcast_ref::<I32Exit>(),
+        ) {
             (Some(Trap::StackOverflow), _) => {
                 "the handler's stack is exhausted: it recursed too deeply".to_owned()
             }

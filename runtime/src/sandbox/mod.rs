@@ -172,10 +172,9 @@ impl Sandbox {
         tracing::debug!(app = %spec.app, function = %spec.function, ?origin, "component loaded");
         let function = self.prepare(&component, spec)?;
         let permit = self.inner.slots.permit().await?;
-        let instance = function
-            .warm_up(permit)
-            .await
-            .map_err(|failure| SandboxError(format!("the component does not start: {}", failure.message)))?;
+        let instance = function.warm_up(permit).await.map_err(|failure| {
+            SandboxError(format!("the component does not start: {}", failure.message))
+        })?;
         if !function.inner.spec.fresh {
             function.inner.pool.put_back(instance);
         }
@@ -213,7 +212,9 @@ impl Sandbox {
         })?;
         let linker = self.inner.linkers.choose(http);
         let pre = linker.instantiate_pre(component).map_err(|error| {
-            SandboxError(format!("the component does not fit this node's imports: {error:#}"))
+            SandboxError(format!(
+                "the component does not fit this node's imports: {error:#}"
+            ))
         })?;
         let rules = Arc::new(Rules {
             app: spec.app.clone(),
@@ -234,6 +235,9 @@ impl Sandbox {
         })
     }
 }
+
+#[cfg(test)]
+pub(crate) use tests::guest as guests;
 
 #[cfg(test)]
 mod tests;

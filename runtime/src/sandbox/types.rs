@@ -110,9 +110,9 @@ impl From<Failure> for Error {
         Self {
             disposition: match failure.disposition {
                 Disposition::Retry => WitDisposition::Retry,
-                Disposition::RetryAfter(delay) => WitDisposition::RetryAfter(
-                    u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-                ),
+                Disposition::RetryAfter(delay) => {
+                    WitDisposition::RetryAfter(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX))
+                }
                 Disposition::Defer => WitDisposition::Defer,
                 Disposition::Reject => WitDisposition::Reject,
             },

@@ -187,8 +187,7 @@ impl Response {
     /// # Errors
     /// A reject with code `http-body-invalid`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Error::reject("http-body-invalid", error.to_string()))
+        crate::json::from_slice(&self.body).map_err(|text| Error::reject("http-body-invalid", text))
     }
 
     /// The body as text.

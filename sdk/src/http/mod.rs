@@ -22,7 +22,7 @@
 
 #[cfg(target_arch = "wasm32")]
 #[rustfmt::skip]
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::panic, clippy::unwrap_used)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::panic, clippy::too_many_lines, clippy::unwrap_used)]
 mod bindings;
 mod message;
 #[cfg(not(target_arch = "wasm32"))]

@@ -4,6 +4,9 @@ use anyhow::{Result, ensure};
 use pelton_tests::{Scene, build, eventually, project};
 use serde_json::{Value, json};
 
+/// Names and values.
+type Headers<'a> = &'a [(&'a str, &'a str)];
+
 async fn scene() -> Result<Scene> {
     let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
     text += &project::function(
@@ -123,7 +126,7 @@ async fn malformed_cloudevents_are_dead_letters() -> Result<()> {
     let json_type = ("Content-Type", "application/cloudevents+json");
     let version = ("ce-specversion", "1.0");
     let (id, source, ty) = (("ce-id", "1"), ("ce-source", "s"), ("ce-type", "t"));
-    let cases: [(&[(&str, &str)], &str, &str); 7] = [
+    let cases: [(Headers, &str, &str); 7] = [
         (&[version, source, ty], "{}", "id"),
         (&[version, ("ce-id", ""), source, ty], "{}", "id"),
         (&[("ce-specversion", "9.9"), id, source, ty], "{}", "9.9"),

@@ -55,6 +55,7 @@ pub struct DeployReport {
 pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
     let output = global.output();
     let manifest = global.manifest()?;
+    ensure_supported(&manifest)?;
     // Before a build that takes a while: without a server it is of no use.
     let client = global.connect().await?;
     let components = build_functions(&manifest, &args.functions).await?;
@@ -151,6 +152,17 @@ fn trouble(rollout: &Rollout, waited: Duration) -> Option<anyhow::Error> {
         ),
         "look at `pelton function ls` and the node's log, or give more time with --wait 60s",
     ))
+}
+
+/// Refuses what the manifest may say and no node of this release can do.
+pub fn ensure_supported(manifest: &Manifest) -> anyhow::Result<()> {
+    let all: Vec<String> = manifest
+        .unsupported()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    anyhow::ensure!(all.is_empty(), all.join("\n"));
+    Ok(())
 }
 
 /// Problems with their places in the manifest, one after another.

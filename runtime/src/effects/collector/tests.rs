@@ -1,0 +1,202 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::effects::MemoryState;
+use crate::event::Event;
+use crate::records::Target;
+
+fn delivery() -> Delivery {
+    Delivery {
+        event: Event {
+            id: "e".into(),
+            source: "s".into(),
+            ty: "t".into(),
+            time: 0,
+            subject: None,
+            datacontenttype: None,
+            dataschema: None,
+            extensions: BTreeMap::new(),
+            data: Bytes::new(),
+        },
+        subject: "orders.o-1.paid".into(),
+        position: None,
+        key: None,
+        headers: Vec::new(),
+        attempt: 1,
+        max_attempts: 5,
+        timeout: std::time::Duration::from_secs(1),
+        expects_reply: false,
+    }
+}
+
+fn collector(state: &Arc<MemoryState>) -> Collector {
+    let rules = Rules {
+        app: "shop".into(),
+        function: "orders".into(),
+        emit: vec!["out.>".into()],
+        targets: vec![Target {
+            stream: "OUT".into(),
+            subjects: vec!["out.>".into()],
+            max_message_size: None,
+        }],
+        max_payload: 1 << 20,
+    };
+    Collector::new(Arc::new(rules), state.clone(), "txn".into(), &delivery())
+}
+
+fn draft(len: usize) -> Draft {
+    Draft {
+        subject: "out.a".into(),
+        id: None,
+        source: None,
+        ty: None,
+        time: None,
+        datacontenttype: None,
+        attributes: Vec::new(),
+        data: vec![0; len].into(),
+    }
+}
+
+fn keys(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn own_writes_are_read_without_asking() {
+    let state = Arc::new(MemoryState::default());
+    state.set("a", "stored");
+    let mut effects = collector(&state);
+    effects.set("a".into(), "mine".into()).unwrap();
+    assert_eq!(effects.get("a".into()).await.unwrap(), Some("mine".into()));
+    effects.delete("a".into()).unwrap();
+    assert_eq!(effects.get("a".into()).await.unwrap(), None);
+    assert_eq!(state.round_trips(), 0);
+    let effects = effects.finish();
+    assert!(
+        effects.reads.is_empty(),
+        "what was never read is not checked"
+    );
+    assert_eq!(effects.writes["a"], Write::Delete);
+}
+
+#[tokio::test]
+async fn what_was_read_once_stays_as_it_was() {
+    let state = Arc::new(MemoryState::default());
+    let first = state.set("a", "1");
+    state.set("gone", "x");
+    let tombstone = state.write("gone", Write::Delete);
+    let mut effects = collector(&state);
+    let asked = keys(&["a", "gone", "never", "a"]);
+    let found = effects.get_many(asked).await.unwrap();
+    assert_eq!(found, [Some("1".into()), None, None, Some("1".into())]);
+    assert_eq!(state.round_trips(), 1);
+    state.set("a", "2");
+    let found = effects
+        .get_many(keys(&["never", "a", "new"]))
+        .await
+        .unwrap();
+    assert_eq!(found[1], Some("1".into()));
+    assert_eq!(state.round_trips(), 2);
+    let expected = [("a", first), ("gone", tombstone), ("never", 0), ("new", 0)];
+    let reads = effects.finish().reads;
+    assert_eq!(
+        reads,
+        expected.map(|(key, rev)| (key.to_owned(), rev)).into()
+    );
+}
+
+#[tokio::test]
+async fn listings_merge_what_the_attempt_did() {
+    let state = Arc::new(MemoryState::default());
+    for key in ["o.1", "o.2", "o.3", "o.5", "other", "o-x.1"] {
+        state.set(key, "v");
+    }
+    let mut effects = collector(&state);
+    effects.delete("o.2".into()).unwrap();
+    effects.set("o.4".into(), "v".into()).unwrap();
+    effects.set("o.9".into(), "v".into()).unwrap();
+    for (after, limit, expected) in [
+        (None, 10, &["o.1", "o.3", "o.4", "o.5", "o.9"][..]),
+        (None, 2, &["o.1", "o.3"]),
+        (Some("o.3"), 2, &["o.4", "o.5"]),
+        (Some("o.5"), 2, &["o.9"]),
+        (Some("o.1"), 1, &["o.3"]),
+    ] {
+        let found = effects.list("o", after, limit).await.unwrap();
+        assert_eq!(found, expected, "after {after:?}, {limit}");
+    }
+    assert_eq!(effects.list("", None, 1000).await.unwrap().len(), 7);
+    for limit in [0, 1001] {
+        let refused = effects.list("o", None, limit).await.unwrap_err();
+        assert_eq!(refused.code, "pelton-limit");
+    }
+    let refused = effects.list("o.", None, 1).await.unwrap_err();
+    assert_eq!(refused.code, "pelton-key-invalid");
+    assert!(
+        effects.finish().reads.is_empty(),
+        "a listing is not checked at commit"
+    );
+}
+
+#[tokio::test]
+async fn limits_hold_to_the_last_one() {
+    let state = Arc::new(MemoryState::default());
+    let mut effects = collector(&state);
+    let many: Vec<String> = (0..MAX_KEYS).map(|n| format!("k.{n}")).collect();
+    effects.get_many(many[..300].to_vec()).await.unwrap();
+    for key in &many {
+        effects.set(key.clone(), Bytes::new()).unwrap();
+    }
+    let refused = effects.set("one.more".into(), Bytes::new()).unwrap_err();
+    assert_eq!(refused.code, "pelton-limit");
+    let refused = effects.get("one.more".into()).await.unwrap_err();
+    assert_eq!(refused.code, "pelton-limit");
+    effects.set("k.0".into(), "again".into()).unwrap();
+
+    let mut effects = collector(&state);
+    let big = Bytes::from(vec![0; 1 << 20]);
+    let refused = effects.set("a".into(), big.clone()).unwrap_err();
+    assert_eq!(refused.code, "pelton-limit");
+    let large = big.slice(..1_000_000);
+    for n in 0..8 {
+        effects.set(format!("k.{n}"), large.clone()).unwrap();
+    }
+    // The same key again does not count twice.
+    effects.set("k.0".into(), large.clone()).unwrap();
+    let refused = effects.set("k.8".into(), large).unwrap_err();
+    assert_eq!(refused.code, "pelton-limit");
+
+    let mut effects = collector(&state);
+    for _ in 0..8 {
+        effects.emit(draft(1_000_000)).unwrap();
+    }
+    assert_eq!(
+        effects.emit(draft(1_000_000)).unwrap_err().code,
+        "pelton-limit"
+    );
+    assert_eq!(
+        effects.emit(draft(1 << 20)).unwrap_err().code,
+        "pelton-limit"
+    );
+    effects.emit(draft(1)).unwrap();
+    assert_eq!(effects.finish().emits.len(), 9);
+}
+
+#[tokio::test]
+async fn malformed_keys_are_refused_everywhere() {
+    let mut effects = collector(&Arc::default());
+    for key in ["", "a..b", "a b", "a.*"] {
+        assert_eq!(
+            effects.get(key.into()).await.unwrap_err().code,
+            "pelton-key-invalid"
+        );
+        assert_eq!(
+            effects.set(key.into(), Bytes::new()).unwrap_err().code,
+            "pelton-key-invalid"
+        );
+        assert_eq!(
+            effects.delete(key.into()).unwrap_err().code,
+            "pelton-key-invalid"
+        );
+    }
+}

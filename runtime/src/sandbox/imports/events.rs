@@ -43,6 +43,8 @@ pub(super) fn add(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 fn unsupported(what: &str) -> Failure {
     Failure::reject(
         "pelton-not-supported",
-        format!("this node does not offer {what} yet: delayed events come with a later release of Pelton"),
+        format!(
+            "this node does not offer {what} yet: delayed events come with a later release of Pelton"
+        ),
     )
 }

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::events::RunningFunction;
 use crate::commands::build::build_functions;
-use crate::commands::deploy::all;
+use crate::commands::deploy::{all, ensure_supported};
 use crate::commands::new::names::Subject;
 use crate::global::Global;
 use crate::output::Output;
@@ -35,6 +35,7 @@ pub(super) async fn turn(
     manifest: &Manifest,
     global: &Global,
 ) -> anyhow::Result<Turn> {
+    ensure_supported(manifest)?;
     let components = build_functions(manifest, &[]).await?;
     let view = deploy::survey(js, manifest, &components).await?;
     let plan = deploy::plan(manifest, &components, &view, OffsetDateTime::now_utc())

@@ -1,0 +1,120 @@
+//! What the queue engine costs beside the client that it is built on, measured in one run on one machine, because
+//! only ratios of one run mean anything: a plain pull consumer with acks, a function that does nothing, and a
+//! function that commits state for every event.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::consumer::pull;
+use futures::StreamExt;
+use pelton_tests::orders::{body, subject};
+use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, modules, project};
+
+/// Events without effects: enough for some seconds.
+const EMPTY: u64 = 20_000;
+/// Events with a commit each.
+const COMMITS: u64 = 3_000;
+/// Longest that one measurement may take.
+const LIMIT: Duration = Duration::from_secs(180);
+
+#[tokio::main]
+#[expect(clippy::print_stdout, reason = "a benchmark prints")]
+async fn main() -> Result<()> {
+    let raw = raw().await?;
+    let folder = tempfile::tempdir()?;
+    let component = folder.path().join("plain.wasm");
+    std::fs::write(&component, modules::component()?)?;
+    let empty = function("plain", &component, EMPTY, |n| {
+        (format!("plain.{n}"), "{}".to_owned())
+    })
+    .await?;
+    let orders = function("orders", &build::component("orders")?, COMMITS, |n| {
+        let id = format!("o-{n}");
+        (subject(&id, "created"), body(&id, "created").to_string())
+    })
+    .await?;
+    println!("{:<44} {:>12} {:>8}", "events per second", "rate", "of raw");
+    for (what, rate) in [
+        ("raw async-nats: pull and ack", raw),
+        ("pelton: a function that does nothing", empty),
+        ("pelton: orders, one commit per delivery", orders),
+    ] {
+        println!("{what:<44} {rate:>12.0} {:>7.1}%", 100.0 * rate / raw);
+    }
+    Ok(())
+}
+
+/// Events per second over a time.
+fn rate(count: u64, took: Duration) -> f64 {
+    count as f64 / took.as_secs_f64()
+}
+
+/// A pull consumer that acknowledges each message.
+async fn raw() -> Result<f64> {
+    let server = NatsServer::start().await?;
+    let nats = Nats::connect(&server.url()).await?;
+    let config = async_nats::jetstream::stream::Config {
+        name: "RAW".into(),
+        subjects: vec!["raw.>".into()],
+        ..Default::default()
+    };
+    let stream = nats.js.create_stream(config).await?;
+    fill(&nats, EMPTY, |n| (format!("raw.{n}"), "{}".to_owned())).await?;
+    let config = pull::Config {
+        durable_name: Some("raw".into()),
+        max_ack_pending: 1000,
+        ..Default::default()
+    };
+    let consumer = stream.create_consumer(config).await?;
+    let mut messages = consumer.messages().await?;
+    let start = Instant::now();
+    for _ in 0..EMPTY {
+        let message = messages.next().await.context("the stream ended early")??;
+        message.ack().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+    }
+    Ok(rate(EMPTY, start.elapsed()))
+}
+
+/// A function on a node, from the first event done to the last.
+async fn function(
+    name: &str,
+    component: &Path,
+    count: u64,
+    event: impl Fn(u64) -> (String, String),
+) -> Result<f64> {
+    let mut text = project::SHOP_STREAMS.to_owned();
+    text += "[streams.PLAIN]\nsubjects = [\"plain.>\"]\n";
+    text += &project::function(name, component, "");
+    let project = Project::new(&text)?;
+    let server = NatsServer::start().await?;
+    let nats = Nats::connect(&server.url()).await?;
+    let pelton = Pelton::new(&server.url(), project.path())?;
+    pelton.ok(&["deploy"]).await?;
+    fill(&nats, count, event).await?;
+    let stream = if name == "plain" { "PLAIN" } else { "ORDERS" };
+    let _node = Node::start(&pelton, &[])?;
+    nats.serving(name, None, 1).await?;
+    let (start, before) = (Instant::now(), nats.pending("shop", name, stream).await?);
+    ensure!(before > count / 4, "too few events for this machine: {before} left at the start");
+    nats.drained_within(LIMIT, "shop", name, stream).await?;
+    let took = start.elapsed();
+    ensure!(nats.dead("shop").await?.is_empty(), "dead letters");
+    Ok(rate(before, took))
+}
+
+/// Stores events, many in flight.
+async fn fill(nats: &Nats, count: u64, event: impl Fn(u64) -> (String, String)) -> Result<()> {
+    let mut acks = std::collections::VecDeque::new();
+    for n in 0..count {
+        let (subject, body) = event(n);
+        acks.push_back(nats.js.publish(subject, body.into()).await?);
+        if acks.len() > 500 {
+            acks.pop_front().context("an ack")?.await?;
+        }
+    }
+    for ack in acks {
+        ack.await?;
+    }
+    Ok(())
+}
