@@ -143,12 +143,13 @@ async fn examine(report: &mut CheckReport, global: &Global) -> anyhow::Result<()
             return Ok(());
         }
     };
-    for error in manifest.unsupported() {
-        report.add(Severity::Error, error);
-    }
     let components = match build_functions(&manifest, &[]).await {
         Ok(components) => components,
         Err(error) => {
+            // The plan, which is not reached, would say this.
+            for error in manifest.unsupported() {
+                report.add(Severity::Error, error);
+            }
             report.add_text(Severity::Error, &format!("{error:#}"));
             return Ok(());
         }
