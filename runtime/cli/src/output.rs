@@ -78,7 +78,7 @@ impl Output {
                 .load_preset(presets::UTF8_FULL_CONDENSED)
                 .set_content_arrangement(ContentArrangement::Dynamic);
         } else {
-            table.load_preset(presets::NOTHING);
+            plain(&mut table);
         }
         trimmed(&table.to_string())
     }
@@ -86,10 +86,10 @@ impl Output {
     /// Lays out names and values, one pair per line.
     pub fn fields(&self, pairs: &[(&str, String)]) -> String {
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
         for (name, value) in pairs {
             table.add_row([format!("{name}:"), value.clone()]);
         }
+        plain(&mut table);
         trimmed(&table.to_string())
     }
 
@@ -170,6 +170,14 @@ fn print_line(text: &str) -> anyhow::Result<()> {
     }
     stdout.flush()?;
     Ok(())
+}
+
+/// Columns without lines, for pipes: a script cuts them at the blanks.
+fn plain(table: &mut Table) {
+    table.load_preset(presets::NOTHING);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
 }
 
 /// Columns are padded to the last one's width: nobody wants those blanks.

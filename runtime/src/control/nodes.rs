@@ -1,14 +1,12 @@
 //! Who is alive: what each node says of itself in the bucket of nodes, rewritten every second.
 
-use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::{self};
+use futures::StreamExt;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::time::Duration;
 
-use super::scan::{Scan, scan};
 use super::{ControlError, open};
 use crate::names::NODES_BUCKET;
 use crate::records::{NodeFunction, NodeRecord};
@@ -46,20 +44,23 @@ pub async fn list(js: &jetstream::Context) -> Result<Vec<NodeRecord>, ControlErr
     let Some(stream) = open(js, &format!("KV_{NODES_BUCKET}")).await? else {
         return Ok(Vec::new());
     };
-    let everything = Scan {
-        filters: vec![format!("$KV.{NODES_BUCKET}.>")],
-        from: DeliverPolicy::LastPerSubject,
-        headers_only: false,
-    };
+    let failed = |why: String| ControlError::nats("list the nodes", why);
+    // Not a consumer: entries come and go while one reads, and it would wait for what has expired.
+    let mut subjects = stream
+        .info_with_subjects(format!("$KV.{NODES_BUCKET}.>"))
+        .await
+        .map_err(|error| failed(error.to_string()))?;
     let mut nodes = Vec::new();
-    scan(&stream, everything, |message| {
+    while let Some(entry) = subjects.next().await {
+        let (subject, _) = entry.map_err(|error| failed(error.to_string()))?;
+        let Ok(message) = stream.get_last_raw_message_by_subject(&subject).await else {
+            continue;
+        };
         // A deletion has no body, and what a later release writes otherwise is not ours to judge.
         if let Ok(node) = serde_json::from_slice::<NodeRecord>(&message.payload) {
             nodes.push(node);
         }
-        Ok(ControlFlow::Continue(()))
-    })
-    .await?;
+    }
     nodes.sort_by(|a, b| a.node.cmp(&b.node));
     Ok(nodes)
 }

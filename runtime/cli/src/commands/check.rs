@@ -72,6 +72,11 @@ pub struct CheckReport {
 
 impl CheckReport {
     fn add(&mut self, severity: Severity, error: ConfigError) {
+        // What this release cannot do is found in the manifest and again by the plan.
+        let known = |one: &Finding| one.line == Some(error.line) && one.what == error.what;
+        if self.findings.iter().any(known) {
+            return;
+        }
         self.findings.push(Finding {
             severity,
             line: Some(error.line),
@@ -160,7 +165,7 @@ async fn examine(report: &mut CheckReport, global: &Global) -> anyhow::Result<()
     } else {
         View::default()
     };
-    compare(report, &manifest, &components, &view, global);
+    compare(report, &manifest, &components, &view);
     report.functions = components
         .into_iter()
         .map(|(name, component)| BuiltFunction::new(&manifest, name, component))
@@ -173,10 +178,7 @@ fn compare(
     manifest: &Manifest,
     components: &BTreeMap<String, Component>,
     view: &View,
-    global: &Global,
 ) {
-    let text = std::fs::read_to_string(&report.file).unwrap_or_default();
-    let env = global.environment.as_deref();
     match deploy::plan(manifest, components, view, OffsetDateTime::now_utc()) {
         Ok(plan) => {
             for note in plan.notes {
@@ -184,7 +186,6 @@ fn compare(
             }
         }
         Err(problems) => {
-            let file = report.file.clone();
             for problem in problems {
                 // Without a server a stream that somebody else made cannot be seen.
                 let trusted = !report.online && problem.what.contains("no stream covers");
@@ -193,7 +194,7 @@ fn compare(
                 } else {
                     Severity::Error
                 };
-                report.add(severity, deploy::locate(&problem, &file, &text, env));
+                report.add(severity, problem.located(manifest));
             }
         }
     }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::config::Manifest;
@@ -63,7 +62,7 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
     let view = deploy::survey(&js, &manifest, &components).await?;
     let now = time::OffsetDateTime::now_utc();
     let plan = deploy::plan(&manifest, &components, &view, now)
-        .map_err(|problems| all(global, &problems))?;
+        .map_err(|problems| all(&manifest, &problems))?;
     if !output.is_json() {
         output.item(&plan, |plan| deploy_text::plan(&output, plan))?;
     }
@@ -166,16 +165,9 @@ pub fn ensure_supported(manifest: &Manifest) -> anyhow::Result<()> {
 }
 
 /// Problems with their places in the manifest, one after another.
-pub fn all(global: &Global, problems: &[Problem]) -> anyhow::Error {
-    let located = || -> anyhow::Result<Vec<String>> {
-        let path = global.manifest_path()?;
-        let text = std::fs::read_to_string(&path).context("the manifest is gone")?;
-        let env = global.environment.as_deref();
-        let all = problems.iter();
-        Ok(all
-            .map(|problem| deploy::locate(problem, &path, &text, env).to_string())
-            .collect())
-    };
-    let lines = located().unwrap_or_else(|_| problems.iter().map(ToString::to_string).collect());
-    anyhow::anyhow!(lines.join("\n"))
+pub fn all(manifest: &Manifest, problems: &[Problem]) -> anyhow::Error {
+    let located = problems
+        .iter()
+        .map(|problem| problem.located(manifest).to_string());
+    anyhow::anyhow!(located.collect::<Vec<_>>().join("\n"))
 }

@@ -115,6 +115,9 @@ async fn ensure_stream(
             config["num_replicas"] = json!(wanted.replicas);
             config["max_age"] = json!(wanted.max_age_ms.unwrap_or(0) * 1_000_000);
             config["max_bytes"] = wanted.max_bytes.map_or(json!(-1), |bytes| json!(bytes));
+            config["max_msg_size"] = wanted
+                .max_message_size
+                .map_or(json!(-1), |size| json!(size));
             config["duplicate_window"] = json!(wanted.duplicate_window_ms.unwrap_or(0) * 1_000_000);
             let answer: Value = js
                 .request(format!("STREAM.UPDATE.{}", planned.stream), &config)
@@ -140,6 +143,10 @@ fn config(names: &AppNames, planned: &StreamPlan) -> Config {
         max_bytes: wanted
             .max_bytes
             .and_then(|bytes| i64::try_from(bytes).ok())
+            .unwrap_or(-1),
+        max_message_size: wanted
+            .max_message_size
+            .and_then(|size| i32::try_from(size).ok())
             .unwrap_or(-1),
         duplicate_window: Duration::from_millis(wanted.duplicate_window_ms.unwrap_or(0)),
         allow_direct: true,

@@ -6,7 +6,6 @@
 mod apply;
 mod changes;
 mod coverage;
-mod place;
 mod plan;
 mod streams;
 mod survey;
@@ -16,12 +15,13 @@ mod tests;
 
 pub use apply::apply;
 pub use changes::Change;
-pub use place::locate;
 pub use plan::{
     ConsumerAction, ConsumerPlan, FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan,
     plan,
 };
 pub use survey::{Registered, Retention, StreamView, View, survey};
+
+use crate::config::{ConfigError, Manifest};
 
 /// One thing that stands in the way of a deploy, and which entry of the manifest it is about.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +36,11 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// The problem at its line: of the entry, or of the nearest table above it.
+    pub fn located(&self, manifest: &Manifest) -> ConfigError {
+        manifest.error_at(&self.keys.join("."), &self.what, &self.fix)
+    }
+
     fn new(keys: &[&str], what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
             keys: keys.iter().map(ToString::to_string).collect(),

@@ -417,21 +417,21 @@ impl Planner<'_> {
         if settings.delivery != DeliveryMode::AtLeastOnce {
             self.problem(
                 &["delivery"],
-                "delivery = \"exactly-once\" (the default) comes with the position engine, which this release has not".into(),
+                "exactly-once delivery (the default) comes with the position engine of a later release".into(),
                 "say delivery = \"at-least-once\"".into(),
             );
         }
         if settings.key.is_some() {
             self.problem(
                 &["key"],
-                "key comes with the position engine, which this release has not".into(),
-                "leave key out: events are then handled in parallel".into(),
+                "order per `key` comes with the position engine of a later release".into(),
+                "remove `key`; events are then handled in parallel, and `defer` lets one wait for another".into(),
             );
         }
         if settings.retry.on_exhausted == OnExhausted::Pause {
             self.problem(
                 &["retry", "on-exhausted"],
-                "on-exhausted = \"pause\" is not built yet".into(),
+                "on-exhausted = \"pause\" comes with a later release".into(),
                 "say on-exhausted = \"dead-letter\"".into(),
             );
         }

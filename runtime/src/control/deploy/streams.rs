@@ -84,6 +84,7 @@ fn wanted(declared: &StreamManifest, existing: Option<&StreamView>, app: &str) -
             .replicas
             .or(existing.map(|stream| stream.replicas))
             .unwrap_or(1),
+        max_message_size: declared.max_msg_size,
         max_age_ms: declared.max_age_ms,
         max_bytes: declared.max_bytes,
         duplicate_window_ms: Some(window),
@@ -114,6 +115,11 @@ fn changes(existing: &StreamView, wanted: &StreamView) -> Vec<Change> {
             "max-bytes",
             number(existing.max_bytes),
             number(wanted.max_bytes),
+        ),
+        (
+            "max-msg-size",
+            number(existing.max_message_size.map(u64::from)),
+            number(wanted.max_message_size.map(u64::from)),
         ),
         (
             "duplicate-window (ms)",

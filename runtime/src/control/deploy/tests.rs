@@ -1,44 +1,29 @@
 //! The plan, case by case, without a server.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use time::macros::datetime;
 
 use super::*;
 use crate::component::Component;
-use crate::config::{
-    DeliveryMode, FunctionManifest, FunctionSettings, Manifest, Start, StreamManifest,
-};
+use crate::config::{DeliveryMode, FunctionSettings, Manifest, Start, StreamManifest};
 use crate::records::Handler;
 
 fn stream(subjects: &[&str]) -> StreamManifest {
     StreamManifest {
         subjects: subjects.iter().map(ToString::to_string).collect(),
-        replicas: None,
-        max_age_ms: None,
-        max_bytes: None,
-        duplicate_window_ms: None,
-        adopt: false,
+        ..StreamManifest::default()
     }
 }
 
 /// The app `shop` with one stream and one function that takes what its handlers announce.
 fn manifest() -> Manifest {
-    let function = FunctionManifest {
-        component: PathBuf::from("orders"),
-        subjects: None,
-        settings: FunctionSettings {
-            delivery: DeliveryMode::AtLeastOnce,
-            ..FunctionSettings::default()
-        },
-    };
-    Manifest {
-        app: "shop".into(),
-        root: PathBuf::new(),
-        streams: BTreeMap::from([("ORDERS".into(), stream(&["orders.>"]))]),
-        functions: BTreeMap::from([("orders".into(), function)]),
-    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pelton.toml");
+    let text = "pelton = 1\napp = \"shop\"\n[streams.ORDERS]\nsubjects = [\"orders.>\"]\n\
+                [functions.orders]\ncomponent = \"orders\"\ndelivery = \"at-least-once\"\n";
+    std::fs::write(&file, text).unwrap();
+    Manifest::load(&file, None).unwrap()
 }
 
 fn settings(manifest: &mut Manifest) -> &mut FunctionSettings {
@@ -213,6 +198,12 @@ fn a_subject_that_no_stream_covers_is_refused() {
     ));
     assert_eq!(at, "functions.orders.subjects");
     assert!(text.contains("no stream covers payments.*"), "{text}");
+    let problems = planned(&manifest(), &component(&["payments.*"]), &View::default());
+    let located = problems.unwrap_err()[0].located(&manifest());
+    assert_eq!(
+        located.line, 5,
+        "the function's table, since the file says no subjects"
+    );
     let elsewhere = view(&[("PAY", existing(&["payments.>"], None, 0))]);
     let plan = planned(&manifest(), &component(&["payments.*"]), &elsewhere).unwrap();
     assert_eq!(

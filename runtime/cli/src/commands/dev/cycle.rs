@@ -39,7 +39,7 @@ pub(super) async fn turn(
     let components = build_functions(manifest, &[]).await?;
     let view = deploy::survey(js, manifest, &components).await?;
     let plan = deploy::plan(manifest, &components, &view, OffsetDateTime::now_utc())
-        .map_err(|problems| all(global, &problems))?;
+        .map_err(|problems| all(manifest, &problems))?;
     for note in &plan.notes {
         global.output().note(&format!("note: {note}"));
     }
