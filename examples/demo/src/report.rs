@@ -64,7 +64,7 @@ impl Report {
         self.heading("Dead letters, in the stream PELTON_DEAD_shop");
         for dead in &seen.dead {
             self.line(&format!(
-                "{} {}  {} after {} attempt(s): {}",
+                "{:<9} {:<19} {}, {} attempt(s): {}",
                 dead.function, dead.subject, dead.code, dead.attempts, dead.reason
             ));
         }
