@@ -64,7 +64,7 @@ async fn tell_and_check(node: &Node, report: &mut Report) -> Result<()> {
     let seen = observer.everything().await?;
     report.orders(&seen);
     told.check_orders(&seen, report);
-    report.notifications(&seen);
+    report.mails(&seen);
     told.check_notifications(&seen, report);
     report.dead_letters(&seen);
     told.check_dead_letters(&seen, report);

@@ -21,7 +21,7 @@ pub(crate) struct Seen {
     /// Orders by key, from the KV bucket.
     pub(crate) orders: Vec<(String, Order)>,
     /// The stream NOTIFICATIONS.
-    pub(crate) notifications: Vec<StreamMessage>,
+    pub(crate) mails: Vec<Mail>,
     /// The stream of dead letters.
     pub(crate) dead: Vec<DeadLetter>,
     /// `payment-failed` events in the stream ORDERS.
@@ -45,6 +45,22 @@ pub(crate) struct Order {
 pub(crate) struct Step {
     pub(crate) id: String,
     pub(crate) status: String,
+}
+
+/// An e-mail to be sent; of its fields, what tells which event it is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub(crate) struct Mail {
+    pub(crate) order_id: String,
+    pub(crate) kind: String,
+}
+
+impl Mail {
+    pub(crate) fn new(order_id: &str, kind: &str) -> Self {
+        Self {
+            order_id: order_id.into(),
+            kind: kind.into(),
+        }
+    }
 }
 
 /// A delivery given up on.
@@ -166,16 +182,38 @@ impl Observer {
         Ok(())
     }
 
-    /// Waits until a notification holds `text`.
-    pub(crate) async fn notified(&self, text: &str) -> Result<()> {
-        until(&format!("the notification about {text}"), || async {
-            let all = self.messages("NOTIFICATIONS").await?;
-            let found = all
+    /// Waits until there is an e-mail about this order.
+    pub(crate) async fn mailed(&self, order: &str) -> Result<()> {
+        until(&format!("the e-mail about {order}"), || async {
+            let mails = self.mails().await?;
+            Ok(mails
                 .iter()
-                .any(|message| String::from_utf8_lossy(&message.payload).contains(text));
-            Ok(found.then_some(()))
+                .any(|mail| mail.order_id == order)
+                .then_some(()))
         })
         .await
+    }
+
+    /// Waits until the function's `payment-failed` about this order has arrived in ORDERS.
+    pub(crate) async fn payment_failed(&self, order: &str) -> Result<()> {
+        let subject = format!("orders.{order}.payment-failed");
+        until(&subject, || async {
+            let orders = self.messages("ORDERS").await?;
+            Ok(orders
+                .iter()
+                .any(|message| message.subject.as_str() == subject)
+                .then_some(()))
+        })
+        .await
+    }
+
+    async fn mails(&self) -> Result<Vec<Mail>> {
+        let messages = self.messages("NOTIFICATIONS").await?;
+        let mails = messages.iter().map(|message| {
+            serde_json::from_slice(&message.payload)
+                .with_context(|| format!("NOTIFICATIONS #{} is no e-mail", message.sequence))
+        });
+        mails.collect()
     }
 
     /// All there is to see.
@@ -198,7 +236,7 @@ impl Observer {
         let dead = self.messages(&format!("PELTON_DEAD_{APP}")).await?;
         Ok(Seen {
             orders,
-            notifications: self.messages("NOTIFICATIONS").await?,
+            mails: self.mails().await?,
             dead: dead.iter().map(DeadLetter::read).collect::<Result<_>>()?,
             payment_failed,
         })

@@ -47,14 +47,16 @@ impl Report {
         }
     }
 
-    pub(crate) fn notifications(&self, seen: &Seen) {
-        self.heading("Notifications, in the stream NOTIFICATIONS");
-        for message in &seen.notifications {
-            let text = String::from_utf8_lossy(&message.payload);
-            self.line(&format!(
-                "#{:<3} {}  {text}",
-                message.sequence, message.subject
-            ));
+    pub(crate) fn mails(&self, seen: &Seen) {
+        self.heading("E-mails to be sent, in the stream NOTIFICATIONS");
+        for (order, _) in &seen.orders {
+            let kinds: Vec<_> = seen
+                .mails
+                .iter()
+                .filter(|mail| mail.order_id == *order)
+                .map(|mail| mail.kind.as_str())
+                .collect();
+            self.line(&format!("{order}  {}", kinds.join(", ")));
         }
     }
 
@@ -62,7 +64,7 @@ impl Report {
         self.heading("Dead letters, in the stream PELTON_DEAD_shop");
         for dead in &seen.dead {
             self.line(&format!(
-                "{} {}  {} after {} attempt(s): {}",
+                "{:<9} {:<19} {}, {} attempt(s): {}",
                 dead.function, dead.subject, dead.code, dead.attempts, dead.reason
             ));
         }
