@@ -115,6 +115,7 @@ impl Global {
             tls_cert: from.tls_cert,
             tls_key: from.tls_key,
             tls_ca: from.tls_ca,
+            no_context: false,
         }
     }
 
