@@ -112,13 +112,14 @@ fn plain(letter: &DeadLetter, body: &Bytes) -> Option<Headers> {
         stored: i64::try_from(stored.unix_timestamp_nanos()).ok()?,
     };
     let event = decode(&message).ok()?.event;
+    // Not said is not the same as said to be the default.
+    let unsaid = event.datacontenttype.is_none();
     let encoded = encode(draft(&letter.subject, event), no_defaults()).ok()?;
-    let attributes = encoded.headers.into_iter();
-    Some(
-        attributes
-            .filter(|(name, _)| name.starts_with("ce-"))
-            .collect(),
-    )
+    let attributes = encoded
+        .headers
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("ce-") && !(unsaid && name == "ce-datacontenttype"));
+    Some(attributes.collect())
 }
 
 fn draft(subject: &str, event: Event) -> Draft {
