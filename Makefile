@@ -27,9 +27,7 @@ lint:
 	@./scripts/lint.sh
 
 bench:
-	@. ./scripts/tools.sh && need_rust && need_nats_server && \
-		cargo build --release --locked --package pelton && \
-		cargo bench --locked --package pelton-tests
+	@./scripts/bench.sh
 
 setup:
 	@./scripts/setup.sh
