@@ -20,8 +20,7 @@ test:
 	@./scripts/test.sh
 
 build:
-	@. ./scripts/tools.sh && need_rust
-	cargo build --release --locked --package pelton
+	@. ./scripts/tools.sh && need_rust && build_all
 
 lint:
 	@./scripts/lint.sh

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 need_rust
 need_nats_server
 ls tests/benches/*.rs >/dev/null 2>&1 || die "there are no measurements yet: tests/benches is empty"
-cargo build --release --locked --package pelton
+build_all
 PELTON_BIN="$(target_folder)/release/pelton"
 export PELTON_BIN
 cargo bench --locked --workspace --bench '*'
