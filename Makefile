@@ -20,16 +20,13 @@ test:
 	@./scripts/test.sh
 
 build:
-	@. ./scripts/tools.sh && need_rust
-	cargo build --release --locked --package pelton
+	@. ./scripts/tools.sh && need_rust && build_all
 
 lint:
 	@./scripts/lint.sh
 
 bench:
-	@. ./scripts/tools.sh && need_rust && need_nats_server && \
-		cargo build --release --locked --package pelton && \
-		cargo bench --locked --package pelton-tests
+	@./scripts/bench.sh
 
 setup:
 	@./scripts/setup.sh

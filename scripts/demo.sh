@@ -6,7 +6,6 @@ cd "$(dirname "$0")/.."
 need_rust
 need_nats_server
 say "building pelton and the demo (the first build compiles wasmtime: about ten minutes on two cores; later ones take seconds)"
-# Both in one call: cargo chooses features for what it is asked to build, and would build shared crates twice.
-cargo build --release --locked --package pelton --package demo-example
+build_all
 say "running the demo"
 exec "$(target_folder)/release/demo-example"

@@ -8,7 +8,7 @@ need_nats_server
 need_nats_py
 say "building pelton (the first build compiles wasmtime: about ten minutes on two cores; later ones take seconds)"
 # The tests run this binary; cargo builds it only for tests of its own package.
-cargo build --release --locked --package pelton
+build_all
 PELTON_BIN="$(target_folder)/release/pelton"
 export PELTON_BIN
 say "running the tests"

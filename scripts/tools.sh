@@ -51,6 +51,10 @@ target_folder() {
     cargo metadata --no-deps --offline --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 }
 
+# Always the whole workspace: cargo chooses features for what it is asked to build, and for a part of it
+# it would choose others and compile wasmtime a second time.
+build_all() { cargo build --release --locked --workspace --bins; }
+
 need_wasm_target() {
     target=wasm32-unknown-unknown
     [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ] && return

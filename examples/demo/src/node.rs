@@ -45,7 +45,7 @@ impl Node {
             .spawn()
             .with_context(|| {
                 format!(
-                    "{} does not start; build it: cargo build --release -p pelton",
+                    "{} does not start; build it: make build",
                     binary.display()
                 )
             })?;
