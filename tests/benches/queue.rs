@@ -71,7 +71,10 @@ async fn raw() -> Result<f64> {
     let start = Instant::now();
     for _ in 0..EMPTY {
         let message = messages.next().await.context("the stream ended early")??;
-        message.ack().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        message
+            .ack()
+            .await
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
     }
     Ok(rate(EMPTY, start.elapsed()))
 }
@@ -96,7 +99,10 @@ async fn function(
     let _node = Node::start(&pelton, &[])?;
     nats.serving(name, None, 1).await?;
     let (start, before) = (Instant::now(), nats.pending("shop", name, stream).await?);
-    ensure!(before > count / 4, "too few events for this machine: {before} left at the start");
+    ensure!(
+        before > count / 4,
+        "too few events for this machine: {before} left at the start"
+    );
     nats.drained_within(LIMIT, "shop", name, stream).await?;
     let took = start.elapsed();
     ensure!(nats.dead("shop").await?.is_empty(), "dead letters");

@@ -44,10 +44,7 @@ impl Node {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| {
-                format!(
-                    "{} does not start; build it: make build",
-                    binary.display()
-                )
+                format!("{} does not start; build it: make build", binary.display())
             })?;
         let output = child.stdout.take().context("no output to read")?;
         let mut output = BufReader::new(output).lines();

@@ -115,7 +115,6 @@ impl Global {
             tls_cert: from.tls_cert,
             tls_key: from.tls_key,
             tls_ca: from.tls_ca,
-            no_context: false,
         }
     }
 

@@ -82,6 +82,7 @@ fn defaults() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn every_key() {
     let text = body(
         r#"
@@ -387,6 +388,7 @@ fn subjects() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn functions() {
     check(
         &body("[functions.F]\ncomponent = \"f\""),

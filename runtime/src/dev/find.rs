@@ -88,7 +88,7 @@ fn usable(path: &Path) -> Result<(), String> {
     check_version(version).map(|_| ()).map_err(|why| why.0)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 

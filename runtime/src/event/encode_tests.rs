@@ -122,6 +122,7 @@ fn data_that_is_a_structured_event_stays_data() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn malformed_drafts() {
     let with = |change: fn(&mut Draft)| {
         let mut changed = draft();
