@@ -107,6 +107,7 @@ impl Global {
         ConnectOptions {
             server: from.server,
             context: from.context,
+            no_context: false,
             user: from.user,
             password: from.password,
             creds: from.creds,
