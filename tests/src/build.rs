@@ -72,7 +72,7 @@ fn build_pelton() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let output = Command::new("cargo")
-        .args(["build", "--release", "--quiet", "--package", "pelton"])
+        .args(["build", "--release", "--quiet", "--workspace", "--bins"])
         .current_dir(root()?)
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
