@@ -215,7 +215,9 @@ async fn status(
     for one in &record.inputs {
         inputs.push(input(js, one, names.consumer(function)).await?);
     }
-    let waiting = count(js, &names.commit_stream(), &names.attempts_filter(function)).await?;
+    let recorded = count(js, &names.commit_stream(), &names.attempts_filter(function)).await?;
+    // A record that was cleared lingers for a second; what waits is in flight for its consumer, too.
+    let waiting = recorded.min(inputs.iter().map(|one| one.in_flight).sum());
     let dead = count(js, &names.dead_stream(), &names.dead_subject(function)).await?;
     Ok(FunctionStatus {
         app: app.clone(),
