@@ -1,3 +1,5 @@
+//! Messages in binary, structured and plain mode, and every way in which one of them can be malformed.
+
 use super::*;
 
 const STORED: i64 = 1_700_000_000_000_000_000;

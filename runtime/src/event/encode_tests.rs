@@ -1,3 +1,5 @@
+//! Drafts become messages that `decode` reads back as the same event.
+
 use super::super::{Message, decode};
 use super::*;
 

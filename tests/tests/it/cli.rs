@@ -89,8 +89,8 @@ async fn json_of_functions_state_and_dead_letters() -> Result<()> {
     let names: Vec<_> = functions.iter().map(|each| &each["function"]).collect();
     assert_eq!(names, ["notifier", "orders"]);
     let info = pelton.json(&["function", "info", "orders"]).await?;
-    assert_eq!(info["function"], "orders", "{info}");
-    assert_eq!(info["version"], 1, "{info}");
+    assert_eq!(info["record"]["function"], "orders", "{info}");
+    assert_eq!(info["record"]["version"], 1, "{info}");
 
     let keys = pelton.json(&["state", "ls"]).await?;
     ensure!(keys.to_string().contains("orders.o-1"), "{keys}");

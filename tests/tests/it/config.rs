@@ -19,9 +19,9 @@ retry = { max-attempts = 5 }
 "#;
 
 async fn check(project: &Project) -> Result<pelton_tests::Output> {
-    // Nobody listens there: `check` needs no server.
+    // Nobody listens there, and nobody is asked.
     Pelton::new("nats://127.0.0.1:1", project.path())?
-        .run(&["check"])
+        .run(&["check", "--offline"])
         .await
 }
 
@@ -70,7 +70,8 @@ async fn each_mistake_has_its_line() -> Result<()> {
         let project = Project::verbatim(&GOOD.replace(from, to))?;
         project.file("plain.wasm", &modules::component()?)?;
         let output = check(&project).await?;
-        let said = &output.stderr;
+        // What is found is what `check` is asked for: data.
+        let said = &output.stdout;
         ensure!(
             output.code.is_some_and(|code| code != 0),
             "{to}: {output:#?}"
@@ -91,7 +92,7 @@ async fn all_mistakes_are_told_at_once() -> Result<()> {
     project.file("plain.wasm", &modules::component()?)?;
     let output = check(&project).await?;
     for place in ["pelton.toml:10:", "pelton.toml:11:"] {
-        ensure!(output.stderr.contains(place), "no {place}: {output:#?}");
+        ensure!(output.stdout.contains(place), "no {place}: {output:#?}");
     }
     Ok(())
 }
@@ -119,7 +120,7 @@ async fn handlers_and_subjects_must_agree() -> Result<()> {
         output.code != Some(0),
         "a subject without a handler: {output:#?}"
     );
-    ensure!(output.stderr.contains("other.x"), "{output:#?}");
+    ensure!(output.stdout.contains("other.x"), "{output:#?}");
     let output = check(&project_of(with("\"other.x\""))?).await?;
     ensure!(
         output.code != Some(0),

@@ -171,7 +171,7 @@ async fn a_payment_that_failed_leaves_the_order_unpaid() -> Result<()> {
 async fn what_does_not_parse_is_a_dead_letter_that_says_where() -> Result<()> {
     let scene = shop().await?;
     for (data, word) in [
-        ("{\"order_id\": \"o-1\", ", "EOF"),
+        ("{\"order_id\": \"o-1\", ", "line 1"),
         (
             "{\"order_id\": \"o-1\", \"customer_id\": \"c\"}",
             "total_price",

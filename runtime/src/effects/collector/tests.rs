@@ -1,3 +1,5 @@
+//! What a collector keeps, refuses and shows of one attempt: limits, rules and reads of its own writes.
+
 use std::collections::BTreeMap;
 
 use super::*;
