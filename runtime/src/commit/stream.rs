@@ -61,7 +61,32 @@ pub async fn ensure_commit_stream(
             names.bucket()
         )));
     }
+    mend(js, names, &info).await
+}
+
+/// Puts back the settings that commits rest on, should something have altered them: a KV client that updates the
+/// bucket's configuration drops Pelton's subjects from it. A stream that is missing is left to `deploy`.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn mend_commit_stream(
+    js: &jetstream::Context,
+    names: &AppNames,
+) -> Result<(), StreamError> {
+    match info(js, &names.commit_stream()).await? {
+        // Such a client drops the metadata, too; that the app is deployed says whose stream it is.
+        Some(info) => mend(js, names, &info).await,
+        None => Ok(()),
+    }
+}
+
+async fn mend(js: &jetstream::Context, names: &AppNames, info: &Value) -> Result<(), StreamError> {
+    let name = names.commit_stream();
     let mut config = info["config"].clone();
+    // The server keeps entries of its own there.
+    for (key, value) in metadata(names) {
+        config["metadata"][key] = json!(value);
+    }
     for (key, value) in [
         ("subjects", json!(names.commit_subjects())),
         ("max_msgs_per_subject", json!(1)),

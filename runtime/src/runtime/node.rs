@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::RuntimeOptions;
 use super::function::{Running, Shared};
-use crate::commit::outbox;
+use crate::commit::{outbox, stream};
 use crate::names::{AppNames, NODES_BUCKET};
 use crate::records::{FORMAT, NodeRecord};
 use crate::registry::{self, Change};
@@ -25,6 +25,8 @@ use crate::sandbox::Sandbox;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often outboxes are cleared of what has arrived.
 const PURGE: Duration = Duration::from_secs(2);
+/// How often the commit streams' settings are looked at: nobody alters them in a sound system.
+const MEND: Duration = Duration::from_secs(10);
 /// Pause before the registry is watched anew.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
@@ -95,6 +97,7 @@ impl Node {
     ) {
         let mut heartbeat = every(HEARTBEAT);
         let mut purge = every(PURGE);
+        let mut mend = every(MEND);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -107,6 +110,7 @@ impl Node {
                 },
                 _ = heartbeat.tick() => self.beat().await,
                 _ = purge.tick() => self.purge().await,
+                _ = mend.tick() => self.mend().await,
             }
         }
     }
@@ -177,6 +181,17 @@ impl Node {
                     tracing::debug!(%error, "the outbox was not cleared");
                     return;
                 }
+            }
+        }
+    }
+
+    async fn mend(&self) {
+        let apps: BTreeSet<&str> = self.functions.keys().map(|(app, _)| app.as_str()).collect();
+        for app in apps {
+            if let Err(error) =
+                stream::mend_commit_stream(&self.shared.js, &AppNames::new(app)).await
+            {
+                tracing::warn!(%error, "the commit stream could not be checked");
             }
         }
     }

@@ -107,3 +107,28 @@ async fn two_nodes_share_a_function() -> Result<()> {
     eventually("the other to go on", || scene.nats.value("shop", &key)).await?;
     Ok(())
 }
+
+/// A KV client that updates the bucket writes the stream's whole configuration, and knows one subject of it.
+#[tokio::test]
+async fn a_bucket_whose_configuration_was_rewritten_is_mended() -> Result<()> {
+    let scene = scene().await?;
+    let mut stream = scene.nats.js.get_stream("KV_shop").await?;
+    let mut config = stream.info().await?.config.clone();
+    let subjects = std::mem::replace(&mut config.subjects, vec!["$KV.shop.>".to_owned()]);
+    config.metadata.clear();
+    scene.nats.js.update_stream(config).await?;
+
+    let act = json!({ "do": "count", "counter": "hot" }).to_string();
+    scene.nats.publish("hostile.act.now", act).await?;
+    eventually("the event to commit", || {
+        scene.nats.value("shop", "counters.hot")
+    })
+    .await?;
+    let config = &stream.info().await?.config;
+    assert_eq!(config.subjects, subjects);
+    assert_eq!(
+        config.metadata.get("pelton-app").map(String::as_str),
+        Some("shop")
+    );
+    Ok(())
+}
