@@ -21,10 +21,12 @@ use crate::telemetry::{Counters, LogPublisher, LogSource};
 
 /// Reruns of one delivery whose reads went stale, before that counts as a failed attempt.
 const MAX_CONFLICTS: u32 = 16;
-/// Upper bound of the random pause before such a rerun: two runs of one key must not meet for ever.
-const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
+/// Upper bound of the random pause before the first such rerun; it doubles up to 64 times that, so that many deliveries
+/// of one key spread out instead of meeting again.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
+const MAX_DOUBLINGS: u32 = 6;
 /// A third of the ack wait: two reports may be lost.
-const PROGRESS: Duration = Duration::from_secs(10);
+pub(crate) const PROGRESS: Duration = Duration::from_secs(10);
 /// Pause before a delivery is handed out again when NATS did not answer.
 pub(crate) const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
 /// Lines one attempt may log; more are dropped.
@@ -80,7 +82,9 @@ async fn handle(worker: &Worker, received: &Received) -> Settlement {
         return Settlement::Done;
     }
     let case = match Case::open(worker, received).await {
-        Ok(case) => case,
+        Ok(Some(case)) => case,
+        // It committed before; only its ack was lost.
+        Ok(None) => return Settlement::Done,
         Err(error) => {
             tracing::warn!(%error, "earlier attempts cannot be read; the delivery is handed back");
             return Settlement::Again(TROUBLE_PAUSE);
@@ -89,7 +93,7 @@ async fn handle(worker: &Worker, received: &Received) -> Settlement {
     if let Some(wait) = case.not_yet() {
         return Settlement::Again(wait);
     }
-    for _ in 0..MAX_CONFLICTS {
+    for conflicts in 0..MAX_CONFLICTS {
         let attempt = match event::decode(&received.message) {
             Ok(decoded) => invoke(worker, &case, received, decoded).await,
             Err(error) => failed(Failure::reject("pelton-event-malformed", error.to_string())),
@@ -100,7 +104,8 @@ async fn handle(worker: &Worker, received: &Received) -> Settlement {
                 tracing::debug!(?keys, "what was read has changed; running again")
             }
         }
-        tokio::time::sleep(CONFLICT_PAUSE.mul_f64(fastrand::f64())).await;
+        let bound = CONFLICT_PAUSE * 2u32.pow(conflicts.min(MAX_DOUBLINGS));
+        tokio::time::sleep(bound.mul_f64(fastrand::f64())).await;
     }
     let lost = format!(
         "state that the handler read changed before it committed, {MAX_CONFLICTS} times in a row"

@@ -19,6 +19,8 @@ pub const ONLY_HEADER: &str = "Pelton-Only";
 
 /// Stream metadata: the app whose `deploy` created the stream.
 pub const META_APP: &str = "pelton-app";
+/// Consumer metadata: the function version that its settings come from.
+pub const META_VERSION: &str = "pelton-version";
 /// Stream metadata: format version of what Pelton keeps in it.
 pub const META_FORMAT: &str = "pelton-format";
 

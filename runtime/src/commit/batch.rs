@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::client::{PublishErrorKind, RequestErrorKind};
 use async_nats::{Client, HeaderMap, Request};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -17,8 +18,12 @@ const IN_FLIGHT_CONFLICT: u64 = 10164;
 const INCOMPLETE: u64 = 10176;
 /// More than 50 batches in flight on the stream.
 const TOO_MANY_IN_FLIGHT: u64 = 10210;
-/// The stream or the account is full, or JetStream is out of resources: all pass with time.
-const FULL: [u64; 5] = [10023, 10047, 10077, 10110, 10008];
+/// The stream, the account or the server is full or short of resources: all pass with time.
+const FULL: [u64; 6] = [10002, 10008, 10023, 10028, 10047, 10077];
+/// `message size exceeds maximum allowed`; also what the client itself refuses to send.
+pub(super) const TOO_LARGE: u64 = 10054;
+/// More messages than a batch may have.
+pub(super) const TOO_MANY: u64 = 10199;
 
 /// One message of a batch.
 #[derive(Debug, Clone)]
@@ -86,7 +91,10 @@ pub(super) async fn publish(
             client
                 .publish_with_headers(subject, headers, payload)
                 .await
-                .map_err(|error| BatchError::Unknown(error.to_string()))?;
+                .map_err(|error| match error.kind() {
+                    PublishErrorKind::MaxPayloadExceeded => too_large(&error),
+                    _ => BatchError::Unknown(error.to_string()),
+                })?;
             continue;
         }
         if count > 1 {
@@ -99,10 +107,21 @@ pub(super) async fn publish(
         let answer = client
             .send_request(subject, request)
             .await
-            .map_err(|error| BatchError::Unknown(error.to_string()))?;
+            .map_err(|error| match error.kind() {
+                RequestErrorKind::MaxPayloadExceeded => too_large(&error),
+                _ => BatchError::Unknown(error.to_string()),
+            })?;
         return read_ack(&answer.payload);
     }
     Ok(())
+}
+
+/// The client sends nothing that the server would close the connection for.
+fn too_large(error: &dyn std::fmt::Display) -> BatchError {
+    BatchError::Refused {
+        code: TOO_LARGE,
+        description: error.to_string(),
+    }
 }
 
 fn read_ack(payload: &[u8]) -> Result<(), BatchError> {

@@ -8,7 +8,7 @@ use async_nats::{Client, header};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::Semaphore;
 
-use super::batch::{self, BatchError};
+use super::batch::{self, BatchError, BatchMessage};
 use super::state::NatsState;
 use super::transaction::{Origin, Transaction};
 use crate::effects::StateError;
@@ -19,7 +19,8 @@ use crate::records::{self, AttemptsRecord};
 const IN_FLIGHT: usize = 16;
 /// Wait for the answer of one batch.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Sends of one transaction before its delivery is handed back; with the backoff below some ten seconds.
+/// Sends of one transaction before its delivery is handed back; with the backoff below some
+/// twenty seconds when NATS is silent.
 const TRIES: usize = 8;
 /// Attempt records outlive the longest `retry-after` (24 h) and then go, should their function be gone.
 const ATTEMPTS_TTL: Duration = Duration::from_secs(48 * 3600);
@@ -63,6 +64,19 @@ enum Culprit {
     None,
 }
 
+impl CommitError {
+    /// Whether it was refused for its size, so that sending less may help.
+    pub fn is_size(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                code: batch::TOO_LARGE | batch::TOO_MANY,
+                ..
+            }
+        )
+    }
+}
+
 impl Committer {
     /// A committer for the app that `names` names.
     pub fn new(client: Client, state: NatsState, names: AppNames) -> Self {
@@ -80,11 +94,6 @@ impl Committer {
     /// # Errors
     /// See [`CommitError`].
     pub async fn commit(&self, transaction: &Transaction) -> Result<(), CommitError> {
-        let _permit = self
-            .permits
-            .acquire()
-            .await
-            .map_err(|_| CommitError::Unavailable("shutting down".into()))?;
         let mut marker = 0;
         let mut backoff = backoff();
         let mut last = String::new();
@@ -97,11 +106,11 @@ impl Committer {
                     batch::MAX_MESSAGES
                 );
                 return Err(CommitError::Refused {
-                    code: 10199,
+                    code: batch::TOO_MANY,
                     description,
                 });
             }
-            match batch::publish(&self.client, messages, TIMEOUT).await {
+            match self.send(messages).await {
                 Ok(()) => return Ok(()),
                 Err(BatchError::Refused { code, description }) => {
                     return Err(CommitError::Refused { code, description });
@@ -126,6 +135,13 @@ impl Committer {
             tokio::time::sleep(backoff.next().unwrap_or(TIMEOUT)).await;
         }
         Err(CommitError::Unavailable(last))
+    }
+
+    /// A permit bounds the batches in flight; what waits between two sends holds none.
+    async fn send(&self, messages: Vec<BatchMessage>) -> Result<(), BatchError> {
+        let closed = |_| BatchError::Unknown("shutting down".into());
+        let _permit = self.permits.acquire().await.map_err(closed)?;
+        batch::publish(&self.client, messages, TIMEOUT).await
     }
 
     /// One read of all conditions' subjects tells which of them no longer hold.
@@ -178,6 +194,17 @@ fn backoff() -> impl Iterator<Item = Duration> {
         .build()
 }
 
+/// What happened to a delivery before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Earlier {
+    /// Nothing that is known.
+    Nothing,
+    /// Attempts failed or were put off.
+    Failed(AttemptsRecord),
+    /// It committed; only its ack was lost.
+    Committed,
+}
+
 /// Records of attempts that failed, kept in the commit stream until their delivery is settled.
 #[derive(Clone)]
 pub struct Attempts {
@@ -192,29 +219,46 @@ impl Attempts {
         Self { js, state, names }
     }
 
-    /// What earlier attempts of this delivery left; none when there were none.
+    /// What earlier attempts of this delivery left.
     ///
     /// # Errors
     /// NATS did not answer, or the record cannot be read.
-    pub async fn load(&self, origin: &Origin) -> Result<Option<AttemptsRecord>, StateError> {
-        let subject = self
-            .names
-            .attempts(&origin.function, &origin.stream, origin.sequence);
-        let mut found = self.state.last(vec![subject.clone()]).await?;
-        let Some(last) = found.remove(&subject).filter(|last| !last.deleted) else {
-            return Ok(None);
+    pub async fn load(&self, origin: &Origin) -> Result<Earlier, StateError> {
+        let Origin {
+            function,
+            stream,
+            sequence,
+            txn,
+        } = origin;
+        let record = self.names.attempts(function, stream, *sequence);
+        let marker = self.names.marker(function, stream, *sequence);
+        let found = self
+            .state
+            .last(vec![record.clone(), marker.clone()])
+            .await?;
+        if found
+            .get(&marker)
+            .is_some_and(|last| last.payload == txn.as_bytes())
+        {
+            return Ok(Earlier::Committed);
+        }
+        let Some(last) = found.get(&record).filter(|last| !last.deleted) else {
+            return Ok(Earlier::Nothing);
         };
-        let record: AttemptsRecord = serde_json::from_slice(&last.payload)
-            .map_err(|error| StateError(format!("{subject} holds no attempts record: {error}")))?;
-        if record.format != records::FORMAT {
+        let found: AttemptsRecord = serde_json::from_slice(&last.payload)
+            .map_err(|error| StateError(format!("{record} holds no attempts record: {error}")))?;
+        if found.format != records::FORMAT {
+            let (format, known) = (found.format, records::FORMAT);
             return Err(StateError(format!(
-                "{subject} has format {}, this node reads {}",
-                record.format,
-                records::FORMAT
+                "{record} has format {format}, this node reads {known}"
             )));
         }
         // A record of another transaction was left by a stream of the same name.
-        Ok((record.txn == origin.txn).then_some(record))
+        Ok(if found.txn == *txn {
+            Earlier::Failed(found)
+        } else {
+            Earlier::Nothing
+        })
     }
 
     /// Replaces the record.

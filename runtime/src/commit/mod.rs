@@ -11,6 +11,6 @@ mod state;
 pub mod stream;
 mod transaction;
 
-pub use committer::{Attempts, CommitError, Committer};
+pub use committer::{Attempts, CommitError, Committer, Earlier};
 pub use state::NatsState;
 pub use transaction::{DeadLetter, Origin, Transaction};

@@ -10,13 +10,15 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use std::collections::HashMap;
 
-use crate::effects::{StateError, StateReader, Versioned};
+use crate::effects::{MAX_STATE_BYTES, StateError, StateReader, Versioned};
 use crate::names::AppNames;
 
 /// An answer later than this counts as none; a request in flight waits it out across a disconnect.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Keys below one prefix that a listing looks at.
-const MAX_LISTED: u64 = 100_000;
+const MAX_LISTED: usize = 100_000;
+/// Bytes of one read; an attempt may not read more than [`MAX_STATE_BYTES`] anyway.
+const MAX_READ: usize = MAX_STATE_BYTES + (1 << 20);
 
 /// Reads one app's state.
 #[derive(Clone)]
@@ -70,7 +72,7 @@ impl NatsState {
             .await
             .map_err(unreadable)?;
         let body =
-            serde_json::json!({ "multi_last": subjects, "batch": subjects.len() }).to_string();
+            serde_json::json!({ "multi_last": subjects, "batch": subjects.len(), "max_bytes": MAX_READ }).to_string();
         let request = format!("$JS.API.DIRECT.GET.{}", self.names.commit_stream());
         self.client
             .publish_with_reply(request, inbox, body.into())
@@ -80,7 +82,7 @@ impl NatsState {
         while let Some(answer) = answers.next().await {
             match answer.status.map(|status| status.as_u16()) {
                 None => found.extend(read_answer(&answer)?),
-                Some(204 | 404) => return Ok(found),
+                Some(204 | 404) => return complete(&answer, found),
                 Some(_) => return read_answer(&answer).map(|_| found),
             }
         }
@@ -121,11 +123,18 @@ impl NatsState {
             if let (false, Some(key)) = (deleted, message.subject.strip_prefix(&state)) {
                 keys.push(key.to_owned());
             }
-            if pending == 0 || keys.len() as u64 >= MAX_LISTED {
+            if keys.len() > MAX_LISTED {
+                return Err(StateError(format!(
+                    "more than {MAX_LISTED} keys below {prefix:?}; list a longer prefix"
+                )));
+            }
+            if pending == 0 {
                 break;
             }
         }
         keys.sort_unstable();
+        // A key that is written meanwhile comes twice.
+        keys.dedup();
         Ok(keys)
     }
 }
@@ -180,6 +189,23 @@ pub(super) struct Last {
     pub(super) sequence: u64,
     pub(super) deleted: bool,
     pub(super) payload: Bytes,
+}
+
+/// The server stops at a limit of bytes and says how many are left.
+fn complete(
+    end: &async_nats::Message,
+    found: HashMap<String, Last>,
+) -> Result<HashMap<String, Last>, StateError> {
+    let left = end
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get("Nats-Num-Pending"));
+    match left.map(|left| left.as_str()) {
+        None | Some("0") => Ok(found),
+        Some(left) => Err(StateError(format!(
+            "the values asked for are larger than {MAX_READ} bytes together ({left} of them are left out); read fewer at once"
+        ))),
+    }
 }
 
 fn read_answer(answer: &async_nats::Message) -> Result<Option<(String, Last)>, StateError> {

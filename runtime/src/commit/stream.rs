@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::names::{AppNames, META_APP, META_FORMAT};
 use crate::records::FORMAT;
@@ -56,10 +58,7 @@ pub async fn ensure_commit_stream(
         return Ok(());
     };
     if made_by(&info).as_deref() != Some(names.app()) {
-        return Err(StreamError(format!(
-            "KV bucket {:?} (stream {name}) exists and Pelton did not make it; choose another `app` in pelton.toml, or delete that bucket",
-            names.bucket()
-        )));
+        return Err(foreign(names));
     }
     mend(js, names, &info).await
 }
@@ -68,16 +67,35 @@ pub async fn ensure_commit_stream(
 /// bucket's configuration drops Pelton's subjects from it. A stream that is missing is left to `deploy`.
 ///
 /// # Errors
-/// NATS trouble.
+/// A KV bucket of that name which Pelton did not make: another app's, or made after the app was `deployed`; NATS trouble.
 pub async fn mend_commit_stream(
     js: &jetstream::Context,
     names: &AppNames,
+    deployed: OffsetDateTime,
 ) -> Result<(), StreamError> {
-    match info(js, &names.commit_stream()).await? {
-        // Such a client drops the metadata, too; that the app is deployed says whose stream it is.
-        Some(info) => mend(js, names, &info).await,
-        None => Ok(()),
+    let Some(info) = info(js, &names.commit_stream()).await? else {
+        return Ok(());
+    };
+    let ours = match made_by(&info) {
+        Some(app) => app == names.app(),
+        // Such a client drops the metadata, too; but a stream that was there at the deploy is the app's.
+        None => info["created"]
+            .as_str()
+            .and_then(|created| OffsetDateTime::parse(created, &Rfc3339).ok())
+            .is_some_and(|created| created < deployed),
+    };
+    if !ours {
+        return Err(foreign(names));
     }
+    mend(js, names, &info).await
+}
+
+fn foreign(names: &AppNames) -> StreamError {
+    StreamError(format!(
+        "KV bucket {:?} (stream {}) exists and Pelton did not make it; choose another `app` in pelton.toml, or delete that bucket",
+        names.bucket(),
+        names.commit_stream()
+    ))
 }
 
 async fn mend(js: &jetstream::Context, names: &AppNames, info: &Value) -> Result<(), StreamError> {

@@ -1,12 +1,14 @@
 //! One function on one node: loads its version, takes deliveries from its inputs, and gives way to its successor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream;
 use backon::{BackoffBuilder, ExponentialBuilder};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -20,11 +22,13 @@ use crate::names::AppNames;
 use crate::records::{FunctionRecord, Input, NodeFunction};
 use crate::registry;
 use crate::sandbox::{FunctionSpec, Sandbox};
-use crate::source::{QueueSource, SourceError};
+use crate::source::{QueueSource, Received, Settlement, SourceError};
 use crate::telemetry::{Counters, LogPublisher};
 
 /// An old version may finish what it runs for this long after its successor took over.
 const HANDOVER: Duration = Duration::from_secs(30);
+/// What hands back may take: a few acks.
+const HAND_BACK: Duration = Duration::from_secs(2);
 /// Environment variables that hold secrets begin so.
 const SECRET_PREFIX: &str = "PELTON_SECRET_";
 
@@ -35,6 +39,10 @@ pub(super) struct Shared {
     pub(super) js: jetstream::Context,
     sandbox: Sandbox,
     logs: LogPublisher,
+    /// Versions and functions on their way out.
+    pub(super) retiring: TaskTracker,
+    /// They are to hand back what still runs, at once.
+    pub(super) hurry: CancellationToken,
     /// One per app: its batches in flight are bounded together.
     committers: Mutex<BTreeMap<String, Committer>>,
 }
@@ -55,6 +63,8 @@ impl Shared {
             js,
             sandbox,
             logs,
+            retiring: TaskTracker::new(),
+            hurry: CancellationToken::new(),
             committers,
         }
     }
@@ -89,6 +99,17 @@ struct Status {
     /// The version that takes events; 0: none.
     serving: u64,
     text: String,
+    /// Inputs that cannot be read, and why.
+    lost: BTreeMap<String, String>,
+}
+
+impl Status {
+    fn text(&self) -> String {
+        match self.lost.values().next() {
+            Some(why) => format!("failed: {why}"),
+            None => self.text.clone(),
+        }
+    }
 }
 
 impl Running {
@@ -104,6 +125,7 @@ impl Running {
         let status = Arc::new(Mutex::new(Status {
             serving,
             text: "starting".into(),
+            lost: BTreeMap::new(),
         }));
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
         let counters = Arc::new(Counters::default());
@@ -137,6 +159,12 @@ impl Running {
             .map(|target| target.stream.as_str())
     }
 
+    /// When this version was deployed.
+    pub(super) fn deployed(&self) -> OffsetDateTime {
+        OffsetDateTime::parse(&self.record.deployed_at, &Rfc3339)
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+
     pub(super) fn report(&self) -> NodeFunction {
         let status = lock(&self.status);
         NodeFunction {
@@ -144,30 +172,41 @@ impl Running {
             function: self.record.function.clone(),
             version: status.serving,
             deployed: self.record.version,
-            status: status.text.clone(),
+            status: status.text(),
             counts: self.counters.counts(),
         }
     }
 
-    /// Stops taking, waits for what runs, then hands it back.
-    pub(super) async fn stop(mut self, deadline: Duration) {
+    /// Stops taking, waits for what runs, then hands it back: at the deadline, or when the node is in a hurry.
+    pub(super) async fn stop(mut self, deadline: Duration, hurry: CancellationToken) {
         self.stop.cancel();
-        if tokio::time::timeout(deadline, &mut self.task)
+        tokio::select! {
+            _ = &mut self.task => return,
+            () = tokio::time::sleep(deadline) => {}
+            () = hurry.cancelled() => {}
+        }
+        tracing::warn!(
+            function = self.record.function,
+            "attempts still run; they are handed back"
+        );
+        self.abort.cancel();
+        if tokio::time::timeout(HAND_BACK, &mut self.task)
             .await
             .is_err()
         {
             tracing::warn!(
                 function = self.record.function,
-                ?deadline,
-                "attempts still run; they are handed back"
+                "NATS does not answer; they come again after their ack wait"
             );
-            self.abort.cancel();
-            let _ = self.task.await;
+            self.task.abort();
         }
     }
 
-    pub(super) fn stop_in_background(self) {
-        tokio::spawn(self.stop(HANDOVER));
+    /// The same for a version that gave way, or a function that is gone, while the node goes on.
+    pub(super) fn retire(self, shared: &Shared) {
+        shared
+            .retiring
+            .spawn(self.stop(HANDOVER, shared.hurry.clone()));
     }
 }
 
@@ -187,17 +226,18 @@ impl Task {
         let Some(worker) = self.load().await else {
             // Stopped before it could load: what still serves stops with it.
             if let Some(predecessor) = predecessor {
-                predecessor.stop(HANDOVER).await;
+                predecessor.stop(HANDOVER, self.abort.clone()).await;
             }
             return;
         };
         if let Some(predecessor) = predecessor {
-            predecessor.stop_in_background();
+            predecessor.retire(&self.shared);
         }
-        *lock(&self.status) = Status {
-            serving: version,
-            text: "running".into(),
-        };
+        {
+            let mut status = lock(&self.status);
+            status.serving = version;
+            status.text = "running".into();
+        }
         tracing::info!(app, function, version, "running");
         let worker = Arc::new(worker);
         let permits = Arc::new(Semaphore::new(
@@ -250,11 +290,11 @@ impl Task {
                 "this node has no engine for delivery = \"exactly-once\"; upgrade it".into(),
             );
         }
+        let max_payload = self.shared.publisher.server_info().max_payload;
+        let spec = spec(record, max_payload)?;
         let component = registry::fetch_module(&self.shared.js, &record.digest)
             .await
             .map_err(|error| error.to_string())?;
-        let max_payload = self.shared.publisher.server_info().max_payload;
-        let spec = spec(record, max_payload)?;
         let function = self
             .shared
             .sandbox
@@ -289,10 +329,13 @@ impl Task {
     ) {
         let mut pauses = backoff();
         while !self.stop.is_cancelled() {
-            let opened = QueueSource::open(&self.shared.consumer, &self.record, input).await;
+            let opened = tokio::select! {
+                () = self.stop.cancelled() => return,
+                opened = QueueSource::open(&self.shared.consumer, &self.record, input) => opened,
+            };
             let failure = match opened {
                 Ok(mut source) => {
-                    lock(&self.status).text = "running".into();
+                    lock(&self.status).lost.remove(&input.stream);
                     let taken = self.take(&mut source, worker, permits, running).await;
                     source.hand_back().await;
                     match taken {
@@ -306,7 +349,8 @@ impl Task {
                     }
                 }
                 Err(error) => {
-                    lock(&self.status).text = format!("failed: {error}");
+                    let why = error.to_string();
+                    lock(&self.status).lost.insert(input.stream.clone(), why);
                     error
                 }
             };
@@ -319,7 +363,8 @@ impl Task {
         }
     }
 
-    /// Takes one message per permit. `Err` tells whether anything was taken before the source failed.
+    /// Runs one message per permit. What was handed out to this node and waits for one is kept here, where it reports
+    /// progress: in the client's buffer its ack wait would run out. `Err` tells whether anything was taken before.
     async fn take(
         &self,
         source: &mut QueueSource,
@@ -327,23 +372,44 @@ impl Task {
         permits: &Arc<Semaphore>,
         running: &TaskTracker,
     ) -> Result<(), (SourceError, bool)> {
+        // More than the client ever asks for ahead, which is one and a half times `concurrency`.
+        let bound = 2 * self.record.settings.concurrency.max(1) as usize;
+        let mut waiting: VecDeque<Received> = VecDeque::new();
         let mut progressed = false;
-        loop {
-            let permit = tokio::select! {
-                () = self.stop.cancelled() => return Ok(()),
-                permit = permits.clone().acquire_owned() => permit,
-            };
-            let received = tokio::select! {
-                () = self.stop.cancelled() => return Ok(()),
-                received = source.next() => received.map_err(|error| (error, progressed))?,
-            };
-            progressed = true;
-            let (worker, abort) = (worker.clone(), self.abort.clone());
-            running.spawn(async move {
-                delivery::deliver(worker, received, abort).await;
-                drop(permit);
-            });
+        let mut progress = tokio::time::interval(delivery::PROGRESS);
+        // Asked for only while something waits, and kept until it is given: asking anew would lose its place.
+        let mut permit = Box::pin(permits.clone().acquire_owned());
+        let ended = loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break Ok(()),
+                given = &mut permit, if !waiting.is_empty() => {
+                    permit = Box::pin(permits.clone().acquire_owned());
+                    let Some(received) = waiting.pop_front() else { continue };
+                    let (worker, abort) = (worker.clone(), self.abort.clone());
+                    running.spawn(async move {
+                        delivery::deliver(worker, received, abort).await;
+                        drop(given);
+                    });
+                }
+                received = source.next(), if waiting.len() < bound => match received {
+                    Ok(received) => {
+                        progressed = true;
+                        waiting.push_back(received);
+                    }
+                    Err(error) => break Err((error, progressed)),
+                },
+                _ = progress.tick() => for received in &waiting {
+                    received.acker.progress().await;
+                },
+            }
+        };
+        for received in waiting {
+            received
+                .acker
+                .settle(Settlement::Again(Duration::ZERO))
+                .await;
         }
+        ended
     }
 }
 

@@ -1,6 +1,7 @@
 //! A node: starts, serves what is deployed, drains within a deadline, stops. Knows nothing of what is in a message.
 
 mod function;
+mod janitor;
 mod node;
 
 use std::path::PathBuf;
@@ -47,7 +48,7 @@ impl RuntimeOptions {
             client,
             publisher: None,
             apps: Vec::new(),
-            cache_dir: std::env::temp_dir().join("pelton-cache"),
+            cache_dir: cache_dir(),
             drain_deadline: Duration::from_secs(10),
             node_name: "pelton".into(),
             max_instances: 512,
@@ -56,12 +57,23 @@ impl RuntimeOptions {
     }
 }
 
+/// The user's cache folder: in a shared one, others could put compiled code under this node's hands.
+fn cache_dir() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(home);
+    base.unwrap_or_else(|| PathBuf::from("."))
+        .join("pelton")
+        .join("components")
+}
+
 /// Why a node cannot start: what, why, how to fix it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct RuntimeError(pub String);
 
-/// A running node. Dropping it stops the node without draining.
+/// A running node. Dropping it stops the node, and waits for nothing.
 #[derive(Debug)]
 pub struct Runtime {
     id: Uuid,

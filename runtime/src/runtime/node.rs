@@ -1,6 +1,6 @@
-//! The node's one task: follows the registry, starts and stops functions, says that it lives, clears outboxes.
+//! The node's one task: follows the registry, starts and stops functions, says that it lives.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,24 +9,21 @@ use async_nats::jetstream;
 use futures::StreamExt;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::RuntimeOptions;
 use super::function::{Running, Shared};
-use crate::commit::{outbox, stream};
-use crate::names::{AppNames, NODES_BUCKET};
+use super::janitor::{Apps, Janitor, Served};
+use crate::names::NODES_BUCKET;
 use crate::records::{FORMAT, NodeRecord};
 use crate::registry::{self, Change};
 use crate::sandbox::Sandbox;
 
 /// A third of the entry's life: two beats may be lost.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How often outboxes are cleared of what has arrived.
-const PURGE: Duration = Duration::from_secs(2);
-/// How often the commit streams' settings are looked at: nobody alters them in a sound system.
-const MEND: Duration = Duration::from_secs(10);
 /// Pause before the registry is watched anew.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
@@ -39,8 +36,8 @@ pub(super) struct Node {
     started_at: String,
     shared: Arc<Shared>,
     functions: BTreeMap<Key, Running>,
-    /// What each target of each app had stored at the last purge.
-    purged: HashMap<(String, String), u64>,
+    /// For the janitor.
+    apps: watch::Sender<Apps>,
 }
 
 impl Node {
@@ -67,14 +64,20 @@ impl Node {
             started_at,
             shared,
             functions: BTreeMap::new(),
-            purged: HashMap::new(),
+            apps: watch::Sender::new(Apps::new()),
         }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
         tracing::info!(node = %self.id, name = self.options.node_name, "serving");
+        let janitor = Janitor::new(self.shared.js.clone(), self.apps.subscribe());
+        tokio::spawn(janitor.run(stop.clone()));
         while !stop.is_cancelled() {
-            match registry::watch(&self.shared.js).await {
+            let watched = tokio::select! {
+                () = stop.cancelled() => break,
+                watched = registry::watch(&self.shared.js) => watched,
+            };
+            match watched {
                 Ok(changes) => self.follow(changes, &stop).await,
                 Err(error) => {
                     tracing::warn!(%error, "the registry cannot be watched; trying again")
@@ -96,21 +99,18 @@ impl Node {
         stop: &CancellationToken,
     ) {
         let mut heartbeat = every(HEARTBEAT);
-        let mut purge = every(PURGE);
-        let mut mend = every(MEND);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 change = changes.next() => match change {
                     Some(change) => {
                         self.apply(change);
+                        self.announce();
                         self.beat().await;
                     }
                     None => return,
                 },
                 _ = heartbeat.tick() => self.beat().await,
-                _ = purge.tick() => self.purge().await,
-                _ = mend.tick() => self.mend().await,
             }
         }
     }
@@ -136,7 +136,7 @@ impl Node {
             }
             Change::Removed { app, function } => {
                 if let Some(running) = self.functions.remove(&(app, function)) {
-                    running.stop_in_background();
+                    running.retire(&self.shared);
                 }
             }
         }
@@ -163,62 +163,58 @@ impl Node {
         }
     }
 
-    async fn purge(&mut self) {
-        let mut targets: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    /// Tells the janitor what is served now.
+    fn announce(&self) {
+        let mut apps = Apps::new();
         for ((app, _), running) in &self.functions {
-            let of_app = targets.entry(app).or_default();
-            of_app.insert(AppNames::new(app.as_str()).dead_stream());
-            of_app.extend(running.targets().map(str::to_owned));
+            let served = apps.entry(app.clone()).or_insert_with(|| Served {
+                targets: BTreeSet::new(),
+                deployed: OffsetDateTime::UNIX_EPOCH,
+            });
+            served.targets.extend(running.targets().map(str::to_owned));
+            served.deployed = served.deployed.max(running.deployed());
         }
-        for (app, of_app) in targets {
-            let names = AppNames::new(app);
-            for target in of_app {
-                let purged = self
-                    .purged
-                    .entry((app.to_owned(), target.clone()))
-                    .or_default();
-                if let Err(error) = outbox::purge(&self.shared.js, &names, &target, purged).await {
-                    tracing::debug!(%error, "the outbox was not cleared");
-                    return;
-                }
-            }
-        }
-    }
-
-    async fn mend(&self) {
-        let apps: BTreeSet<&str> = self.functions.keys().map(|(app, _)| app.as_str()).collect();
-        for app in apps {
-            if let Err(error) =
-                stream::mend_commit_stream(&self.shared.js, &AppNames::new(app)).await
-            {
-                tracing::warn!(%error, "the commit stream could not be checked");
-            }
-        }
+        self.apps.send_replace(apps);
     }
 
     async fn drain(&mut self) {
+        let deadline = self.options.drain_deadline;
+        let hurry = self.shared.hurry.clone();
         let functions = std::mem::take(&mut self.functions);
         let stops = functions
             .into_values()
-            .map(|running| running.stop(self.options.drain_deadline));
-        futures::future::join_all(stops).await;
+            .map(|running| running.stop(deadline, hurry.clone()));
+        let retiring = async {
+            self.shared.retiring.close();
+            if tokio::time::timeout(deadline, self.shared.retiring.wait())
+                .await
+                .is_err()
+            {
+                hurry.cancel();
+                self.shared.retiring.wait().await;
+            }
+        };
+        tokio::join!(futures::future::join_all(stops), retiring);
+        // NATS may be away: the entry then expires by itself.
+        let _ = tokio::time::timeout(HEARTBEAT, self.leave()).await;
+    }
+
+    async fn leave(&self) {
         let subject = format!("$KV.{NODES_BUCKET}.{}", self.id);
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("KV-Operation", "DEL");
-        if self
+        let left = self
             .shared
             .publisher
             .publish_with_headers(subject, headers, Default::default())
-            .await
-            .is_ok()
-        {
-            let _ = tokio::time::timeout(HEARTBEAT, self.shared.publisher.flush()).await;
+            .await;
+        if left.is_ok() && self.shared.publisher.flush().await.is_ok() {
+            let _ = self.options.client.flush().await;
         }
-        let _ = tokio::time::timeout(HEARTBEAT, self.options.client.flush()).await;
     }
 }
 
-fn every(period: Duration) -> tokio::time::Interval {
+pub(super) fn every(period: Duration) -> tokio::time::Interval {
     let mut interval = tokio::time::interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval

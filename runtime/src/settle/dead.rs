@@ -13,6 +13,12 @@ use crate::source::Received;
 /// What the subject of an outbox message and its batch headers may add, bytes.
 const OVERHEAD: usize = 1024;
 
+/// What is kept of an event's id, bytes.
+const MAX_ID_BYTES: usize = 1024;
+
+/// Original headers that a letter by reference repeats, bytes.
+const MAX_HEADER_BYTES: usize = 64 << 10;
+
 /// Builds the letter; `None` when it would not fit inline. Without the body it says where the body is.
 pub(super) fn letter(
     worker: &Worker,
@@ -29,6 +35,24 @@ pub(super) fn letter(
         |_| format!("{}:{}", message.stream, message.sequence),
         |decoded| decoded.event.id,
     );
+    let mut event_id = event_id;
+    cut(&mut event_id, MAX_ID_BYTES);
+    // Headers that fill a message by themselves stay in the input alone, and older attempts in the logs.
+    let weight: usize = message
+        .headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    let kept: &[(String, String)] = if inline || weight <= MAX_HEADER_BYTES {
+        &message.headers
+    } else {
+        &[]
+    };
+    let errors = if inline {
+        errors
+    } else {
+        errors.last().map_or(&[][..], std::slice::from_ref)
+    };
     let stored = OffsetDateTime::from_unix_timestamp_nanos(i128::from(message.stored))
         .unwrap_or(OffsetDateTime::UNIX_EPOCH);
     let headers: Headers = [
@@ -51,7 +75,7 @@ pub(super) fn letter(
         ),
         (
             "Pelton-Headers",
-            serde_json::to_string(&message.headers).unwrap_or_default(),
+            serde_json::to_string(kept).unwrap_or_default(),
         ),
         (
             "Pelton-Body",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::commit::{CommitError, Origin, Transaction};
+use crate::commit::{CommitError, Earlier, Origin, Transaction};
 use crate::delivery::{TROUBLE_PAUSE, Worker};
 use crate::effects::{Attempt, Effects, Failure, StateError};
 use crate::names;
@@ -40,35 +40,46 @@ pub(crate) enum Carried {
 }
 
 impl Case {
-    /// Reads what earlier attempts left. A message that was never handed out before has none.
-    pub(crate) async fn open(worker: &Worker, received: &Received) -> Result<Self, StateError> {
+    /// Reads what earlier attempts left; a message that was never handed out before has none. `None`: it is committed.
+    pub(crate) async fn open(
+        worker: &Worker,
+        received: &Received,
+    ) -> Result<Option<Self>, StateError> {
         let (stream, sequence) = (&received.message.stream, received.message.sequence);
-        let origin = Origin {
-            function: worker.record.function.clone(),
-            stream: stream.clone(),
+        let txn = names::txn(
+            worker.record.instance,
+            stream,
+            received.stream_created,
             sequence,
-            txn: names::txn(
-                worker.record.instance,
-                stream,
-                received.stream_created,
-                sequence,
-            ),
+        );
+        let (function, stream) = (worker.record.function.clone(), stream.clone());
+        let origin = Origin {
+            function,
+            stream,
+            sequence,
+            txn,
         };
-        let found = if received.delivered > 1 {
-            worker.attempts.load(&origin).await?
-        } else {
-            None
+        let earlier = match received.delivered {
+            0 | 1 => Earlier::Nothing,
+            _ => worker.attempts.load(&origin).await?,
         };
-        let stored = found.is_some();
-        let fresh = || AttemptsRecord {
+        let fresh = AttemptsRecord {
             format: FORMAT,
             txn: origin.txn.clone(),
             ..Default::default()
         };
-        Ok(Self {
-            record: found.unwrap_or_else(fresh),
-            stored,
-            origin,
+        Ok(match earlier {
+            Earlier::Committed => None,
+            Earlier::Nothing => Some(Self {
+                origin,
+                record: fresh,
+                stored: false,
+            }),
+            Earlier::Failed(record) => Some(Self {
+                origin,
+                record,
+                stored: true,
+            }),
         })
     }
 
@@ -181,8 +192,8 @@ async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effe
         Err(CommitError::Duplicate) => Carried::Settled(Settlement::Done),
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
         Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
-        Err(error @ CommitError::Refused { .. }) => {
-            let why = format!("the server refused the effects of this attempt: {error}");
+        Err(error) if error.is_size() => {
+            let why = format!("the effects of this attempt are too large for the server: {error}");
             give_up(
                 worker,
                 case,
@@ -192,6 +203,7 @@ async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effe
             )
             .await
         }
+        Err(error) => stuck(&error),
     }
 }
 
@@ -237,8 +249,13 @@ async fn give_up(
         attempts = errors.len(),
         "dead letter"
     );
-    for inline in [true, false] {
-        let Some(letter) = dead::letter(worker, case, received, &failure, &errors, inline) else {
+    // A reference is good only while the input keeps the message.
+    for inline in if received.keeps {
+        &[true, false][..]
+    } else {
+        &[true][..]
+    } {
+        let Some(letter) = dead::letter(worker, case, received, &failure, &errors, *inline) else {
             continue;
         };
         let transaction = Transaction {
@@ -255,11 +272,20 @@ async fn give_up(
             Err(CommitError::Duplicate) => return Carried::Settled(Settlement::Done),
             Err(CommitError::Conflict(keys)) => return Carried::Conflict(keys),
             Err(error @ CommitError::Unavailable(_)) => return hand_back(&error),
-            Err(error @ CommitError::Refused { .. }) => {
-                tracing::error!(%error, inline, "the dead letter was refused");
+            Err(error) if error.is_size() => {
+                tracing::warn!(%error, inline, "the dead letter is too large");
             }
+            Err(error) => return stuck(&error),
         }
     }
+    stuck(&CommitError::Unavailable(
+        "its dead letter does not fit into a message of the server".into(),
+    ))
+}
+
+/// Nothing is let go: the message comes again, and again, until somebody has looked.
+fn stuck(error: &CommitError) -> Carried {
+    tracing::error!(%error, "a delivery cannot be settled; it is handed back for {STUCK_PAUSE:?}");
     Carried::Settled(Settlement::Again(STUCK_PAUSE))
 }
 

@@ -2,21 +2,25 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
-use async_nats::jetstream::{self, context::GetStreamErrorKind};
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{RetentionPolicy, Stream};
 use futures::{FutureExt, StreamExt};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::{Acker, Received, Settlement};
 use crate::config::Start;
 use crate::event::{Headers, Message};
-use crate::names::AppNames;
+use crate::names::{AppNames, META_VERSION};
 use crate::records::{FunctionRecord, Input};
 
 /// A message not settled within this comes again; attempts that last longer report progress.
 pub(crate) const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Handed out and not settled, whole cluster, waiting retries and deferrals included. Bounds what the server tracks.
 const MAX_ACK_PENDING: i64 = 50_000;
-/// A pull request ends after this and is renewed; the server says every half of a sixth of it that it is alive.
+/// A pull request ends after this and is renewed; meanwhile the server says every heartbeat that it is alive.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -30,10 +34,12 @@ pub(crate) struct QueueSource {
     messages: pull::Stream,
     stream: String,
     stream_created: i64,
+    keeps: bool,
 }
 
 impl QueueSource {
-    /// Creates or updates the consumer and begins to pull, at most `concurrency` messages ahead.
+    /// Brings the consumer up to date and begins to pull. The client asks for more when half of a batch is left, so
+    /// that up to one and a half times `concurrency` are handed out to this node beyond what it runs.
     pub(crate) async fn open(
         js: &jetstream::Context,
         record: &FunctionRecord,
@@ -54,7 +60,8 @@ impl QueueSource {
                 _ => SourceError(format!("cannot read stream {}: {error}", input.stream)),
             })?;
         let stream_created = stream.cached_info().created.unix_timestamp_nanos();
-        let consumer = ensure_consumer(&stream, record, input).await?;
+        let keeps = stream.cached_info().config.retention == RetentionPolicy::Limits;
+        let consumer = current_consumer(&stream, record, input).await?;
         let messages = consumer
             .stream()
             .max_messages_per_batch(record.settings.concurrency.max(1) as usize)
@@ -70,6 +77,7 @@ impl QueueSource {
             messages,
             stream: input.stream.clone(),
             stream_created,
+            keeps,
         })
     }
 
@@ -131,33 +139,85 @@ impl QueueSource {
         Ok(Received {
             message,
             stream_created: self.stream_created,
+            keeps: self.keeps,
             delivered,
             acker: Acker(acker),
         })
     }
 }
 
-/// Creates or updates a function's consumer on one input.
+/// Makes the consumer, or brings it up to date: what a deploy does. Where to begin is said once: the server refuses
+/// to change it later.
 pub(crate) async fn ensure_consumer(
-    stream: &jetstream::stream::Stream,
+    stream: &Stream,
     record: &FunctionRecord,
     input: &Input,
 ) -> Result<PullConsumer, SourceError> {
-    let name = AppNames::new(record.app.as_str()).consumer(&record.function);
-    let failed = |error: &dyn std::fmt::Display| {
-        SourceError(format!(
-            "cannot make consumer {name} on stream {}: {error}",
-            input.stream
-        ))
-    };
-    // Where to begin is said once: the server refuses to change it later.
-    let existing = stream.consumer_info(&name).await.ok();
-    let deliver_policy = match &existing {
+    let begin = match find(stream, record).await? {
         Some(info) => info.config.deliver_policy,
-        None => deliver_policy(record.settings.start.as_ref()).map_err(|error| failed(&error))?,
+        None => deliver_policy(record.settings.start.as_ref())?,
     };
+    put(stream, record, input, begin).await
+}
+
+/// Brings the consumer up to date: what a node does. It makes none: where that would begin, in a stream that holds
+/// what was handled long ago, is for a deploy to say. Only a stream that was made anew since then is new altogether.
+async fn current_consumer(
+    stream: &Stream,
+    record: &FunctionRecord,
+    input: &Input,
+) -> Result<PullConsumer, SourceError> {
+    let Some(info) = find(stream, record).await? else {
+        let deployed = OffsetDateTime::parse(&record.deployed_at, &Rfc3339);
+        if deployed.is_ok_and(|deployed| stream.cached_info().created > deployed) {
+            return put(stream, record, input, DeliverPolicy::All).await;
+        }
+        return Err(SourceError(format!(
+            "consumer {} of stream {} is gone; deploy the function again, which makes one and says where it begins",
+            name(record),
+            input.stream
+        )));
+    };
+    // A node that could not load the newest version must not turn its consumer back.
+    let newest = info
+        .config
+        .metadata
+        .get(META_VERSION)
+        .and_then(|version| version.parse().ok());
+    if newest.is_some_and(|newest: u64| newest > record.version) {
+        return stream.get_consumer(&name(record)).await.map_err(|error| {
+            SourceError(format!("cannot read consumer {}: {error}", name(record)))
+        });
+    }
+    put(stream, record, input, info.config.deliver_policy).await
+}
+
+fn name(record: &FunctionRecord) -> String {
+    AppNames::new(record.app.as_str()).consumer(&record.function)
+}
+
+async fn find(
+    stream: &Stream,
+    record: &FunctionRecord,
+) -> Result<Option<consumer::Info>, SourceError> {
+    match stream.consumer_info(name(record)).await {
+        Ok(info) => Ok(Some(info)),
+        Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),
+        Err(error) => Err(SourceError(format!(
+            "cannot read consumer {}: {error}",
+            name(record)
+        ))),
+    }
+}
+
+async fn put(
+    stream: &Stream,
+    record: &FunctionRecord,
+    input: &Input,
+    deliver_policy: DeliverPolicy,
+) -> Result<PullConsumer, SourceError> {
     let config = pull::Config {
-        durable_name: Some(name.clone()),
+        durable_name: Some(name(record)),
         description: Some(format!(
             "Pelton function {} of app {}",
             record.function, record.app
@@ -171,12 +231,16 @@ pub(crate) async fn ensure_consumer(
             .settings
             .max_in_flight
             .map_or(MAX_ACK_PENDING, i64::from),
+        metadata: [(META_VERSION.to_owned(), record.version.to_string())].into(),
         ..Default::default()
     };
-    stream
-        .create_consumer(config)
-        .await
-        .map_err(|error| failed(&error))
+    stream.create_consumer(config).await.map_err(|error| {
+        SourceError(format!(
+            "cannot make consumer {} on stream {}: {error}",
+            name(record),
+            input.stream
+        ))
+    })
 }
 
 fn deliver_policy(start: Option<&Start>) -> Result<DeliverPolicy, SourceError> {
@@ -184,8 +248,8 @@ fn deliver_policy(start: Option<&Start>) -> Result<DeliverPolicy, SourceError> {
         None | Some(Start::All) => DeliverPolicy::All,
         Some(Start::New) => DeliverPolicy::New,
         Some(Start::Time(text)) => {
-            let format = &time::format_description::well_known::Rfc3339;
-            let start_time = time::OffsetDateTime::parse(text, format).map_err(|error| {
+            let format = &Rfc3339;
+            let start_time = OffsetDateTime::parse(text, format).map_err(|error| {
                 SourceError(format!("start = {text:?} is no RFC 3339 time: {error}"))
             })?;
             DeliverPolicy::ByStartTime { start_time }

@@ -1,0 +1,87 @@
+//! What a node does for the streams beside serving: clears outboxes of what has arrived, and puts back settings of commit
+//! streams. On a task of its own, so that a slow NATS does not hold up heartbeats. Every node does it; twice is harmless.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use async_nats::jetstream;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::node::every;
+use crate::commit::{outbox, stream};
+use crate::names::AppNames;
+
+/// How often outboxes are cleared of what has arrived.
+const PURGE: Duration = Duration::from_secs(2);
+/// How often the commit streams' settings are looked at: nobody alters them in a sound system.
+const MEND: Duration = Duration::from_secs(10);
+
+/// What a node serves of one app.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Served {
+    /// Streams that its functions emit to.
+    pub(super) targets: BTreeSet<String>,
+    /// When a function of it was last deployed.
+    pub(super) deployed: OffsetDateTime,
+}
+
+/// By app.
+pub(super) type Apps = BTreeMap<String, Served>;
+
+pub(super) struct Janitor {
+    pub(super) js: jetstream::Context,
+    pub(super) apps: watch::Receiver<Apps>,
+    /// What each target of each app had stored at the last purge.
+    purged: HashMap<(String, String), u64>,
+}
+
+impl Janitor {
+    pub(super) fn new(js: jetstream::Context, apps: watch::Receiver<Apps>) -> Self {
+        Self {
+            js,
+            apps,
+            purged: HashMap::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let (mut purge, mut mend) = (every(PURGE), every(MEND));
+        loop {
+            let apps = self.apps.borrow().clone();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = purge.tick() => self.purge(apps).await,
+                _ = mend.tick() => self.mend(apps).await,
+            }
+        }
+    }
+
+    async fn purge(&mut self, apps: Apps) {
+        for (app, Served { mut targets, .. }) in apps {
+            let names = AppNames::new(app.as_str());
+            targets.insert(names.dead_stream());
+            for target in targets {
+                let purged = self
+                    .purged
+                    .entry((app.clone(), target.clone()))
+                    .or_default();
+                if let Err(error) = outbox::purge(&self.js, &names, &target, purged).await {
+                    tracing::debug!(%error, "the outbox was not cleared");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn mend(&self, apps: Apps) {
+        for (app, served) in apps {
+            let names = AppNames::new(app);
+            if let Err(error) = stream::mend_commit_stream(&self.js, &names, served.deployed).await
+            {
+                tracing::warn!(%error, "the commit stream is not as it should be");
+            }
+        }
+    }
+}
