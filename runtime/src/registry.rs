@@ -55,9 +55,10 @@ pub async fn ensure_buckets(js: &jetstream::Context, replicas: usize) -> Result<
             .map_err(|error| failed(REGISTRY_BUCKET, error))?;
     }
     if js.get_key_value(NODES_BUCKET).await.is_err() {
+        // On disk, though its entries live for seconds: a bucket in memory is gone when the server restarts, and no
+        // heartbeat would be stored from then on.
         let config = kv::Config {
             max_age: NODE_TTL,
-            storage: stream::StorageType::Memory,
             ..bucket(NODES_BUCKET)
         };
         js.create_key_value(config)
