@@ -25,6 +25,16 @@ impl Rules {
     /// # Errors
     /// `pelton-event-invalid`, `pelton-not-allowed`; each says what to change.
     pub fn target(&self, to: &str) -> Result<&Target, Failure> {
+        if to.len() > subject::MAX_SUBJECT {
+            return Err(Failure::reject(
+                "pelton-event-invalid",
+                format!(
+                    "the subject has {} bytes; at most {} can be published to",
+                    to.len(),
+                    subject::MAX_SUBJECT
+                ),
+            ));
+        }
         if !subject::is_subject(to) {
             return Err(Failure::reject(
                 "pelton-event-invalid",

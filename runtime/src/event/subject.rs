@@ -32,9 +32,15 @@ pub fn overlaps(left: &str, right: &str) -> bool {
     }
 }
 
-/// Whether this can be published to: tokens not empty, no wildcard, no space or control character.
+/// Longest subject, bytes. The server closes a connection whose control line is over 4096 bytes, and the outbox's
+/// prefix and the reply's subject stand on that line too.
+pub const MAX_SUBJECT: usize = 2048;
+
+/// Whether this can be published to: not too long, tokens not empty, no wildcard, no space or control character.
 pub fn is_subject(subject: &str) -> bool {
-    is_pattern(subject) && !subject.split('.').any(|token| token == "*" || token == ">")
+    subject.len() <= MAX_SUBJECT
+        && is_pattern(subject)
+        && !subject.split('.').any(|token| token == "*" || token == ">")
 }
 
 /// Whether this can be subscribed to: as a subject, with `*` as a token and `>` as the last one.
@@ -89,5 +95,7 @@ mod tests {
             assert_eq!(is_subject(text), subject, "{text:?}");
             assert_eq!(is_pattern(text), pattern, "{text:?}");
         }
+        assert!(is_subject(&"x".repeat(MAX_SUBJECT)));
+        assert!(!is_subject(&"x".repeat(MAX_SUBJECT + 1)));
     }
 }
