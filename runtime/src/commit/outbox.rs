@@ -27,10 +27,11 @@ pub async fn purge(
     let source = sources
         .iter()
         .find(|source| source["name"] == commit.as_str());
-    // Unknown after a restart until the next message comes: then nothing is purged.
+    // Unknown after a restart until the next message comes: then nothing is purged. Less than before: the commit
+    // stream was made anew, and counts from 1 again.
     let Some(reached) = source
         .and_then(|source| source["seq"].as_u64())
-        .filter(|reached| reached > purged)
+        .filter(|reached| reached != purged)
     else {
         return Ok(());
     };
