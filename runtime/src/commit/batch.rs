@@ -22,6 +22,8 @@ const TOO_MANY_IN_FLIGHT: u64 = 10210;
 const FULL: [u64; 6] = [10002, 10008, 10023, 10028, 10047, 10077];
 /// `message size exceeds maximum allowed`; also what the client itself refuses to send.
 pub(super) const TOO_LARGE: u64 = 10054;
+/// `header size exceeds maximum allowed of 64k`.
+pub(super) const HEADERS_TOO_LARGE: u64 = 10097;
 /// More messages than a batch may have.
 pub(super) const TOO_MANY: u64 = 10199;
 

@@ -70,7 +70,7 @@ impl CommitError {
         matches!(
             self,
             Self::Refused {
-                code: batch::TOO_LARGE | batch::TOO_MANY,
+                code: batch::TOO_LARGE | batch::HEADERS_TOO_LARGE | batch::TOO_MANY,
                 ..
             }
         )

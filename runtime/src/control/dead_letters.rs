@@ -170,7 +170,7 @@ pub(super) async fn read(
             "see what there is with `pelton dead-letter ls`",
         )
     })?;
-    let letter = parse(sequence, &message.headers);
+    let mut letter = parse(sequence, &message.headers);
     if !letter.by_reference {
         return Ok((letter, Some(message.payload)));
     }
@@ -179,10 +179,16 @@ pub(super) async fn read(
     };
     // The subject tells the message from one of a stream that was made anew since.
     let original = input.get_raw_message(letter.stream_sequence).await.ok();
-    let body = original
-        .filter(|original| original.subject.as_str() == letter.subject)
-        .map(|original| original.payload);
-    Ok((letter, body))
+    let original = original.filter(|original| original.subject.as_str() == letter.subject);
+    if let (Some(original), true) = (&original, letter.headers.is_empty()) {
+        // They were too large to be kept in the letter.
+        let all = original.headers.iter();
+        letter.headers = all
+            .flat_map(|(name, values)| values.iter().map(move |value| (name, value)))
+            .map(|(name, value)| (name.to_string(), value.as_str().to_owned()))
+            .collect();
+    }
+    Ok((letter, original.map(|original| original.payload)))
 }
 
 /// Reads the headers; what is missing is empty, since a letter that cannot be read whole must still be seen.

@@ -12,12 +12,11 @@ use crate::source::Received;
 
 /// What the subject of an outbox message and its batch headers may add, bytes.
 const OVERHEAD: usize = 1024;
-
-/// What is kept of an event's id, bytes.
+/// The server takes 64 KiB of headers. What the id, the attempts and the original headers may have of it; the reason and the rest
+/// fit into what is left.
 const MAX_ID_BYTES: usize = 1024;
-
-/// Original headers that a letter by reference repeats, bytes.
-const MAX_HEADER_BYTES: usize = 64 << 10;
+const MAX_ATTEMPTS_BYTES: usize = 24 << 10;
+const MAX_HEADERS_BYTES: usize = 24 << 10;
 
 /// Builds the letter; `None` when it would not fit inline. Without the body it says where the body is.
 pub(super) fn letter(
@@ -29,30 +28,20 @@ pub(super) fn letter(
     inline: bool,
 ) -> Option<DeadLetter> {
     let message = &received.message;
+    let original = serde_json::to_string(&message.headers).unwrap_or_default();
+    let original = match (original.len() <= MAX_HEADERS_BYTES, inline) {
+        (true, _) => original,
+        (false, true) => return None,
+        // With the body, they are where the letter refers to.
+        (false, false) => "[]".to_owned(),
+    };
     let mut reason = failure.message.clone();
     cut(&mut reason, MAX_ERROR_BYTES);
-    let event_id = event::decode(message).map_or_else(
+    let mut event_id = event::decode(message).map_or_else(
         |_| format!("{}:{}", message.stream, message.sequence),
         |decoded| decoded.event.id,
     );
-    let mut event_id = event_id;
     cut(&mut event_id, MAX_ID_BYTES);
-    // Headers that fill a message by themselves stay in the input alone, and older attempts in the logs.
-    let weight: usize = message
-        .headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len())
-        .sum();
-    let kept: &[(String, String)] = if inline || weight <= MAX_HEADER_BYTES {
-        &message.headers
-    } else {
-        &[]
-    };
-    let errors = if inline {
-        errors
-    } else {
-        errors.last().map_or(&[][..], std::slice::from_ref)
-    };
     let stored = OffsetDateTime::from_unix_timestamp_nanos(i128::from(message.stored))
         .unwrap_or(OffsetDateTime::UNIX_EPOCH);
     let headers: Headers = [
@@ -69,14 +58,8 @@ pub(super) fn letter(
         ("Pelton-Event-Id", one_line(&event_id)),
         ("Pelton-Time", rfc3339(OffsetDateTime::now_utc())),
         ("Pelton-Txn", case.origin.txn.clone()),
-        (
-            "Pelton-Attempts",
-            serde_json::to_string(errors).unwrap_or_default(),
-        ),
-        (
-            "Pelton-Headers",
-            serde_json::to_string(kept).unwrap_or_default(),
-        ),
+        ("Pelton-Attempts", latest(errors)),
+        ("Pelton-Headers", original),
         (
             "Pelton-Body",
             if inline { "inline" } else { "reference" }.to_owned(),
@@ -98,6 +81,14 @@ pub(super) fn letter(
         Default::default()
     };
     Some(DeadLetter { headers, payload })
+}
+
+/// The latest errors that fit, as JSON.
+fn latest(errors: &[AttemptError]) -> String {
+    (0..=errors.len())
+        .filter_map(|from| serde_json::to_string(errors.get(from..)?).ok())
+        .find(|text| text.len() <= MAX_ATTEMPTS_BYTES)
+        .unwrap_or_default()
 }
 
 /// A header value ends at the line's end.
