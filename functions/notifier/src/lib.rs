@@ -57,7 +57,7 @@ pub fn notify(event: Event<OrderEvent>, ctx: &mut Context) -> Result {
         );
     }
     let kind = event.subject.rsplit('.').next().unwrap_or_default();
-    let id = told_id(&event.source, &event.id);
+    let id = told_id(&event.source, &lasting_id(&event.id, event.time.0, ctx));
     if TOLD.get(ctx, &id)?.is_some() {
         return Ok(());
     }
@@ -87,6 +87,19 @@ pub fn notify(event: Event<OrderEvent>, ctx: &mut Context) -> Result {
 }
 
 handlers![notify];
+
+/// A plain message without a `Nats-Msg-Id` is called by its place in the stream, which a stream made anew gives away
+/// again; together with the time at which it was stored that stays unique.
+fn lasting_id(id: &str, time: i64, ctx: &Context) -> String {
+    let place = ctx.delivery().position.as_ref();
+    let by_place =
+        place.is_some_and(|at| id == [&at.stream, ":", &at.sequence.to_string()].concat());
+    if by_place {
+        [id, "@", &time.to_string()].concat()
+    } else {
+        id.to_owned()
+    }
+}
 
 /// An id is unique per source; one that is long is told by its hash, since a key has an end.
 fn told_id(source: &str, id: &str) -> String {

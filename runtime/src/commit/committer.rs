@@ -261,19 +261,26 @@ impl Attempts {
         })
     }
 
-    /// Replaces the record.
+    /// Replaces the record, unless the delivery committed meanwhile through another copy of its message.
     ///
     /// # Errors
-    /// NATS did not confirm it.
+    /// NATS did not confirm it, or the delivery is committed.
     pub async fn store(&self, origin: &Origin, record: &AttemptsRecord) -> Result<(), StateError> {
         let subject = self
             .names
             .attempts(&origin.function, &origin.stream, origin.sequence);
         let body = serde_json::to_vec(record).map_err(|error| StateError(error.to_string()))?;
-        let message = PublishMessage::build().payload(body.into()).header(
-            header::NATS_MESSAGE_TTL,
-            format!("{}s", ATTEMPTS_TTL.as_secs()),
-        );
+        let marker = self
+            .names
+            .marker(&origin.function, &origin.stream, origin.sequence);
+        let message = PublishMessage::build()
+            .payload(body.into())
+            .header(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0")
+            .header("Nats-Expected-Last-Subject-Sequence-Subject", marker)
+            .header(
+                header::NATS_MESSAGE_TTL,
+                format!("{}s", ATTEMPTS_TTL.as_secs()),
+            );
         let ack = self
             .js
             .send_publish(subject, message)

@@ -174,6 +174,13 @@ impl Manifest {
                     "remove `key`; events are then handled in parallel, and `defer` lets one wait for another",
                 ));
             }
+            if settings.max_in_flight.is_some() {
+                found.push(self.error_at(
+                    &at("max-in-flight"),
+                    format!("function {name}: max-in-flight comes with a later release: a shared consumer counts events that wait for a retry or for another event, and would block the very events they wait for"),
+                    "remove `max-in-flight`; `concurrency` bounds each node",
+                ));
+            }
             if settings.retry.on_exhausted == OnExhausted::Pause {
                 found.push(self.error_at(
                     &at("retry.on-exhausted"),

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::scan::{Scan, ordered, scan};
 use super::{ControlError, nodes, open, rfc3339};
 use crate::names::{AppNames, REGISTRY_BUCKET};
-use crate::records::{FunctionRecord, Input, NodeRecord};
+use crate::records::{FORMAT, FunctionRecord, Input, NodeRecord};
 
 /// Records of the functions of one app, or of all, with their revisions.
 ///
@@ -37,15 +37,20 @@ pub async fn records(
         if message.payload.is_empty() {
             return Ok(ControlFlow::Continue(()));
         }
-        let record: FunctionRecord = serde_json::from_slice(&message.payload).map_err(|error| {
-            ControlError::refused(
-                format!(
-                    "the registry's record at {} cannot be read: {error}",
-                    message.subject
-                ),
+        let record = match serde_json::from_slice::<FunctionRecord>(&message.payload) {
+            Ok(record) => record,
+            // One damaged entry must not hide the others; the function's next deploy writes over it.
+            Err(error) => {
+                tracing::warn!(entry = %message.subject, %error, "this entry of the registry cannot be read; deploy that function again");
+                return Ok(ControlFlow::Continue(()));
+            }
+        };
+        if record.format > FORMAT {
+            return Err(ControlError::refused(
+                format!("the registry's entry {} has format {}", message.subject, record.format),
                 "it was written by a later Pelton: use that release, or a later one",
-            )
-        })?;
+            ));
+        }
         found.push((record, revision.unwrap_or(0)));
         Ok(ControlFlow::Continue(()))
     })

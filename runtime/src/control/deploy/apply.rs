@@ -17,7 +17,7 @@ use crate::component::Component;
 use crate::config::Manifest;
 use crate::control::{ControlError, ErrorKind, rfc3339};
 use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
-use crate::records::{AppRecord, FORMAT};
+use crate::records::{AppRecord, FORMAT, FunctionRecord};
 use crate::registry;
 use crate::source;
 
@@ -206,7 +206,17 @@ async fn register(
         )
     };
     let failed = |why: String| ControlError::nats(format!("register function {name}"), why);
-    match function.revision {
+    let damaged = || async {
+        let entry = store.entry(key.as_str()).await.ok().flatten()?;
+        let readable = serde_json::from_slice::<FunctionRecord>(&entry.value).is_ok();
+        (entry.operation == kv::Operation::Put && !readable).then_some(entry.revision)
+    };
+    let revision = match function.revision {
+        Some(revision) => Some(revision),
+        // An entry that nobody can read counts as none, and is written over.
+        None => damaged().await,
+    };
+    match revision {
         None => store.create(&key, body).await.map(|_| ()).map_err(|error| {
             if error.kind() == kv::CreateErrorKind::AlreadyExists {
                 lost()
