@@ -4,6 +4,10 @@ use super::{Failure, HEADER_RESERVE};
 use crate::event::{Outgoing, subject};
 use crate::records::Target;
 
+/// Longest subject of an event, bytes: the server closes the connection over a command line beyond 4 KiB, of which
+/// the subject is a part, and the commit's own subject holds it once more.
+const MAX_SUBJECT_BYTES: usize = 1024;
+
 /// The part of a function's settings that its effects are judged by.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -25,6 +29,16 @@ impl Rules {
     /// # Errors
     /// `pelton-event-invalid`, `pelton-not-allowed`; each says what to change.
     pub fn target(&self, to: &str) -> Result<&Target, Failure> {
+        if to.len() > MAX_SUBJECT_BYTES {
+            return Err(Failure::reject(
+                "pelton-event-invalid",
+                format!(
+                    "the event's subject has {} bytes and may have {MAX_SUBJECT_BYTES}: put what is long into its \
+                     data or an attribute",
+                    to.len()
+                ),
+            ));
+        }
         if !subject::is_subject(to) {
             return Err(Failure::reject(
                 "pelton-event-invalid",
