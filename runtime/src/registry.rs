@@ -14,6 +14,8 @@ use crate::records::{FORMAT, FunctionRecord};
 pub const NODE_TTL: Duration = Duration::from_secs(3);
 /// Largest component, bytes: a download must end.
 const MAX_COMPONENT: usize = 256 << 20;
+/// How long a download may take: one that hangs would keep its function from starting, and say nothing.
+const FETCH_LIMIT: Duration = Duration::from_secs(60);
 /// Kept in the log stream.
 const LOGS_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const LOGS_BYTES: i64 = 1 << 30;
@@ -138,8 +140,20 @@ fn read(entry: &kv::Entry) -> Option<Change> {
 /// A component's bytes, checked against their digest.
 ///
 /// # Errors
-/// It is missing, too large or damaged; NATS trouble.
+/// It is missing, too large or damaged, or does not arrive within a minute; NATS trouble.
 pub async fn fetch_module(js: &jetstream::Context, digest: &str) -> Result<Vec<u8>, RegistryError> {
+    tokio::time::timeout(FETCH_LIMIT, download(js, digest))
+        .await
+        .unwrap_or_else(|_| {
+            Err(RegistryError(format!(
+                "component {digest} did not arrive within {} s; see whether the server is busy or the object store \
+                 {MODULES_BUCKET} is damaged (`nats object info {MODULES_BUCKET} {digest}`)",
+                FETCH_LIMIT.as_secs()
+            )))
+        })
+}
+
+async fn download(js: &jetstream::Context, digest: &str) -> Result<Vec<u8>, RegistryError> {
     let store = js
         .get_object_store(MODULES_BUCKET)
         .await

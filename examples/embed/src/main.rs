@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_nats::jetstream;
+use etcetera::BaseStrategy;
 use futures::StreamExt;
 use pelton_runtime::nats::{self, ConnectOptions};
 use pelton_runtime::runtime::{Runtime, RuntimeOptions};
@@ -29,7 +30,9 @@ async fn main() -> Result<()> {
 
     let node = Runtime::start(RuntimeOptions {
         apps: vec![app.clone()],
-        cache_dir: std::env::temp_dir().join("embed-example-cache"),
+        cache_dir: etcetera::choose_base_strategy()?
+            .cache_dir()
+            .join("embed-example"),
         drain_deadline: Duration::from_secs(5),
         node_name: "embedded".into(),
         ..RuntimeOptions::new(client.clone())

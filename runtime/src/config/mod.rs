@@ -8,6 +8,8 @@ mod settings;
 mod tree;
 mod values;
 
+pub use values::{is_name, size as parse_size};
+
 pub use manifest::{ConfigError, FunctionManifest, Manifest, StreamManifest};
 pub use settings::{
     Allow, DeliveryMode, FunctionSettings, InstanceMode, KeySource, OnExhausted, RetryPolicy, Start,

@@ -14,8 +14,9 @@ const RESERVED: [&str; 6] = [
     "$PELTON_LOGS.>",
 ];
 
-/// Names of apps and functions are tokens of subjects and parts of stream and consumer names.
-pub(super) fn is_name(text: &str) -> bool {
+/// Whether an app or a function may have this name, which becomes a token of subjects and a part of stream and consumer
+/// names: 1 to 32 of `a-z 0-9 -`.
+pub fn is_name(text: &str) -> bool {
     (1..=32).contains(&text.len())
         && text
             .bytes()
@@ -131,8 +132,8 @@ pub(super) fn show_duration(ms: u64) -> String {
     humantime::format_duration(Duration::from_millis(ms)).to_string()
 }
 
-/// Bytes.
-pub(super) fn size(text: &str) -> Option<u64> {
+/// Bytes that a text such as `64MiB` says; none: it is no size.
+pub fn size(text: &str) -> Option<u64> {
     parse_size::parse_size(text).ok()
 }
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use super::replay::{Replayed, replay};
 use super::scan::{Scan, scan};
-use super::{ControlError, open};
+use super::{ControlError, open, rfc3339};
 use crate::event::Headers;
 use crate::names::AppNames;
 use crate::records::AttemptError;
@@ -70,7 +70,7 @@ pub struct WholeDeadLetter {
     pub body: Option<String>,
     /// The original body in Base64, when it is no UTF-8.
     pub body_base64: Option<String>,
-    /// Whether the input stream no longer holds a body that was kept by reference.
+    /// Whether the input stream no longer holds a body that was kept by reference, or another message in its place.
     pub body_gone: bool,
 }
 
@@ -158,7 +158,8 @@ pub(super) async fn stream(js: &jetstream::Context, app: &str) -> Result<Stream,
     })
 }
 
-/// A dead letter and its body, which is `None` when it was kept by reference and the input stream let it go.
+/// A dead letter and its body, which is `None` when it was kept by reference and the input stream let it go, or holds
+/// another message in its place.
 pub(super) async fn read(
     js: &jetstream::Context,
     stream: &Stream,
@@ -177,9 +178,11 @@ pub(super) async fn read(
     let Some(input) = open(js, &letter.stream).await? else {
         return Ok((letter, None));
     };
-    // The subject tells the message from one of a stream that was made anew since.
+    // A stream that was made anew since may hold another message there.
     let original = input.get_raw_message(letter.stream_sequence).await.ok();
-    let original = original.filter(|original| original.subject.as_str() == letter.subject);
+    let original = original.filter(|original| {
+        original.subject.as_str() == letter.subject && rfc3339(original.time) == letter.stored_at
+    });
     if let (Some(original), true) = (&original, letter.headers.is_empty()) {
         // They were too large to be kept in the letter.
         let all = original.headers.iter();

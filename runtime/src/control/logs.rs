@@ -4,54 +4,15 @@ use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self};
 use futures::StreamExt;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::scan::{Scan, ordered};
 use super::{ControlError, open};
 use crate::names::{LOGS_PREFIX, LOGS_STREAM};
+pub use crate::telemetry::LogRecord;
 
 /// Levels from the least to the most severe.
 pub const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "critical"];
-
-/// One line that a function logged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct LogRecord {
-    /// Format version.
-    pub format: u32,
-    /// The app's name.
-    pub app: String,
-    /// The function's name.
-    pub function: String,
-    /// The version that ran.
-    #[serde(default)]
-    pub version: u64,
-    /// Id of the node.
-    #[serde(default)]
-    pub node: String,
-    /// One of [`LEVELS`].
-    pub level: String,
-    /// Where in the function; `stdout` or `stderr` for those.
-    #[serde(default)]
-    pub context: String,
-    /// The text.
-    pub message: String,
-    /// Id of the event that was handled.
-    #[serde(default)]
-    pub event_id: Option<String>,
-    /// Its stream.
-    #[serde(default)]
-    pub stream: Option<String>,
-    /// Its sequence there.
-    #[serde(default)]
-    pub sequence: Option<u64>,
-    /// The attempt, from 1.
-    #[serde(default)]
-    pub attempt: Option<u32>,
-    /// When, RFC 3339.
-    pub at: String,
-}
 
 /// Which lines.
 #[derive(Debug, Clone, Default)]

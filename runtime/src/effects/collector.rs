@@ -225,11 +225,13 @@ impl Collector {
         if found.len() != keys.len() {
             return Err(unavailable("the answer was incomplete"));
         }
-        for (key, versioned) in keys.into_iter().zip(found) {
-            let size = key.len() + versioned.value.as_ref().map_or(0, Bytes::len);
-            self.take_bytes(size, 0)?;
-            self.seen.insert(key, versioned);
-        }
+        let sizes = keys.iter().zip(&found);
+        let size = sizes
+            .map(|(key, found)| key.len() + found.value.as_ref().map_or(0, Bytes::len))
+            .sum();
+        // All or none: a handler that goes on after the refusal has not seen a part of them.
+        self.take_bytes(size, 0)?;
+        self.seen.extend(keys.into_iter().zip(found));
         Ok(())
     }
 

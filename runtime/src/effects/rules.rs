@@ -29,7 +29,8 @@ impl Rules {
             return Err(Failure::reject(
                 "pelton-event-invalid",
                 format!(
-                    "the subject has {} bytes; at most {} can be published to",
+                    "the event's subject has {} bytes and may have {}: put what is long into its \
+                     data or an attribute",
                     to.len(),
                     subject::MAX_SUBJECT
                 ),

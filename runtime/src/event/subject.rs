@@ -34,7 +34,7 @@ pub fn overlaps(left: &str, right: &str) -> bool {
 
 /// Longest subject, bytes. The server closes a connection whose control line is over 4096 bytes, and the outbox's
 /// prefix and the reply's subject stand on that line too.
-pub const MAX_SUBJECT: usize = 2048;
+pub const MAX_SUBJECT: usize = 1024;
 
 /// Whether this can be published to: not too long, tokens not empty, no wildcard, no space or control character.
 pub fn is_subject(subject: &str) -> bool {

@@ -16,6 +16,7 @@ mod stdio;
 mod types;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub struct SandboxConfig {
 }
 
 /// What a function may do and use.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct FunctionSpec {
     /// The app's name.
     pub app: String,
@@ -69,6 +70,24 @@ pub struct FunctionSpec {
     pub targets: Vec<Target>,
     /// Largest message the server takes, bytes.
     pub max_payload: usize,
+}
+
+/// Keys of the configuration only: its values hold secrets.
+impl fmt::Debug for FunctionSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FunctionSpec")
+            .field("app", &self.app)
+            .field("function", &self.function)
+            .field("memory", &self.memory)
+            .field("timeout", &self.timeout)
+            .field("fresh", &self.fresh)
+            .field("config", &self.config.keys())
+            .field("http", &self.http)
+            .field("emit", &self.emit)
+            .field("targets", &self.targets)
+            .field("max_payload", &self.max_payload)
+            .finish()
+    }
 }
 
 /// One line that a guest logged.
@@ -186,9 +205,12 @@ impl Sandbox {
             return Ok(());
         }
         Err(SandboxError(format!(
-            "memory = {} bytes of function {} is more than this node grants ({}): lower it in pelton.toml, \
-             or raise the node's limit",
-            spec.memory, spec.function, self.inner.max_memory
+            "memory = {} bytes of function {} is more than this node grants ({} bytes): lower it in pelton.toml, \
+             or start the node with `pelton run --max-memory {}MiB` or more",
+            spec.memory,
+            spec.function,
+            self.inner.max_memory,
+            spec.memory.div_ceil(1 << 20)
         )))
     }
 

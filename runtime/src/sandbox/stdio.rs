@@ -10,8 +10,7 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-use super::logs::Logs;
-use crate::effects::MAX_ERROR_BYTES;
+use super::logs::{Logs, Output};
 
 /// Longest write that is taken at once.
 const PERMIT: usize = 64 << 10;
@@ -20,9 +19,7 @@ const PERMIT: usize = 64 << 10;
 #[derive(Clone)]
 pub(super) struct Stdio {
     logs: Arc<Logs>,
-    name: &'static str,
-    level: &'static str,
-    partial: Vec<u8>,
+    output: Output,
 }
 
 impl Stdio {
@@ -30,9 +27,7 @@ impl Stdio {
     pub(super) fn stdout(logs: Arc<Logs>) -> Self {
         Self {
             logs,
-            name: "stdout",
-            level: "info",
-            partial: Vec::new(),
+            output: Output::Stdout,
         }
     }
 
@@ -40,35 +35,8 @@ impl Stdio {
     pub(super) fn stderr(logs: Arc<Logs>) -> Self {
         Self {
             logs,
-            name: "stderr",
-            level: "error",
-            partial: Vec::new(),
+            output: Output::Stderr,
         }
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.partial.extend_from_slice(part);
-            // A line that never ends is logged in pieces.
-            if part.ends_with(b"\n") || self.partial.len() >= MAX_ERROR_BYTES {
-                self.end_line();
-            }
-        }
-    }
-
-    fn end_line(&mut self) {
-        let line = std::mem::take(&mut self.partial);
-        let text = String::from_utf8_lossy(line.trim_ascii_end());
-        if !text.is_empty() {
-            self.logs
-                .line(self.level, self.name.to_owned(), text.into_owned());
-        }
-    }
-}
-
-impl Drop for Stdio {
-    fn drop(&mut self) {
-        self.end_line();
     }
 }
 
@@ -95,7 +63,7 @@ impl Pollable for Stdio {
 
 impl OutputStream for Stdio {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        self.take(&bytes);
+        self.logs.write(self.output, &bytes);
         Ok(())
     }
 
@@ -110,11 +78,11 @@ impl OutputStream for Stdio {
 
 impl AsyncWrite for Stdio {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        self.take(bytes);
+        self.logs.write(self.output, bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 

@@ -89,8 +89,19 @@ pub struct ReplayReport {
     pub dry_run: bool,
     /// Put back, in order.
     pub replayed: Vec<Replayed>,
+    /// Those that could not be put back; they stay.
+    pub failed: Vec<NotReplayed>,
     /// What a dry run would put back.
     pub would_replay: Vec<DeadLetter>,
+}
+
+/// A dead letter that could not be put back.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct NotReplayed {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Why.
+    pub error: String,
 }
 
 /// Runs one of its subcommands.
@@ -119,7 +130,8 @@ pub async fn run(args: DeadLetterArgs, global: &Global) -> anyhow::Result<()> {
                 known(&sequences, &letters)?;
             }
             let report = replay(&js, &app, letters, dry_run, &output).await?;
-            output.document(&report, |report| replayed(&output, report))
+            output.document(&report, |report| replayed(&output, report))?;
+            complete(&report)
         }
     }
 }
@@ -138,6 +150,19 @@ fn known(asked: &[u64], found: &[DeadLetter]) -> anyhow::Result<()> {
     }
 }
 
+/// What a script must not overlook in a replay.
+fn complete(report: &ReplayReport) -> anyhow::Result<()> {
+    if report.failed.is_empty() {
+        return Ok(());
+    }
+    let count = report.failed.len();
+    let plural = if count == 1 { "" } else { "s" };
+    Err(failure(
+        format!("{count} dead letter{plural} could not be replayed, and stay"),
+        "what stands in the way of each is said above",
+    ))
+}
+
 async fn replay(
     js: &jetstream::Context,
     app: &str,
@@ -149,18 +174,28 @@ async fn replay(
         return Ok(ReplayReport {
             dry_run,
             replayed: Vec::new(),
+            failed: Vec::new(),
             would_replay: letters,
         });
     }
     let progress = output.progress(&format!("replaying {}", letters.len()));
-    let mut done = Vec::new();
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
     for letter in letters {
-        done.push(dead_letters::replay(js, app, letter.sequence).await?);
+        let sequence = letter.sequence;
+        match dead_letters::replay(js, app, sequence).await {
+            Ok(replayed) => done.push(replayed),
+            // One whose body is gone does not keep the others from their second chance.
+            Err(error) => failed.push(NotReplayed {
+                sequence,
+                error: error.to_string(),
+            }),
+        }
     }
     drop(progress);
     Ok(ReplayReport {
         dry_run,
         replayed: done,
+        failed,
         would_replay: Vec::new(),
     })
 }
@@ -246,7 +281,7 @@ fn replayed(output: &Output, report: &ReplayReport) -> String {
             table(output, &report.would_replay)
         );
     }
-    if report.replayed.is_empty() {
+    if report.replayed.is_empty() && report.failed.is_empty() {
         return "nothing to replay".into();
     }
     let lines = report.replayed.iter().map(|one| {
@@ -255,5 +290,7 @@ fn replayed(output: &Output, report: &ReplayReport) -> String {
             one.sequence, one.function, one.subject, one.stream, one.stream_sequence
         )
     });
-    lines.collect::<Vec<_>>().join("\n")
+    let failed = report.failed.iter();
+    let failed = failed.map(|one| format!("{} not replayed: {}", one.sequence, one.error));
+    lines.chain(failed).collect::<Vec<_>>().join("\n")
 }

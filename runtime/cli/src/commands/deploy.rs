@@ -78,7 +78,9 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
     let rollout = if args.no_wait {
         None
     } else {
-        Some(wait(&js, &output, &manifest, &plan, args.wait).await?)
+        let rollout = wait(&js, &output, &manifest, &plan, args.wait).await?;
+        clean_up(&js, &manifest.app, &output).await;
+        Some(rollout)
     };
     let trouble = rollout
         .as_ref()
@@ -118,6 +120,15 @@ async fn wait(
     let rollout = nodes::wait(js, &manifest.app, &plan.versions(), within).await?;
     drop(progress);
     Ok(rollout)
+}
+
+/// Removes what only earlier versions needed. Failing at it is no failure of the deploy: the next one does it.
+pub async fn clean_up(js: &jetstream::Context, app: &str, output: &Output) {
+    if let Err(error) = deploy::clean_up(js, app).await {
+        output.note(&format!(
+            "note: consumers that are not needed any more stay until the next deploy: {error}"
+        ));
+    }
 }
 
 /// What a script must not overlook in a rollout.

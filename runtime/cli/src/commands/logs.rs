@@ -52,22 +52,20 @@ pub async fn run(args: LogsArgs, global: &Global) -> anyhow::Result<()> {
 
 /// A line as a person reads it; `dev` prints the same.
 pub fn text(record: &LogRecord) -> String {
-    let place = match (&record.stream, record.sequence) {
-        (Some(stream), Some(sequence)) => format!(" [{stream}:{sequence}]"),
-        _ => String::new(),
-    };
     let context = if record.context.is_empty() {
         String::new()
     } else {
         format!(" {}:", record.context)
     };
     format!(
-        "{} {:<8} {}.{} v{}{place}{context} {}",
+        "{} {:<8} {}.{} v{} [{}:{}]{context} {}",
         record.at,
         record.level.to_uppercase(),
         record.app,
         record.function,
         record.version,
+        record.stream,
+        record.sequence,
         record.message.trim_end()
     )
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use etcetera::BaseStrategy;
+use pelton_runtime::config;
 use pelton_runtime::nats;
 use pelton_runtime::runtime::{Runtime, RuntimeOptions};
 
@@ -34,8 +35,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR", env = "PELTON_CACHE")]
     cache: Option<PathBuf>,
     /// Instances at once, over all functions.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_instances: Option<u32>,
+    /// Most memory that a function may ask for, such as 1GiB. Default: 256MiB. The node reserves address space for
+    /// that much in every instance.
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    max_memory: Option<u64>,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -58,6 +63,9 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     if let Some(instances) = args.max_instances {
         options.max_instances = instances;
     }
+    if let Some(memory) = args.max_memory {
+        options.max_memory = memory;
+    }
     let runtime = Runtime::start(options).await?;
     tokio::select! {
         () = runtime.stopped() => anyhow::bail!("the node stopped by itself; its log says why"),
@@ -65,6 +73,13 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     }
     runtime.shutdown().await;
     Ok(())
+}
+
+/// Bytes, within what a function's `memory` may say.
+fn memory(text: &str) -> Result<u64, String> {
+    config::parse_size(text)
+        .filter(|bytes| (1 << 20..=4 << 30).contains(bytes))
+        .ok_or_else(|| "a size from 1MiB to 4GiB, such as 512MiB".into())
 }
 
 /// Where compiled components are kept between runs.

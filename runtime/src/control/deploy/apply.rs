@@ -11,7 +11,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-use super::plan::{ConsumerAction, FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan};
+use super::clean_up;
+use super::plan::{FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan};
 use crate::commit::stream::{self, StreamError};
 use crate::component::Component;
 use crate::config::Manifest;
@@ -23,7 +24,8 @@ use crate::source;
 
 /// Does what the plan says; `step` is told what is going on.
 ///
-/// Every step can be repeated: after a failure half-way, deploying again goes on from there.
+/// Every step can be repeated: after a failure half-way, deploying again goes on from there. When the nodes have taken
+/// the new versions over, [`clean_up`] removes what only the old ones needed; the next deploy does it otherwise.
 ///
 /// # Errors
 /// Another deploy changed a function meanwhile; a stream that cannot take part; NATS trouble.
@@ -59,6 +61,12 @@ pub async fn apply(
             .map_err(refused)?;
     }
     register_app(js, &names, plan).await?;
+    // What an earlier deploy that waited for nobody left: it would keep others out of a work queue.
+    if plan.app_known
+        && let Err(error) = clean_up(js, &plan.app).await
+    {
+        step(&format!("consumers that are not needed stay: {error}"));
+    }
     for function in &plan.functions {
         if let Some(component) = components
             .get(&function.function)
@@ -75,9 +83,10 @@ pub async fn apply(
                 "function {} version {}",
                 function.function, function.version
             ));
-            ensure_consumers(js, function).await?;
+        }
+        ensure_consumers(js, &names, function).await?;
+        if function.action != FunctionAction::Unchanged {
             register(js, &names, function).await?;
-            remove_consumers(js, function).await?;
         }
     }
     Ok(())
@@ -238,21 +247,24 @@ async fn register(
     }
 }
 
-/// Makes the consumers now: `start = "new"` counts from here on, not from when the first node comes up. Those that exist
-/// are altered by the node that takes the new version over, not while the old one still runs.
+/// Makes the consumers that are missing, new inputs' or deleted ones, for nodes do not: `start = "new"` counts from here
+/// on, not from when the first node comes up. Those that exist are altered by the node that takes the new version over,
+/// not while the old one still runs.
 async fn ensure_consumers(
     js: &jetstream::Context,
+    names: &AppNames,
     function: &FunctionPlan,
 ) -> Result<(), ControlError> {
+    let name = names.consumer(&function.function);
     for input in &function.record.inputs {
-        let new = function
-            .consumers
-            .iter()
-            .any(|one| one.stream == input.stream && one.action == ConsumerAction::Create);
-        if !new {
+        let doing = format!("make a consumer on stream {}", input.stream);
+        let found: Value = js
+            .request(format!("CONSUMER.INFO.{}.{name}", input.stream), &json!({}))
+            .await
+            .map_err(|error| ControlError::nats(&doing, error))?;
+        if found.get("error").is_none_or(|error| error["code"] != 404) {
             continue;
         }
-        let doing = format!("make a consumer on stream {}", input.stream);
         let stream = js
             .get_stream(&input.stream)
             .await
@@ -260,35 +272,6 @@ async fn ensure_consumers(
         source::ensure_consumer(&stream, &function.record, input)
             .await
             .map_err(|error| ControlError::nats(&doing, error))?;
-    }
-    Ok(())
-}
-
-/// Takes away consumers on streams that the function no longer reads: they would hold back work queues for ever.
-async fn remove_consumers(
-    js: &jetstream::Context,
-    function: &FunctionPlan,
-) -> Result<(), ControlError> {
-    let gone = function
-        .consumers
-        .iter()
-        .filter(|one| one.action == ConsumerAction::Remove);
-    for consumer in gone {
-        let doing = format!(
-            "delete consumer {} of stream {}",
-            consumer.consumer, consumer.stream
-        );
-        let answer: Value = js
-            .request(
-                format!("CONSUMER.DELETE.{}.{}", consumer.stream, consumer.consumer),
-                &json!({}),
-            )
-            .await
-            .map_err(|error| ControlError::nats(&doing, error))?;
-        // 404: it, or its stream, is gone already.
-        if let Some(error) = answer.get("error").filter(|error| error["code"] != 404) {
-            return Err(ControlError::nats(&doing, &error["description"]));
-        }
     }
     Ok(())
 }

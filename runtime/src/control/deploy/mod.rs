@@ -1,10 +1,12 @@
 //! Deploy: what a manifest and its components ask for, compared with what NATS holds, then carried out.
 //!
 //! [`survey`] reads, [`plan`] decides without touching anything — so it can be shown, tested and thrown away — and
-//! [`apply`] does what the plan says. Nodes notice the registry's new records by themselves.
+//! [`apply`] does what the plan says. Nodes notice the registry's new records by themselves; [`clean_up`] removes what
+//! the versions before needed.
 
 mod apply;
 mod changes;
+mod clean_up;
 mod coverage;
 mod plan;
 mod streams;
@@ -15,6 +17,7 @@ mod tests;
 
 pub use apply::apply;
 pub use changes::Change;
+pub use clean_up::clean_up;
 pub use plan::{
     ConsumerAction, ConsumerPlan, FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan,
     plan,

@@ -202,3 +202,16 @@ async fn malformed_keys_are_refused_everywhere() {
         );
     }
 }
+
+#[test]
+fn a_subject_that_the_server_would_hang_up_on_is_refused() {
+    let mut collector = collector(&Arc::new(MemoryState::default()));
+    let of = |length: usize| Draft {
+        subject: format!("out.{}", "a".repeat(length - "out.".len())),
+        ..draft(1)
+    };
+    collector.emit(of(1024)).unwrap();
+    let failure = collector.emit(of(1025)).unwrap_err();
+    assert_eq!(failure.code, "pelton-event-invalid");
+    assert!(failure.message.contains("1025"), "{}", failure.message);
+}

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::events::RunningFunction;
 use crate::commands::build::build_functions;
-use crate::commands::deploy::{all, ensure_supported};
+use crate::commands::deploy::{all, clean_up, ensure_supported};
 use crate::commands::new::names::Subject;
 use crate::global::Global;
 use crate::output::Output;
@@ -48,6 +48,7 @@ pub(super) async fn turn(
     })
     .await?;
     let rollout = nodes::wait(js, &plan.app, &plan.versions(), START_LIMIT).await?;
+    clean_up(js, &plan.app, &global.output()).await;
     report(&rollout, global.output());
     let running = |function: &deploy::FunctionPlan| RunningFunction {
         function: function.function.clone(),
