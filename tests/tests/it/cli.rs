@@ -204,7 +204,10 @@ async fn logs_follow_and_state_is_watched() -> Result<()> {
             Ok(shown.contains(word).then_some(()))
         })
         .await?;
-        ensure!(child.try_wait()?.is_none(), "{args:?} goes on until stopped");
+        ensure!(
+            child.try_wait()?.is_none(),
+            "{args:?} goes on until stopped"
+        );
         child.kill().await?;
     }
     Ok(())
