@@ -6,8 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::pull;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use pelton_tests::orders::{body, subject};
 use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, modules, project};
 
@@ -15,6 +16,8 @@ use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, modules, proj
 const EMPTY: u64 = 20_000;
 /// Events with a commit each.
 const COMMITS: u64 = 3_000;
+/// Batches at once; a server takes 50 on one stream.
+const IN_FLIGHT: usize = 40;
 /// Longest that one measurement may take.
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -22,6 +25,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 #[expect(clippy::print_stdout, reason = "a benchmark prints")]
 async fn main() -> Result<()> {
     let raw = raw().await?;
+    let batches = batches().await?;
     let folder = tempfile::tempdir()?;
     let component = folder.path().join("plain.wasm");
     std::fs::write(&component, modules::component()?)?;
@@ -38,6 +42,7 @@ async fn main() -> Result<()> {
     for (what, rate) in [
         ("raw async-nats: pull and ack", raw),
         ("pelton: a function that does nothing", empty),
+        ("raw: atomic batches of two messages", batches),
         ("pelton: orders, one commit per delivery", orders),
     ] {
         println!("{what:<44} {rate:>12.0} {:>7.1}%", 100.0 * rate / raw);
@@ -77,6 +82,50 @@ async fn raw() -> Result<f64> {
             .map_err(|error| anyhow::anyhow!("{error}"))?;
     }
     Ok(rate(EMPTY, start.elapsed()))
+}
+
+/// Atomic batches alone, as many at once as a node has in flight: what the server can do, whoever asks.
+async fn batches() -> Result<f64> {
+    let server = NatsServer::start().await?;
+    let nats = Nats::connect(&server.url()).await?;
+    let config = async_nats::jetstream::stream::Config {
+        name: "BATCHES".into(),
+        subjects: vec!["batches.>".into()],
+        max_messages_per_subject: 1,
+        allow_atomic_publish: true,
+        ..Default::default()
+    };
+    nats.js.create_stream(config).await?;
+    let start = Instant::now();
+    stream::iter((0..COMMITS).map(Ok))
+        .try_for_each_concurrent(IN_FLIGHT, |n| batch(&nats, n))
+        .await?;
+    Ok(rate(COMMITS, start.elapsed()))
+}
+
+async fn batch(nats: &Nats, n: u64) -> Result<()> {
+    let id = format!("batch-{n}");
+    let headers = |sequence: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Batch-Id", id.as_str());
+        headers.insert("Nats-Batch-Sequence", sequence);
+        headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
+        headers
+    };
+    let first =
+        nats.core
+            .publish_with_headers(format!("batches.marker.{n}"), headers("1"), "txn".into());
+    first.await?;
+    let mut last = headers("2");
+    last.insert("Nats-Batch-Commit", "1");
+    let state = body(&id, "created").to_string().into();
+    let answer = nats
+        .core
+        .request_with_headers(format!("batches.state.{n}"), last, state)
+        .await?;
+    let answer = String::from_utf8_lossy(&answer.payload);
+    ensure!(answer.contains("\"count\":2"), "{answer}");
+    Ok(())
 }
 
 /// A function on a node, from the first event done to the last.

@@ -67,11 +67,25 @@ pub fn pelton() -> Result<PathBuf> {
     built.clone().map_err(|error| anyhow!(error))
 }
 
+/// Cargo as a user starts it: what the cargo that runs these tests tells them of itself would make crates that look at
+/// it (ring is one) be built anew each time.
+pub fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let told = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        let name_text = name.to_string_lossy();
+        if told.iter().any(|prefix| name_text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
 fn build_pelton() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("PELTON_BIN") {
         return Ok(path.into());
     }
-    let output = Command::new("cargo")
+    let output = cargo()
         .args(["build", "--release", "--quiet", "--workspace", "--bins"])
         .current_dir(root()?)
         .output()?;

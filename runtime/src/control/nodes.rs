@@ -13,6 +13,9 @@ use crate::records::{NodeFunction, NodeRecord};
 
 /// How often a waiting deploy looks again.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long a failure is taken for one of before the deploy: a node tries again every 5 s at the least, and says
+/// within a second what came of it.
+const PATIENCE: Duration = Duration::from_secs(7);
 
 impl NodeRecord {
     /// Whether it serves functions of this app.
@@ -101,11 +104,12 @@ pub async fn wait(
     versions: &BTreeMap<String, u64>,
     within: Duration,
 ) -> Result<Rollout, ControlError> {
-    let end = tokio::time::Instant::now() + within;
+    let start = tokio::time::Instant::now();
     loop {
         let rollout = judge(&list(js).await?, app, versions);
-        let settled = rollout.waiting.is_empty() || rollout.nodes == 0;
-        if settled || tokio::time::Instant::now() >= end {
+        let passed = start.elapsed();
+        let said = rollout.waiting.is_empty() && (rollout.failed.is_empty() || passed >= PATIENCE);
+        if said || rollout.nodes == 0 || passed >= within {
             return Ok(rollout);
         }
         tokio::time::sleep(LOOK).await;

@@ -185,33 +185,28 @@ fn search<'a>(value: &'a Value, wanted: &dyn Fn(&str) -> bool) -> Option<&'a Val
 
 #[tokio::test]
 async fn logs_follow_and_state_is_watched() -> Result<()> {
-    let scene = shop().await?;
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    text += &project::function("hostile", &build::component("hostile")?, "");
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    let scene = Scene::start(&text).await?;
     let folder = tempfile::tempdir()?;
-    let mut children = Vec::new();
-    let mut files = Vec::new();
-    for args in [&["logs", "-f"][..], &["state", "watch"]] {
+    for (args, word) in [
+        (&["logs", "-f"][..], "done: HOSTILE:"),
+        (&["state", "watch"], "done.HOSTILE=3A"),
+    ] {
         let file = folder.path().join(args.join("-"));
         let output = std::fs::File::create(&file)?;
-        children.push(scene.pelton.command(args)?.stdout(output).spawn()?);
-        files.push(file);
-    }
-    let [_, state] = &files[..] else {
-        anyhow::bail!("two files");
-    };
-    // The watcher may begin after a first change: each round makes one more.
-    let mut n = 0;
-    loop {
-        n += 1;
-        scene.nats.life(&format!("o-{n}")).await?;
-        if std::fs::read_to_string(state)?.contains("orders.o-") {
-            break;
-        }
-        ensure!(n < 100, "nothing was watched");
-    }
-    for mut child in children {
+        let mut child = scene.pelton.command(args)?.stdout(output).spawn()?;
+        // It may begin after a first event: each question makes one more.
+        eventually("an event to show", || async {
+            scene.nats.publish("hostile.raw", "x").await?;
+            let shown = std::fs::read_to_string(&file)?;
+            Ok(shown.contains(word).then_some(()))
+        })
+        .await?;
         ensure!(
             child.try_wait()?.is_none(),
-            "it goes on until it is stopped"
+            "{args:?} goes on until stopped"
         );
         child.kill().await?;
     }

@@ -99,8 +99,6 @@ async fn all_mistakes_are_told_at_once() -> Result<()> {
 
 #[tokio::test]
 async fn handlers_and_subjects_must_agree() -> Result<()> {
-    let project = Project::verbatim(GOOD)?;
-    project.file("plain.wasm", &modules::component()?)?;
     let with = |subjects: &str| {
         GOOD.replace(
             "component = \"plain.wasm\"",

@@ -18,7 +18,7 @@ async fn a_new_app_is_tested_built_and_deployed_as_it_is() -> Result<()> {
     let root = folder.path().join("fresh");
     // Beside the other artifacts of the build: the second run finds what the first has compiled.
     let target = build::scratch()?.join("scaffold");
-    let tests = Command::new("cargo")
+    let tests = Command::from(build::cargo())
         .arg("test")
         .current_dir(&root)
         .env("CARGO_TARGET_DIR", &target)
