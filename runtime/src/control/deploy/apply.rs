@@ -205,7 +205,10 @@ async fn register(
     function: &FunctionPlan,
 ) -> Result<(), ControlError> {
     let name = &function.function;
-    let (key, body) = (names.registry_function(name), json_bytes(&function.record)?);
+    // The time of registering, not of planning: nodes tell by it that the streams of this deploy are not newer.
+    let mut record = function.record.clone();
+    record.deployed_at = rfc3339(time::OffsetDateTime::now_utc());
+    let (key, body) = (names.registry_function(name), json_bytes(&record)?);
     let store = registry_bucket(js).await?;
     let lost = || {
         ControlError::new(
