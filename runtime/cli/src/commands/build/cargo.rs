@@ -279,6 +279,8 @@ fn clean(mut command: Command, folder: &Path) -> Command {
             command.env_remove(&name);
         }
     }
+    // A user's `build.incremental = true` would win over the profile, and two incremental builds may differ.
+    command.env("CARGO_INCREMENTAL", "0");
     command
 }
 
