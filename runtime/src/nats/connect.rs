@@ -52,6 +52,7 @@ pub async fn connect(
 
 fn client_settings(name: &str, connected: &Arc<AtomicBool>) -> async_nats::ConnectOptions {
     let first_done = Arc::clone(connected);
+    let lost = AtomicBool::new(false);
     async_nats::ConnectOptions::new()
         .name(name)
         .connection_timeout(ADDRESS_LIMIT)
@@ -64,7 +65,10 @@ fn client_settings(name: &str, connected: &Arc<AtomicBool>) -> async_nats::Conne
                 Duration::ZERO
             }
         })
-        .event_callback(|event| async move { log(&event) })
+        .event_callback(move |event| {
+            log(&event, &lost);
+            std::future::ready(())
+        })
 }
 
 /// Doubling, with jitter, so that the nodes of a cluster do not come back in one instant.
@@ -78,10 +82,17 @@ fn reconnect_delay(attempt: usize) -> Duration {
         .max(RECONNECT_MIN)
 }
 
-fn log(event: &Event) {
+/// That the first connection was made is for its caller to say, or why it is of no use: this comes at any moment after.
+fn log(event: &Event, lost: &AtomicBool) {
     match event {
-        Event::Connected => tracing::info!("connected to NATS"),
-        Event::Disconnected => tracing::warn!("connection to NATS lost; reconnecting"),
+        Event::Connected if lost.swap(false, Ordering::Relaxed) => {
+            tracing::info!("connected to NATS again");
+        }
+        Event::Connected => tracing::debug!("connected to NATS"),
+        Event::Disconnected => {
+            lost.store(true, Ordering::Relaxed);
+            tracing::warn!("connection to NATS lost; reconnecting");
+        }
         Event::LameDuckMode => tracing::info!("NATS server is about to stop; moving to another"),
         Event::SlowConsumer(id) => {
             tracing::warn!(subscription = id, "messages were dropped: slow consumer")
