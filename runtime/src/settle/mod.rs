@@ -177,7 +177,6 @@ async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effe
         return Carried::Settled(Settlement::Done);
     }
     let emitted = effects.emits.len();
-    let reads = effects.clone().reads_only();
     let transaction = Transaction {
         origin: case.origin.clone(),
         effects,
@@ -199,7 +198,7 @@ async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effe
                 case,
                 received,
                 Failure::reject("pelton-too-large", why),
-                reads,
+                transaction.effects.reads_only(),
             )
             .await
         }
