@@ -119,6 +119,16 @@ impl AppNames {
         format!("$PELTON.{}.dead.{function}", self.app)
     }
 
+    /// Subject, in the same stream, of the `n`th part of an original message that did not fit into its letter.
+    pub fn dead_part(&self, txn: &str, n: usize) -> String {
+        format!("$PELTON.{}.part.{txn}.{n}", self.app)
+    }
+
+    /// Filter over the [parts](Self::dead_part) of one dead letter.
+    pub fn dead_parts(&self, txn: &str) -> String {
+        format!("$PELTON.{}.part.{txn}.*", self.app)
+    }
+
     /// Registry key of the app.
     pub fn registry_app(&self) -> String {
         format!("app.{}", self.app)

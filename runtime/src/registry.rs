@@ -92,6 +92,16 @@ pub async fn ensure_buckets(js: &jetstream::Context, replicas: usize) -> Result<
     Ok(())
 }
 
+/// The streams behind them.
+pub fn shared_streams() -> [String; 4] {
+    [
+        format!("KV_{REGISTRY_BUCKET}"),
+        format!("KV_{NODES_BUCKET}"),
+        format!("OBJ_{MODULES_BUCKET}"),
+        LOGS_STREAM.to_owned(),
+    ]
+}
+
 /// What is deployed now, then every change. The stream's end means: watch anew.
 ///
 /// # Errors

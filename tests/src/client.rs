@@ -140,7 +140,9 @@ impl Nats {
     /// # Errors
     /// NATS does not answer.
     pub async fn dead(&self, app: &str) -> Result<Vec<Dead>> {
-        let all = self.messages(&format!("PELTON_DEAD_{app}")).await?;
+        let mut all = self.messages(&format!("PELTON_DEAD_{app}")).await?;
+        // Parts of originals that did not fit into their letters lie beside them.
+        all.retain(|message| !message.subject.contains(".part."));
         let dead = all.into_iter().map(|message| Dead {
             sequence: message.sequence,
             headers: message.headers,

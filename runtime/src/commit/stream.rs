@@ -214,6 +214,27 @@ pub async fn ensure_target(
     update(js, stream, &config).await
 }
 
+/// Gives a stream that Pelton made at least so many copies; a missing one is passed by. Copies are never taken away:
+/// another app may have asked for them.
+///
+/// # Errors
+/// The server has not so many peers; NATS trouble.
+pub async fn raise_replicas(
+    js: &jetstream::Context,
+    stream: &str,
+    replicas: usize,
+) -> Result<(), StreamError> {
+    let Some(info) = info(js, stream).await? else {
+        return Ok(());
+    };
+    let mut config = info["config"].clone();
+    if config["num_replicas"].as_u64().unwrap_or(1) >= replicas as u64 {
+        return Ok(());
+    }
+    config["num_replicas"] = json!(replicas);
+    update(js, stream, &config).await
+}
+
 /// A stream's info as the server gives it, so that settings this client does not know survive an update.
 ///
 /// # Errors

@@ -31,8 +31,10 @@ pub struct Origin {
 pub struct DeadLetter {
     /// `Pelton-*` headers.
     pub headers: Headers,
-    /// The original payload, or nothing when only a reference fits.
+    /// The original payload; empty when it is in `parts`.
     pub payload: Bytes,
+    /// The original message in pieces, where it does not fit into one message together with what is known of it.
+    pub parts: Vec<Bytes>,
 }
 
 /// Everything that becomes durable together.
@@ -149,19 +151,21 @@ impl Transaction {
                 payload: emit.payload.clone(),
             });
         }
-        if let Some(dead) = &self.dead {
-            let subject = names.dead_subject(&self.origin.function);
+        let Some(dead) = &self.dead else { return };
+        let mut push = |subject: String, headers: HeaderMap, payload: &Bytes| {
+            let n = messages.len();
             messages.push(BatchMessage {
-                subject: names.outbox(
-                    &names.dead_stream(),
-                    txn,
-                    self.effects.emits.len(),
-                    &subject,
-                ),
-                headers: header_map(&dead.headers),
-                payload: dead.payload.clone(),
+                subject: names.outbox(&names.dead_stream(), txn, n, &subject),
+                headers,
+                payload: payload.clone(),
             });
+        };
+        for (n, part) in dead.parts.iter().enumerate() {
+            push(names.dead_part(txn, n), HeaderMap::new(), part);
         }
+        // The letter comes last: who sees it finds its parts.
+        let subject = names.dead_subject(&self.origin.function);
+        push(subject, header_map(&dead.headers), &dead.payload);
     }
 }
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use super::replay::{Replayed, replay};
 use super::scan::{Scan, scan};
-use super::{ControlError, open, rfc3339};
+use super::{ControlError, open};
 use crate::event::Headers;
 use crate::names::AppNames;
 use crate::records::AttemptError;
@@ -56,8 +56,8 @@ pub struct DeadLetter {
     pub txn: String,
     /// The original headers.
     pub headers: Headers,
-    /// Whether the body is not kept here but only in the input stream.
-    pub by_reference: bool,
+    /// Messages that hold the original headers and body beside the letter; 0: it holds them itself.
+    pub parts: u32,
 }
 
 /// A dead letter with its body.
@@ -66,12 +66,10 @@ pub struct WholeDeadLetter {
     /// What is known of it.
     #[serde(flatten)]
     pub letter: DeadLetter,
-    /// The original body as text; none: it is no UTF-8, or gone.
+    /// The original body as text; none: it is no UTF-8.
     pub body: Option<String>,
     /// The original body in Base64, when it is no UTF-8.
     pub body_base64: Option<String>,
-    /// Whether the input stream no longer holds a body that was kept by reference, or another message in its place.
-    pub body_gone: bool,
 }
 
 /// Which dead letters.
@@ -134,15 +132,11 @@ pub async fn show(
     sequence: u64,
 ) -> Result<WholeDeadLetter, ControlError> {
     let stream = stream(js, app).await?;
-    let (letter, body) = read(js, &stream, sequence).await?;
-    let text = body.as_ref().map(|bytes| std::str::from_utf8(bytes));
+    let (letter, body) = read(&stream, sequence).await?;
+    let text = std::str::from_utf8(&body).ok();
     Ok(WholeDeadLetter {
-        body: text.and_then(Result::ok).map(str::to_owned),
-        body_base64: match (&body, text) {
-            (Some(bytes), Some(Err(_))) => Some(STANDARD.encode(bytes)),
-            _ => None,
-        },
-        body_gone: body.is_none(),
+        body: text.map(str::to_owned),
+        body_base64: text.is_none().then(|| STANDARD.encode(&body)),
         letter,
     })
 }
@@ -158,13 +152,11 @@ pub(super) async fn stream(js: &jetstream::Context, app: &str) -> Result<Stream,
     })
 }
 
-/// A dead letter and its body, which is `None` when it was kept by reference and the input stream let it go, or holds
-/// another message in its place.
+/// A dead letter and its body.
 pub(super) async fn read(
-    js: &jetstream::Context,
     stream: &Stream,
     sequence: u64,
-) -> Result<(DeadLetter, Option<Bytes>), ControlError> {
+) -> Result<(DeadLetter, Bytes), ControlError> {
     let message = stream.get_raw_message(sequence).await.map_err(|error| {
         ControlError::not_found(
             format!("there is no dead letter {sequence}: {error}"),
@@ -172,37 +164,44 @@ pub(super) async fn read(
         )
     })?;
     let mut letter = parse(sequence, &message.headers);
-    if !letter.by_reference {
-        return Ok((letter, Some(message.payload)));
+    if letter.parts == 0 {
+        return Ok((letter, message.payload));
     }
-    let Some(input) = open(js, &letter.stream).await? else {
-        return Ok((letter, None));
-    };
-    // A stream that was made anew since may hold another message there.
-    let original = input.get_raw_message(letter.stream_sequence).await.ok();
-    let original = original.filter(|original| {
-        original.subject.as_str() == letter.subject && rfc3339(original.time) == letter.stored_at
-    });
-    if let (Some(original), true) = (&original, letter.headers.is_empty()) {
-        // They were too large to be kept in the letter.
-        let all = original.headers.iter();
-        letter.headers = all
-            .flat_map(|(name, values)| values.iter().map(move |value| (name, value)))
-            .map(|(name, value)| (name.to_string(), value.as_str().to_owned()))
-            .collect();
+    let names = AppNames::new(letter.app.as_str());
+    let mut original = Vec::new();
+    for n in 0..letter.parts as usize {
+        let subject = names.dead_part(&letter.txn, n);
+        let part = stream
+            .get_last_raw_message_by_subject(&subject)
+            .await
+            .map_err(|error| {
+                ControlError::not_found(
+                    format!(
+                        "part {n} of dead letter {sequence} ({subject}) cannot be read: {error}"
+                    ),
+                    "if it was deleted, publish the event again from its source",
+                )
+            })?;
+        original.extend_from_slice(&part.payload);
     }
-    Ok((letter, original.map(|original| original.payload)))
+    let length = text(&message.headers, "Pelton-Headers-Length");
+    let body = original.split_off(length.parse().unwrap_or(0).min(original.len()));
+    letter.headers = serde_json::from_slice(&original).unwrap_or_default();
+    Ok((letter, body.into()))
+}
+
+/// A header's value; empty: it is missing.
+fn text(headers: &HeaderMap, name: &str) -> String {
+    let name = name.parse::<HeaderName>().ok();
+    let value = name.and_then(|name| headers.get(name));
+    value
+        .map(|value| value.as_str().to_owned())
+        .unwrap_or_default()
 }
 
 /// Reads the headers; what is missing is empty, since a letter that cannot be read whole must still be seen.
 fn parse(sequence: u64, headers: &HeaderMap) -> DeadLetter {
-    let text = |name: &str| {
-        let name = name.parse::<HeaderName>().ok();
-        let value = name.and_then(|name| headers.get(name));
-        value
-            .map(|value| value.as_str().to_owned())
-            .unwrap_or_default()
-    };
+    let text = |name: &str| text(headers, name);
     DeadLetter {
         sequence,
         app: text("Pelton-App"),
@@ -219,6 +218,6 @@ fn parse(sequence: u64, headers: &HeaderMap) -> DeadLetter {
         stored_at: text("Pelton-Stored"),
         txn: text("Pelton-Txn"),
         headers: serde_json::from_str(&text("Pelton-Headers")).unwrap_or_default(),
-        by_reference: text("Pelton-Body") == "reference",
+        parts: text("Pelton-Parts").parse().unwrap_or(0),
     }
 }

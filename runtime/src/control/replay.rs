@@ -32,24 +32,14 @@ pub struct Replayed {
 /// that is repeated within the stream's dedupe window is dropped by it.
 ///
 /// # Errors
-/// No such dead letter; its body is gone; no stream covers its subject any more; NATS trouble.
+/// No such dead letter; no stream covers its subject any more; NATS trouble.
 pub async fn replay(
     js: &jetstream::Context,
     app: &str,
     sequence: u64,
 ) -> Result<Replayed, ControlError> {
     let letters = stream(js, app).await?;
-    let (letter, body) = read(js, &letters, sequence).await?;
-    let body = body.ok_or_else(|| {
-        ControlError::not_found(
-            format!(
-                "the body of dead letter {sequence} is gone: it was only in stream {} at {}, which no longer holds it: the message \
-                 that was stored at {} is deleted, or the stream was made anew",
-                letter.stream, letter.stream_sequence, letter.stored_at
-            ),
-            "publish the event again from its source",
-        )
-    })?;
+    let (letter, body) = read(&letters, sequence).await?;
     let names = AppNames::new(app);
     let headers = headers(&names, &letter, &body);
     let published = publish(js, &letter.subject, &headers, body).await?;
@@ -59,6 +49,12 @@ pub async fn replay(
             error,
         )
     })?;
+    if letter.parts > 0 {
+        let parts = names.dead_parts(&letter.txn);
+        letters.purge().filter(parts).await.map_err(|error| {
+            ControlError::nats(format!("delete the parts of dead letter {sequence}"), error)
+        })?;
+    }
     Ok(Replayed {
         sequence,
         function: letter.function,
@@ -148,70 +144,5 @@ fn no_defaults() -> DraftDefaults {
         source: String::new(),
         time: 0,
         trace: Vec::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use async_nats::HeaderMap;
-    use async_nats::jetstream::stream;
-
-    use super::*;
-    use crate::control::rfc3339;
-    use crate::dev::{ServerProcess, find_nats_server};
-    use crate::nats::connect;
-
-    #[tokio::test]
-    async fn a_body_by_reference_is_the_message_that_was_given_up_on() {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
-            .await
-            .unwrap();
-        let js = jetstream::new(connect(&server.options(), "test").await.unwrap());
-        for (name, subject) in [("ORDERS", "orders.>"), ("PELTON_DEAD_shop", "dead")] {
-            let config = stream::Config {
-                name: name.into(),
-                subjects: vec![subject.into()],
-                ..Default::default()
-            };
-            js.create_stream(config).await.unwrap();
-        }
-        let orders = js.get_stream("ORDERS").await.unwrap();
-        js.publish("orders.1", "large".into())
-            .await
-            .unwrap()
-            .await
-            .unwrap();
-        let stored = orders.get_raw_message(1).await.unwrap().time;
-        let bury = async |stored: OffsetDateTime| {
-            let mut headers = HeaderMap::new();
-            for (name, value) in [
-                ("Pelton-Function", "orders"),
-                ("Pelton-Subject", "orders.1"),
-                ("Pelton-Stream", "ORDERS"),
-                ("Pelton-Sequence", "1"),
-                ("Pelton-Stored", &rfc3339(stored)),
-                ("Pelton-Txn", "t"),
-                ("Pelton-Body", "reference"),
-            ] {
-                headers.insert(name, value);
-            }
-            let published = js.publish_with_headers("dead", headers, "".into()).await;
-            published.unwrap().await.unwrap().sequence
-        };
-
-        // The same stream, subject and sequence, but of a stream that was made anew.
-        let other = bury(stored - time::Duration::NANOSECOND).await;
-        let error = replay(&js, "shop", other).await.unwrap_err().to_string();
-        assert!(error.contains("made anew"), "{error}");
-
-        let same = bury(stored).await;
-        let replayed = replay(&js, "shop", same).await.unwrap();
-        assert_eq!(replayed.stream_sequence, 2);
-        let message = orders.get_raw_message(2).await.unwrap();
-        assert_eq!(&message.payload[..], b"large");
-        let id = message.headers.get("Nats-Msg-Id").map(|id| id.as_str());
-        assert_eq!(id, Some(format!("replay:t:{same}").as_str()));
     }
 }

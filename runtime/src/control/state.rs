@@ -165,13 +165,15 @@ impl State {
             .map_err(|error| ControlError::nats(format!("write key {key}"), error))
     }
 
-    /// Deletes a key; no error when it does not exist.
+    /// Deletes a key.
     ///
     /// # Errors
-    /// No key; a bucket that Pelton did not make; NATS trouble.
+    /// No key, or one that does not exist; a bucket that Pelton did not make; NATS trouble.
     pub async fn delete(&self, key: &str) -> Result<(), ControlError> {
         check_key(key)?;
         self.check_ours()?;
+        // A tombstone for what never was would be a change that nobody made.
+        self.get(key).await?;
         self.store
             .delete(key)
             .await

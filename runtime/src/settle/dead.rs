@@ -1,5 +1,6 @@
 //! A dead letter: the original message as its body, everything else in headers.
 
+use bytes::Bytes;
 use time::OffsetDateTime;
 
 use super::{Case, cut, rfc3339};
@@ -18,23 +19,60 @@ const MAX_ID_BYTES: usize = 1024;
 const MAX_ATTEMPTS_BYTES: usize = 24 << 10;
 const MAX_HEADERS_BYTES: usize = 24 << 10;
 
-/// Builds the letter; `None` when it would not fit inline. Without the body it says where the body is.
+/// Builds the letter. An original that does not fit beside what is known of it goes into parts: its headers as JSON,
+/// then its body, cut where a message is half full.
 pub(super) fn letter(
     worker: &Worker,
     case: &Case,
     received: &Received,
     failure: &Failure,
     errors: &[AttemptError],
-    inline: bool,
-) -> Option<DeadLetter> {
+) -> DeadLetter {
     let message = &received.message;
     let original = serde_json::to_string(&message.headers).unwrap_or_default();
-    let original = match (original.len() <= MAX_HEADERS_BYTES, inline) {
-        (true, _) => original,
-        (false, true) => return None,
-        // With the body, they are where the letter refers to.
-        (false, false) => "[]".to_owned(),
-    };
+    let mut headers = known(worker, case, received, failure, errors);
+    let size: usize = headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 4)
+        .sum();
+    let whole = size + original.len() + message.payload.len() + OVERHEAD;
+    let mut add = |name: &str, value: String| headers.push((name.to_owned(), value));
+    if original.len() <= MAX_HEADERS_BYTES && whole <= worker.max_payload {
+        add("Pelton-Headers", original);
+        let payload = message.payload.clone();
+        return DeadLetter {
+            headers,
+            payload,
+            parts: Vec::new(),
+        };
+    }
+    let length = original.len();
+    let mut all = original.into_bytes();
+    all.extend_from_slice(&message.payload);
+    let all = Bytes::from(all);
+    let piece = (worker.max_payload / 2).max(1);
+    let parts: Vec<Bytes> = (0..all.len())
+        .step_by(piece)
+        .map(|from| all.slice(from..all.len().min(from + piece)))
+        .collect();
+    add("Pelton-Parts", parts.len().to_string());
+    add("Pelton-Headers-Length", length.to_string());
+    DeadLetter {
+        headers,
+        payload: Bytes::new(),
+        parts,
+    }
+}
+
+/// What is known of the delivery, without the original message.
+fn known(
+    worker: &Worker,
+    case: &Case,
+    received: &Received,
+    failure: &Failure,
+    errors: &[AttemptError],
+) -> Headers {
+    let message = &received.message;
     let mut reason = failure.message.clone();
     cut(&mut reason, MAX_ERROR_BYTES);
     let mut event_id = event::decode(message).map_or_else(
@@ -44,7 +82,7 @@ pub(super) fn letter(
     cut(&mut event_id, MAX_ID_BYTES);
     let stored = OffsetDateTime::from_unix_timestamp_nanos(i128::from(message.stored))
         .unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    let headers: Headers = [
+    [
         ("Pelton-Format", FORMAT.to_string()),
         ("Pelton-App", worker.record.app.clone()),
         ("Pelton-Function", worker.record.function.clone()),
@@ -59,28 +97,10 @@ pub(super) fn letter(
         ("Pelton-Time", rfc3339(OffsetDateTime::now_utc())),
         ("Pelton-Txn", case.origin.txn.clone()),
         ("Pelton-Attempts", latest(errors)),
-        ("Pelton-Headers", original),
-        (
-            "Pelton-Body",
-            if inline { "inline" } else { "reference" }.to_owned(),
-        ),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
-    .collect();
-    let size: usize = headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 4)
-        .sum();
-    if inline && size + message.payload.len() + OVERHEAD > worker.max_payload {
-        return None;
-    }
-    let payload = if inline {
-        message.payload.clone()
-    } else {
-        Default::default()
-    };
-    Some(DeadLetter { headers, payload })
+    .collect()
 }
 
 /// The latest errors that fit, as JSON.

@@ -233,7 +233,7 @@ async fn put_off(
     }
 }
 
-/// Stores the dead letter with the reads that the verdict rests on; with a reference when the body does not fit.
+/// Stores the dead letter with the reads that the verdict rests on.
 async fn give_up(
     worker: &Worker,
     case: &Case,
@@ -248,38 +248,22 @@ async fn give_up(
         attempts = errors.len(),
         "dead letter"
     );
-    // A reference is good only while the input keeps the message.
-    for inline in if received.keeps {
-        &[true, false][..]
-    } else {
-        &[true][..]
-    } {
-        let Some(letter) = dead::letter(worker, case, received, &failure, &errors, *inline) else {
-            continue;
-        };
-        let transaction = Transaction {
-            origin: case.origin.clone(),
-            effects: reads.clone(),
-            dead: Some(letter),
-            clear_attempts: case.stored,
-        };
-        match worker.committer.commit(&transaction).await {
-            Ok(()) => {
-                worker.counters.dead_lettered();
-                return Carried::Settled(Settlement::Done);
-            }
-            Err(CommitError::Duplicate) => return Carried::Settled(Settlement::Done),
-            Err(CommitError::Conflict(keys)) => return Carried::Conflict(keys),
-            Err(error @ CommitError::Unavailable(_)) => return hand_back(&error),
-            Err(error) if error.is_size() => {
-                tracing::warn!(%error, inline, "the dead letter is too large");
-            }
-            Err(error) => return stuck(&error),
+    let transaction = Transaction {
+        origin: case.origin.clone(),
+        effects: reads,
+        dead: Some(dead::letter(worker, case, received, &failure, &errors)),
+        clear_attempts: case.stored,
+    };
+    match worker.committer.commit(&transaction).await {
+        Ok(()) => {
+            worker.counters.dead_lettered();
+            Carried::Settled(Settlement::Done)
         }
+        Err(CommitError::Duplicate) => Carried::Settled(Settlement::Done),
+        Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
+        Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
+        Err(error) => stuck(&error),
     }
-    stuck(&CommitError::Unavailable(
-        "its dead letter does not fit into a message of the server".into(),
-    ))
 }
 
 /// Nothing is let go: the message comes again, and again, until somebody has looked.

@@ -17,8 +17,6 @@ pub(crate) struct Received {
     pub(crate) message: Message,
     /// When its stream was made, nanoseconds since 1970: a stream made anew is a new input.
     pub(crate) stream_created: i64,
-    /// Whether the stream keeps it after its ack: a work queue does not.
-    pub(crate) keeps: bool,
     /// How often it was handed out, from 1, to any node.
     pub(crate) delivered: u64,
     /// Lets it go or keeps it.

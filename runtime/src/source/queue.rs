@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{RetentionPolicy, Stream};
+use async_nats::jetstream::stream::Stream;
 use futures::{FutureExt, StreamExt};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -34,7 +34,6 @@ pub(crate) struct QueueSource {
     messages: pull::Stream,
     stream: String,
     stream_created: i64,
-    keeps: bool,
 }
 
 impl QueueSource {
@@ -60,7 +59,6 @@ impl QueueSource {
                 _ => SourceError(format!("cannot read stream {}: {error}", input.stream)),
             })?;
         let stream_created = stream.cached_info().created.unix_timestamp_nanos();
-        let keeps = stream.cached_info().config.retention == RetentionPolicy::Limits;
         let consumer = current_consumer(&stream, record, input).await?;
         let messages = consumer
             .stream()
@@ -77,7 +75,6 @@ impl QueueSource {
             messages,
             stream: input.stream.clone(),
             stream_created,
-            keeps,
         })
     }
 
@@ -139,7 +136,6 @@ impl QueueSource {
         Ok(Received {
             message,
             stream_created: self.stream_created,
-            keeps: self.keeps,
             delivered,
             acker: Acker(acker),
         })

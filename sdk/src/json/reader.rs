@@ -326,7 +326,8 @@ impl<'de> Reader<'de> {
     pub(super) fn key(&mut self) -> Result<Cow<'de, str>, Fault> {
         match self.peek() {
             Some(b'"') => self.string(),
-            _ => Err(self.fault("a key is a string")),
+            Some(_) => Err(self.fault("a key is a string")),
+            None => Err(self.fault("the text ends where a key should be")),
         }
     }
 

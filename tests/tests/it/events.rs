@@ -1,7 +1,8 @@
 //! What counts as an event: any message, of any size that the server takes, CloudEvents or not.
 
 use anyhow::{Result, ensure};
-use pelton_tests::{Scene, build, eventually, project};
+use async_nats::jetstream::stream;
+use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, Scene, build, eventually, project};
 use serde_json::{Value, json};
 
 /// Names and values.
@@ -33,36 +34,58 @@ async fn events_of_one_byte_and_of_900_kb() -> Result<()> {
         let done = value(&scene, &format!("done.HOSTILE=3A{sequence}")).await?;
         assert_eq!(done["bytes"], size);
     }
-    // Given up on, a large event is still whole: its dead letter holds it, or says where it lies.
+    // Given up on, a large event is still whole.
     let sequence = scene
         .nats
         .publish("hostile.act.now", vec![b'x'; 900_000])
         .await?;
     let dead = scene.nats.dead_of("shop", "HOSTILE", sequence).await?;
     assert_eq!(dead.code(), "payload-invalid");
-    match dead.header("Pelton-Body") {
-        "inline" => assert_eq!(dead.payload.len(), 900_000),
-        body => {
-            assert_eq!(body, "reference");
-            let stream = scene.nats.js.get_stream("HOSTILE").await?;
-            let original = stream.get_raw_message(sequence).await?;
-            assert_eq!(original.payload.len(), 900_000);
-        }
-    }
+    assert_eq!(dead.payload.len(), 900_000);
     Ok(())
 }
 
+/// 1 MiB, the default of `max_payload`: no room is left for what a dead letter adds, and a work queue keeps nothing.
 #[tokio::test]
 async fn an_event_as_large_as_the_server_takes() -> Result<()> {
-    let scene = scene().await?;
-    // 1 MiB, the default of `max_payload`: no room is left for what a dead letter adds.
-    let sequence = scene
-        .nats
-        .publish("hostile.act.now", vec![b'x'; 1 << 20])
+    let component = build::component("hostile")?;
+    let project = Project::new(&project::function("hostile", &component, ""))?;
+    let server = NatsServer::start().await?;
+    let nats = Nats::connect(&server.url()).await?;
+    let jobs = stream::Config {
+        name: "JOBS".into(),
+        subjects: vec!["hostile.>".into()],
+        retention: stream::RetentionPolicy::WorkQueue,
+        ..Default::default()
+    };
+    nats.js.create_stream(jobs).await?;
+    let pelton = Pelton::new(&server.url(), project.path())?;
+    pelton.ok(&["deploy"]).await?;
+    let _node = Node::start(&pelton, &[])?;
+    nats.serving("hostile", None, 1).await?;
+    let sent = vec![b'x'; (1 << 20) - 64];
+    let sequence = nats
+        .publish_with("hostile.act.now", &[("note", "kept")], sent.clone())
         .await?;
-    let dead = scene.nats.dead_of("shop", "HOSTILE", sequence).await?;
+    let dead = nats.dead_of("shop", "JOBS", sequence).await?;
     assert_eq!(dead.code(), "payload-invalid");
-    assert_eq!(dead.header("Pelton-Body"), "reference");
+    assert_eq!(dead.payload.len(), 0);
+    assert_eq!(dead.header("Pelton-Parts"), "3");
+    eventually("the job to be let go", || async {
+        Ok((nats.count("JOBS").await? == 0).then_some(()))
+    })
+    .await?;
+
+    let at = dead.sequence.to_string();
+    let shown = pelton.json(&["dead-letter", "show", &at]).await?;
+    assert_eq!(shown["body"].as_str().map(str::len), Some(sent.len()));
+    assert_eq!(shown["headers"], serde_json::json!([["note", "kept"]]));
+
+    pelton.ok(&["dead-letter", "replay", &at]).await?;
+    // It is given up on again, whole again; nothing of the first letter is left.
+    let again = nats.dead_of("shop", "JOBS", sequence + 1).await?;
+    assert_eq!(again.header("Pelton-Parts"), "3");
+    assert_eq!(nats.count("PELTON_DEAD_shop").await?, 4);
     Ok(())
 }
 

@@ -72,11 +72,6 @@ pub struct CheckReport {
 
 impl CheckReport {
     fn add(&mut self, severity: Severity, error: ConfigError) {
-        // What this release cannot do is found in the manifest and again by the plan.
-        let known = |one: &Finding| one.line == Some(error.line) && one.what == error.what;
-        if self.findings.iter().any(known) {
-            return;
-        }
         self.findings.push(Finding {
             severity,
             line: Some(error.line),
@@ -148,13 +143,16 @@ async fn examine(report: &mut CheckReport, global: &Global) -> anyhow::Result<()
             return Ok(());
         }
     };
+    // Before a build that takes a while.
+    for error in manifest.unsupported() {
+        report.add(Severity::Error, error);
+    }
+    if !report.findings.is_empty() {
+        return Ok(());
+    }
     let components = match build_functions(&manifest, &[]).await {
         Ok(components) => components,
         Err(error) => {
-            // The plan, which is not reached, would say this.
-            for error in manifest.unsupported() {
-                report.add(Severity::Error, error);
-            }
             report.add_text(Severity::Error, &format!("{error:#}"));
             return Ok(());
         }

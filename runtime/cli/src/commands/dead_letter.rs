@@ -184,7 +184,7 @@ async fn replay(
         let sequence = letter.sequence;
         match dead_letters::replay(js, app, sequence).await {
             Ok(replayed) => done.push(replayed),
-            // One whose body is gone does not keep the others from their second chance.
+            // One that cannot go back does not keep the others from their second chance.
             Err(error) => failed.push(NotReplayed {
                 sequence,
                 error: error.to_string(),
@@ -265,11 +265,9 @@ fn whole(output: &Output, whole: &WholeDeadLetter) -> String {
             .map(|(name, value)| vec![name.clone(), value.clone()]);
         parts.push(output.table(&["HEADER", "VALUE"], headers.collect()));
     }
-    parts.push(match (&whole.body, &whole.body_base64) {
-        (Some(text), _) => text.clone(),
-        (None, Some(base64)) => format!("body, Base64: {base64}"),
-        (None, None) => "the body is gone: the input stream no longer holds it".into(),
-    });
+    let base64 = || whole.body_base64.as_deref().unwrap_or_default();
+    let body = whole.body.clone();
+    parts.push(body.unwrap_or_else(|| format!("body, Base64: {}", base64())));
     parts.join("\n\n")
 }
 

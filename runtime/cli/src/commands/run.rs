@@ -16,7 +16,7 @@ use crate::logging::{self, LogFormat};
 /// Run a node that serves deployed functions
 ///
 /// Start as many as you like: they share the work. SIGTERM or Ctrl-C stops it cleanly: it takes nothing more, finishes
-/// or hands back what runs, and leaves.
+/// or hands back what runs, and leaves. A second signal ends it at once.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pelton run\n  \
     pelton run --app shop --server nats://10.0.0.5:4222 --log-format json\n  \
@@ -71,8 +71,12 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
         () = runtime.stopped() => anyhow::bail!("the node stopped by itself; its log says why"),
         signal = stop_signal() => tracing::info!(signal = signal?, "stopping"),
     }
-    runtime.shutdown().await;
-    Ok(())
+    tokio::select! {
+        () = runtime.shutdown() => Ok(()),
+        signal = stop_signal() => anyhow::bail!(
+            "{} came again: left at once; what still ran comes again after its ack wait of 30 s", signal?
+        ),
+    }
 }
 
 /// Bytes, within what a function's `memory` may say.

@@ -53,6 +53,13 @@ pub async fn apply(
     stream::ensure_dead_stream(js, &names, plan.replicas)
         .await
         .map_err(refused)?;
+    // What an earlier deploy or a node made with fewer.
+    let own = [names.commit_stream(), names.dead_stream()];
+    for stream in own.into_iter().chain(registry::shared_streams()) {
+        stream::raise_replicas(js, &stream, plan.replicas)
+            .await
+            .map_err(refused)?;
+    }
     let targets: BTreeSet<&String> = plan.functions.iter().flat_map(|one| &one.targets).collect();
     for target in targets {
         let adopt = manifest.streams.get(target).is_some_and(|one| one.adopt);

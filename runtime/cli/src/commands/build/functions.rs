@@ -46,10 +46,10 @@ pub async fn build_functions(
             folders.insert(name.clone(), path);
         }
     }
-    files.extend(compile(&folders).await?);
+    files.extend(compile(manifest, &folders).await?);
     let mut components = BTreeMap::new();
     for (name, file) in files {
-        let component = read(&name, &file)?;
+        let component = read(&file).with_context(|| place(manifest, &name))?;
         save(&artifact(manifest, &name), &component.bytes)?;
         components.insert(name, component);
     }
@@ -80,13 +80,16 @@ fn select<'a>(manifest: &'a Manifest, functions: &[String]) -> anyhow::Result<Ve
 }
 
 /// Function → folder becomes function → module.
-async fn compile(folders: &BTreeMap<String, PathBuf>) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+async fn compile(
+    manifest: &Manifest,
+    folders: &BTreeMap<String, PathBuf>,
+) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     let mut by_workspace: BTreeMap<PathBuf, Vec<Crate>> = BTreeMap::new();
     let mut ids: BTreeMap<&String, PackageId> = BTreeMap::new();
     for (name, folder) in folders {
         let one = cargo::inspect(folder)
             .await
-            .with_context(|| format!("function {name}"))?;
+            .with_context(|| place(manifest, name))?;
         ids.insert(name, one.id.clone());
         let crates = by_workspace.entry(one.workspace.clone()).or_default();
         // Two functions may share a crate.
@@ -116,10 +119,16 @@ async fn compile(folders: &BTreeMap<String, PathBuf>) -> anyhow::Result<BTreeMap
         .collect()
 }
 
-fn read(function: &str, file: &Path) -> anyhow::Result<Component> {
-    let bytes = std::fs::read(file)
-        .with_context(|| format!("function {function}: cannot read {}", file.display()))?;
-    component::read(&bytes).with_context(|| format!("function {function}: {}", file.display()))
+fn read(file: &Path) -> anyhow::Result<Component> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    component::read(&bytes).with_context(|| file.display().to_string())
+}
+
+/// Where the manifest names a function's component.
+fn place(manifest: &Manifest, function: &str) -> String {
+    let (line, column) = manifest.locate(&format!("functions.{function}.component"));
+    let file = manifest.file().display();
+    format!("{file}:{line}:{column}: function {function}")
 }
 
 /// Whole or not at all: another command may be reading.

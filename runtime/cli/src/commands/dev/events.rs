@@ -107,7 +107,10 @@ fn ready(url: &str, data: Option<&PathBuf>, functions: &[RunningFunction]) -> St
     if let Some(data) = data {
         text += &format!("\ndata       {} (--clean empties it)", data.display());
     }
-    text += &format!("\nfunctions  {}\ntry:", versions(functions));
+    text += &format!(
+        "\nfunctions  {}\ntry, with the data that your handler reads in place of {{}}:",
+        versions(functions)
+    );
     // Flags only where the plain command would go elsewhere.
     let elsewhere = url != "nats://127.0.0.1:4222" || std::env::var_os("NATS_URL").is_some();
     let server = if elsewhere {

@@ -82,6 +82,7 @@ impl Follower {
                     start_time: self.since,
                 },
                 headers_only: true,
+                filter_subject: names.dead_subject("*"),
                 ..Default::default()
             })
             .await?;
