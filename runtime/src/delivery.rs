@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::commit::{Attempts, Committer};
+use crate::commit::{Attempts, Committer, Room};
 use crate::config::RetryPolicy;
 use crate::effects::{Attempt, Effects, Failure, StateReader};
 use crate::event::{self, Decoded, Delivery, Position};
@@ -41,6 +41,8 @@ pub(crate) struct Worker {
     pub(crate) attempts: Attempts,
     pub(crate) logs: LogPublisher,
     pub(crate) counters: Arc<Counters>,
+    /// One for each attempt inside a handler; what waits for its commit holds none.
+    pub(crate) handlers: Arc<Semaphore>,
     /// Largest message the server takes, bytes.
     pub(crate) max_payload: usize,
 }
@@ -51,8 +53,13 @@ impl Worker {
     }
 }
 
-/// Takes one delivery to its end; when `abort` fires first, it is handed back.
-pub(crate) async fn deliver(worker: Arc<Worker>, received: Received, abort: CancellationToken) {
+/// Takes one delivery to its end; when `abort` fires first, it is handed back. `permit` is one of the worker's handlers.
+pub(crate) async fn deliver(
+    worker: Arc<Worker>,
+    received: Received,
+    permit: OwnedSemaphorePermit,
+    abort: CancellationToken,
+) {
     let message = &received.message;
     let span = tracing::debug_span!(
         "delivery",
@@ -67,7 +74,7 @@ pub(crate) async fn deliver(worker: Arc<Worker>, received: Received, abort: Canc
         let started = Instant::now();
         worker.counters.delivered();
         let settlement = tokio::select! {
-            settlement = reporting_progress(&received, handle(&worker, &received)) => settlement,
+            settlement = reporting_progress(&received, handle(&worker, &received, permit)) => settlement,
             () = abort.cancelled() => Settlement::Again(Duration::ZERO),
         };
         received.acker.settle(settlement).await;
@@ -77,7 +84,7 @@ pub(crate) async fn deliver(worker: Arc<Worker>, received: Received, abort: Canc
 }
 
 /// The way of one event: decode, invoke, carry out the verdict; again when what it read went stale.
-async fn handle(worker: &Worker, received: &Received) -> Settlement {
+async fn handle(worker: &Worker, received: &Received, permit: OwnedSemaphorePermit) -> Settlement {
     if meant_for_another(worker, received) {
         return Settlement::Done;
     }
@@ -93,11 +100,16 @@ async fn handle(worker: &Worker, received: &Received) -> Settlement {
     if let Some(wait) = case.not_yet() {
         return Settlement::Again(wait);
     }
+    let mut permit = Some(permit);
     for conflicts in 0..MAX_CONFLICTS {
+        if permit.is_none() {
+            permit = worker.handlers.clone().acquire_owned().await.ok();
+        }
         let attempt = match event::decode(&received.message) {
             Ok(decoded) => invoke(worker, &case, received, decoded).await,
             Err(error) => failed(Failure::reject("pelton-event-malformed", error.to_string())),
         };
+        let _room = finished(worker, received, &attempt, &mut permit).await;
         match settle::carry_out(worker, &case, received, attempt).await {
             Carried::Settled(settlement) => return settlement,
             Carried::Conflict(keys) => {
@@ -121,6 +133,22 @@ async fn handle(worker: &Worker, received: &Received) -> Settlement {
         Carried::Settled(settlement) => settlement,
         Carried::Conflict(_) => Settlement::Again(TROUBLE_PAUSE),
     }
+}
+
+/// What waits for its commit makes way for the next attempt, as soon as there is room for it to wait.
+async fn finished<'a>(
+    worker: &'a Worker,
+    received: &Received,
+    attempt: &Attempt,
+    permit: &mut Option<OwnedSemaphorePermit>,
+) -> Option<Room<'a>> {
+    if attempt.result.is_err() || attempt.effects.is_empty() {
+        return None;
+    }
+    let bytes = attempt.effects.bytes() + received.message.payload.len();
+    let room = worker.committer.room(bytes).await;
+    permit.take();
+    Some(room)
 }
 
 async fn invoke(worker: &Worker, case: &Case, received: &Received, decoded: Decoded) -> Attempt {

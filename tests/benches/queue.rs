@@ -1,6 +1,6 @@
 //! What the queue engine costs beside the client that it is built on, measured in one run on one machine, because
-//! only ratios of one run mean anything: a plain pull consumer with acks, a function that does nothing, and a
-//! function that commits state for every event.
+//! only ratios of one run mean anything: a plain pull consumer with acks, a function that does nothing, a function that
+//! commits state for every event, and a service that does the same by hand, without atomicity.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,11 +13,15 @@ use pelton_tests::orders::{body, subject};
 use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, modules, project};
 
 /// Events without effects: enough for some seconds.
-const EMPTY: u64 = 20_000;
-/// Events with a commit each.
-const COMMITS: u64 = 3_000;
+const EMPTY: u64 = 100_000;
+/// Atomic batches of two messages.
+const BATCHES: u64 = 2_000;
 /// Batches at once; a server takes 50 on one stream.
-const IN_FLIGHT: usize = 40;
+const BATCHES_AT_ONCE: usize = 40;
+/// Events whose handling changes state.
+const ORDERS: u64 = 40_000;
+/// What the service written by hand does at once.
+const BY_HAND_AT_ONCE: usize = 64;
 /// Longest that one measurement may take.
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -33,21 +37,24 @@ async fn main() -> Result<()> {
         (format!("plain.{n}"), "{}".to_owned())
     })
     .await?;
-    let orders = function("orders", &build::component("orders")?, COMMITS, |n| {
-        let id = format!("o-{n}");
-        (subject(&id, "created"), body(&id, "created").to_string())
-    })
-    .await?;
+    let orders = function("orders", &build::component("orders")?, ORDERS, created).await?;
+    let by_hand = by_hand().await?;
     println!("{:<44} {:>12} {:>8}", "events per second", "rate", "of raw");
     for (what, rate) in [
         ("raw async-nats: pull and ack", raw),
         ("pelton: a function that does nothing", empty),
         ("raw: atomic batches of two messages", batches),
-        ("pelton: orders, one commit per delivery", orders),
+        ("by hand: KV get, KV update, publish, ack", by_hand),
+        ("pelton: orders, its effects atomic", orders),
     ] {
         println!("{what:<44} {rate:>12.0} {:>7.1}%", 100.0 * rate / raw);
     }
     Ok(())
+}
+
+fn created(n: u64) -> (String, String) {
+    let id = format!("o-{n}");
+    (subject(&id, "created"), body(&id, "created").to_string())
 }
 
 /// Events per second over a time.
@@ -97,10 +104,10 @@ async fn batches() -> Result<f64> {
     };
     nats.js.create_stream(config).await?;
     let start = Instant::now();
-    stream::iter((0..COMMITS).map(Ok))
-        .try_for_each_concurrent(IN_FLIGHT, |n| batch(&nats, n))
+    stream::iter((0..BATCHES).map(Ok))
+        .try_for_each_concurrent(BATCHES_AT_ONCE, |n| batch(&nats, n))
         .await?;
-    Ok(rate(COMMITS, start.elapsed()))
+    Ok(rate(BATCHES, start.elapsed()))
 }
 
 async fn batch(nats: &Nats, n: u64) -> Result<()> {
@@ -126,6 +133,63 @@ async fn batch(nats: &Nats, n: u64) -> Result<()> {
     let answer = String::from_utf8_lossy(&answer.payload);
     ensure!(answer.contains("\"count\":2"), "{answer}");
     Ok(())
+}
+
+/// A service as one writes it without Pelton: at least once, and a crash between its steps leaves them half done.
+async fn by_hand() -> Result<f64> {
+    let server = NatsServer::start().await?;
+    let nats = Nats::connect(&server.url()).await?;
+    for (name, subjects) in [("ORDERS", "orders.>"), ("MAILS", "mails.>")] {
+        let config = async_nats::jetstream::stream::Config {
+            name: name.into(),
+            subjects: vec![subjects.into()],
+            ..Default::default()
+        };
+        nats.js.create_stream(config).await?;
+    }
+    let config = async_nats::jetstream::kv::Config {
+        bucket: "shop".into(),
+        ..Default::default()
+    };
+    let state = nats.js.create_key_value(config).await?;
+    fill(&nats, ORDERS, created).await?;
+    let config = pull::Config {
+        durable_name: Some("service".into()),
+        max_ack_pending: 10_000,
+        ..Default::default()
+    };
+    let orders = nats.js.get_stream("ORDERS").await?;
+    let messages = orders.create_consumer(config).await?.messages().await?;
+    let start = Instant::now();
+    messages
+        .take(ORDERS as usize)
+        .map_err(anyhow::Error::from)
+        .try_for_each_concurrent(BY_HAND_AT_ONCE, async |message| {
+            let order = message
+                .subject
+                .split('.')
+                .nth(1)
+                .context("an order")?
+                .to_owned();
+            let key = format!("orders.{order}");
+            let revision = state
+                .entry(key.as_str())
+                .await?
+                .map_or(0, |entry| entry.revision);
+            state
+                .update(&key, message.payload.clone(), revision)
+                .await?;
+            let mail = nats
+                .js
+                .publish(format!("mails.{order}"), message.payload.clone());
+            mail.await?.await?;
+            message
+                .ack()
+                .await
+                .map_err(|error| anyhow::anyhow!("{error}"))
+        })
+        .await?;
+    Ok(rate(ORDERS, start.elapsed()))
 }
 
 /// A function on a node, from the first event done to the last.

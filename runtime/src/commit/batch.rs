@@ -54,6 +54,9 @@ pub(super) enum BatchError {
 
 #[derive(Deserialize)]
 struct Ack {
+    /// Sequence of the last message.
+    #[serde(default)]
+    seq: u64,
     #[serde(default)]
     error: Option<ApiError>,
 }
@@ -68,12 +71,12 @@ struct ApiError {
 
 /// Publishes all messages or none and waits for the answer at most `timeout`.
 ///
-/// A single message needs no batch: its conditions hold by themselves.
+/// The sequence of the first message. A single message needs no batch: its conditions hold by themselves.
 pub(super) async fn publish(
     client: &Client,
     messages: Vec<BatchMessage>,
     timeout: Duration,
-) -> Result<(), BatchError> {
+) -> Result<u64, BatchError> {
     let count = messages.len();
     let id = uuid::Uuid::new_v4().simple().to_string();
     for (index, message) in messages.into_iter().enumerate() {
@@ -113,9 +116,10 @@ pub(super) async fn publish(
                 RequestErrorKind::MaxPayloadExceeded => too_large(&error),
                 _ => BatchError::Unknown(error.to_string()),
             })?;
-        return read_ack(&answer.payload);
+        let last = read_ack(&answer.payload)?;
+        return Ok((last + 1).saturating_sub(count as u64));
     }
-    Ok(())
+    Ok(0)
 }
 
 /// The client sends nothing that the server would close the connection for.
@@ -126,7 +130,7 @@ fn too_large(error: &dyn std::fmt::Display) -> BatchError {
     }
 }
 
-fn read_ack(payload: &[u8]) -> Result<(), BatchError> {
+fn read_ack(payload: &[u8]) -> Result<u64, BatchError> {
     let ack: Ack =
         serde_json::from_slice(payload).map_err(|error| BatchError::Unknown(error.to_string()))?;
     let Some(ApiError {
@@ -134,7 +138,7 @@ fn read_ack(payload: &[u8]) -> Result<(), BatchError> {
         description,
     }) = ack.error
     else {
-        return Ok(());
+        return Ok(ack.seq);
     };
     Err(match err_code {
         CONDITION_FAILED => BatchError::Condition,
@@ -154,7 +158,7 @@ mod tests {
     fn acks_are_told_apart() {
         assert_eq!(
             read_ack(br#"{"stream":"KV_a","seq":7,"batch":"b","count":2}"#),
-            Ok(())
+            Ok(7)
         );
         let refused = |code: u64| {
             read_ack(

@@ -1,29 +1,33 @@
-//! Sends transactions and finds out what a refusal means: a duplicate, a conflict, or trouble that passes.
+//! The one task per app that gathers transactions into batches: while a batch is under way, the next one fills.
+//!
+//! A transaction that touches what another one in the open batch or in flight touches waits for that to land, and keeps its place
+//! before later ones that touch the same.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
-use async_nats::jetstream::{self, message::PublishMessage};
-use async_nats::{Client, header};
-use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::sync::Semaphore;
+use async_nats::Client;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
+use tokio::task::JoinSet;
 
-use super::batch::{self, BatchError, BatchMessage};
+use super::batch::{self, MAX_MESSAGES};
+use super::flight::{Landed, Pilot};
+use super::group::{Entry, Fit, Group};
+use super::known::Known;
 use super::state::NatsState;
-use super::transaction::{Origin, Transaction};
-use crate::effects::StateError;
+use super::transaction::Transaction;
+use crate::effects::HEADER_RESERVE;
 use crate::names::AppNames;
-use crate::records::{self, AttemptsRecord};
 
 /// Batches of one app in flight from this node; the server takes 50 per stream from all nodes together.
-const IN_FLIGHT: usize = 16;
-/// Wait for the answer of one batch.
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// Sends of one transaction before its delivery is handed back; with the backoff below some
-/// twenty seconds when NATS is silent.
-const TRIES: usize = 8;
-/// Attempt records outlive the longest `retry-after` (24 h) and then go, should their function be gone.
-const ATTEMPTS_TTL: Duration = Duration::from_secs(48 * 3600);
+const SLOTS: usize = 4;
+/// With so many in flight, the next one goes only when it is full: large batches are what makes commits cheap.
+const EAGER: usize = 2;
+/// Transactions that wait for their batch. Whoever has more to commit waits before its place in the queue.
+const QUEUE: usize = 4096;
+/// Memory of attempts that have ended and are not committed, in units of [`ROOM_UNIT`] bytes: 64 MiB.
+const ROOM: usize = 16 << 10;
+const ROOM_UNIT: usize = 4 << 10;
 
 /// Why a transaction is not committed now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,23 +51,6 @@ pub enum CommitError {
     },
 }
 
-/// Commits to one app's stream; cheap to clone.
-#[derive(Clone)]
-pub struct Committer {
-    client: Client,
-    state: NatsState,
-    names: AppNames,
-    permits: Arc<Semaphore>,
-}
-
-/// What the conditions look like after one of them failed.
-enum Culprit {
-    Duplicate,
-    StaleMarker(u64),
-    Keys(Vec<String>),
-    None,
-}
-
 impl CommitError {
     /// Whether it was refused for its size, so that sending less may help.
     pub fn is_size(&self) -> bool {
@@ -77,15 +64,46 @@ impl CommitError {
     }
 }
 
+/// Whoever waits for a transaction.
+pub(super) type Reply = oneshot::Sender<Result<(), CommitError>>;
+
+/// Commits to one app's stream; cheap to clone. Its task ends with the last of them.
+#[derive(Clone)]
+pub struct Committer {
+    client: Client,
+    names: AppNames,
+    queue: mpsc::Sender<Entry<Reply>>,
+    room: Arc<Semaphore>,
+}
+
+/// Memory that a finished attempt holds until it is committed.
+#[derive(Debug)]
+pub struct Room<'a>(#[allow(dead_code)] Option<SemaphorePermit<'a>>);
+
 impl Committer {
     /// A committer for the app that `names` names.
-    pub fn new(client: Client, state: NatsState, names: AppNames) -> Self {
+    pub fn start(client: Client, state: NatsState, names: AppNames) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let pilot = Pilot {
+            client: client.clone(),
+            state,
+            names: names.clone(),
+        };
+        tokio::spawn(Gatherer::new(pilot).run(waiting));
         Self {
             client,
-            state,
             names,
-            permits: Arc::new(Semaphore::new(IN_FLIGHT)),
+            queue,
+            room: Arc::new(Semaphore::new(ROOM)),
         }
+    }
+
+    /// Waits until `bytes` more may be held by attempts that have ended.
+    pub async fn room(&self, bytes: usize) -> Room<'_> {
+        let units = (1 + bytes / ROOM_UNIT).min(ROOM);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        // It is never closed.
+        Room(self.room.acquire_many(units).await.ok())
     }
 
     /// Makes a transaction durable, or says why not. Sending it again after `Unavailable` is safe: the marker
@@ -93,200 +111,153 @@ impl Committer {
     ///
     /// # Errors
     /// See [`CommitError`].
-    pub async fn commit(&self, transaction: &Transaction) -> Result<(), CommitError> {
-        let mut marker = 0;
-        let mut backoff = backoff();
-        let mut last = String::new();
-        for _ in 0..TRIES {
-            let messages = transaction.messages(&self.names, marker);
-            if messages.len() > batch::MAX_MESSAGES {
-                let description = format!(
-                    "{} messages in one commit, {} fit",
-                    messages.len(),
-                    batch::MAX_MESSAGES
-                );
-                return Err(CommitError::Refused {
-                    code: batch::TOO_MANY,
-                    description,
-                });
-            }
-            match self.send(messages).await {
-                Ok(()) => return Ok(()),
-                Err(BatchError::Refused { code, description }) => {
-                    return Err(CommitError::Refused { code, description });
-                }
-                Err(BatchError::Condition) => match self.culprit(transaction, marker).await {
-                    Ok(Culprit::Duplicate) => return Err(CommitError::Duplicate),
-                    Ok(Culprit::Keys(keys)) => return Err(CommitError::Conflict(keys)),
-                    Ok(Culprit::StaleMarker(sequence)) => {
-                        marker = sequence;
-                        continue;
-                    }
-                    // It failed against a batch in flight that was then dropped.
-                    Ok(Culprit::None) => {
-                        last = "a condition failed against a batch in flight".into()
-                    }
-                    Err(error) => last = error.to_string(),
-                },
-                Err(error @ (BatchError::Busy(_) | BatchError::Unknown(_))) => {
-                    last = error.to_string()
-                }
-            }
-            tokio::time::sleep(backoff.next().unwrap_or(TIMEOUT)).await;
+    pub async fn commit(&self, transaction: Arc<Transaction>) -> Result<(), CommitError> {
+        self.check_size(&transaction)?;
+        let gone = || CommitError::Unavailable("the node is stopping".into());
+        let (reply, outcome) = oneshot::channel();
+        let entry = Entry::new(transaction, &self.names, reply);
+        self.queue.send(entry).await.map_err(|_| gone())?;
+        outcome.await.map_err(|_| gone())?
+    }
+
+    /// What is too large for the server never gets near a batch with others.
+    fn check_size(&self, transaction: &Transaction) -> Result<(), CommitError> {
+        let refused = |code, description| Err(CommitError::Refused { code, description });
+        let count = transaction.count();
+        if count > MAX_MESSAGES {
+            let description = format!("{count} messages in one commit, {MAX_MESSAGES} fit");
+            return refused(batch::TOO_MANY, description);
         }
-        Err(CommitError::Unavailable(last))
-    }
-
-    /// A permit bounds the batches in flight; what waits between two sends holds none.
-    async fn send(&self, messages: Vec<BatchMessage>) -> Result<(), BatchError> {
-        let closed = |_| BatchError::Unknown("shutting down".into());
-        let _permit = self.permits.acquire().await.map_err(closed)?;
-        batch::publish(&self.client, messages, TIMEOUT).await
-    }
-
-    /// One read of all conditions' subjects tells which of them no longer hold.
-    async fn culprit(&self, transaction: &Transaction, marker: u64) -> Result<Culprit, StateError> {
-        let Origin {
-            function,
-            stream,
-            sequence,
-            txn,
-        } = &transaction.origin;
-        let marker_subject = self.names.marker(function, stream, *sequence);
-        let conditions = transaction.conditions(&self.names);
-        let mut subjects: Vec<String> = conditions
-            .iter()
-            .map(|(subject, _)| subject.clone())
-            .collect();
-        subjects.push(marker_subject.clone());
-        let found = self.state.last(subjects).await?;
-        if let Some(stored) = found.get(&marker_subject) {
-            if stored.payload == txn.as_bytes() {
-                return Ok(Culprit::Duplicate);
-            }
-            if stored.sequence != marker {
-                return Ok(Culprit::StaleMarker(stored.sequence));
-            }
-        } else if marker != 0 {
-            // The stale marker expired meanwhile.
-            return Ok(Culprit::StaleMarker(0));
+        let (largest, limit) = (transaction.largest(), self.client.server_info().max_payload);
+        if largest + HEADER_RESERVE / 2 > limit {
+            let description =
+                format!("a message of {largest} bytes, the server takes {limit} with headers");
+            return refused(batch::TOO_LARGE, description);
         }
-        let prefix = self.names.state_prefix();
-        let changed = |(subject, expected): (String, u64)| {
-            let now = found.get(&subject).map_or(0, |last| last.sequence);
-            (now != expected).then(|| subject.strip_prefix(&prefix).unwrap_or(&subject).to_owned())
-        };
-        let keys: Vec<String> = conditions.into_iter().filter_map(changed).collect();
-        Ok(if keys.is_empty() {
-            Culprit::None
-        } else {
-            Culprit::Keys(keys)
-        })
-    }
-}
-
-fn backoff() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_jitter()
-        .with_min_delay(Duration::from_millis(10))
-        .with_max_delay(Duration::from_secs(1))
-        .with_max_times(TRIES)
-        .build()
-}
-
-/// What happened to a delivery before.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Earlier {
-    /// Nothing that is known.
-    Nothing,
-    /// Attempts failed or were put off.
-    Failed(AttemptsRecord),
-    /// It committed; only its ack was lost.
-    Committed,
-}
-
-/// Records of attempts that failed, kept in the commit stream until their delivery is settled.
-#[derive(Clone)]
-pub struct Attempts {
-    js: jetstream::Context,
-    state: NatsState,
-    names: AppNames,
-}
-
-impl Attempts {
-    /// The records of the app that `names` names.
-    pub fn new(js: jetstream::Context, state: NatsState, names: AppNames) -> Self {
-        Self { js, state, names }
-    }
-
-    /// What earlier attempts of this delivery left.
-    ///
-    /// # Errors
-    /// NATS did not answer, or the record cannot be read.
-    pub async fn load(&self, origin: &Origin) -> Result<Earlier, StateError> {
-        let Origin {
-            function,
-            stream,
-            sequence,
-            txn,
-        } = origin;
-        let record = self.names.attempts(function, stream, *sequence);
-        let marker = self.names.marker(function, stream, *sequence);
-        let found = self
-            .state
-            .last(vec![record.clone(), marker.clone()])
-            .await?;
-        if found
-            .get(&marker)
-            .is_some_and(|last| last.payload == txn.as_bytes())
-        {
-            return Ok(Earlier::Committed);
-        }
-        let Some(last) = found.get(&record).filter(|last| !last.deleted) else {
-            return Ok(Earlier::Nothing);
-        };
-        let found: AttemptsRecord = serde_json::from_slice(&last.payload)
-            .map_err(|error| StateError(format!("{record} holds no attempts record: {error}")))?;
-        if found.format != records::FORMAT {
-            let (format, known) = (found.format, records::FORMAT);
-            return Err(StateError(format!(
-                "{record} has format {format}, this node reads {known}"
-            )));
-        }
-        // A record of another transaction was left by a stream of the same name.
-        Ok(if found.txn == *txn {
-            Earlier::Failed(found)
-        } else {
-            Earlier::Nothing
-        })
-    }
-
-    /// Replaces the record, unless the delivery committed meanwhile through another copy of its message.
-    ///
-    /// # Errors
-    /// NATS did not confirm it, or the delivery is committed.
-    pub async fn store(&self, origin: &Origin, record: &AttemptsRecord) -> Result<(), StateError> {
-        let subject = self
-            .names
-            .attempts(&origin.function, &origin.stream, origin.sequence);
-        let body = serde_json::to_vec(record).map_err(|error| StateError(error.to_string()))?;
-        let marker = self
-            .names
-            .marker(&origin.function, &origin.stream, origin.sequence);
-        let message = PublishMessage::build()
-            .payload(body.into())
-            .header(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0")
-            .header("Nats-Expected-Last-Subject-Sequence-Subject", marker)
-            .header(
-                header::NATS_MESSAGE_TTL,
-                format!("{}s", ATTEMPTS_TTL.as_secs()),
-            );
-        let ack = self
-            .js
-            .send_publish(subject, message)
-            .await
-            .map_err(|error| StateError(error.to_string()))?;
-        ack.await.map_err(|error| StateError(error.to_string()))?;
         Ok(())
+    }
+}
+
+/// The task's state.
+struct Gatherer {
+    pilot: Arc<Pilot>,
+    /// In the order they came.
+    waiting: VecDeque<Entry<Reply>>,
+    /// So many at the head of `waiting` cannot go before a batch has landed.
+    blocked: usize,
+    /// What those touch: who comes later must not overtake them.
+    reserved: HashSet<String>,
+    /// The batch that fills.
+    open: Group<Reply>,
+    full: bool,
+    /// What batches in flight touch.
+    busy: HashSet<String>,
+    flights: JoinSet<Landed>,
+    known: Known,
+}
+
+impl Gatherer {
+    fn new(pilot: Pilot) -> Self {
+        Self {
+            pilot: Arc::new(pilot),
+            waiting: VecDeque::new(),
+            blocked: 0,
+            reserved: HashSet::new(),
+            open: Group::new(),
+            full: false,
+            busy: HashSet::new(),
+            flights: JoinSet::new(),
+            known: Known::default(),
+        }
+    }
+
+    async fn run(mut self, mut queue: mpsc::Receiver<Entry<Reply>>) {
+        let mut more = true;
+        while more || !self.waiting.is_empty() || !self.flights.is_empty() {
+            tokio::select! {
+                entry = queue.recv(), if more && self.waiting.len() < QUEUE => match entry {
+                    Some(entry) => {
+                        self.waiting.push_back(entry);
+                        // Whoever else is ready goes along.
+                        while self.waiting.len() < QUEUE && let Ok(entry) = queue.try_recv() {
+                            self.waiting.push_back(entry);
+                        }
+                    }
+                    None => more = false,
+                },
+                Some(landed) = self.flights.join_next() => self.land(landed),
+            }
+            self.gather();
+        }
+    }
+
+    fn land(&mut self, landed: Result<Landed, tokio::task::JoinError>) {
+        match landed {
+            Ok(landed) => {
+                for key in &landed.keys {
+                    self.busy.remove(key);
+                }
+                self.known.learn(landed.revisions);
+            }
+            Err(error) => {
+                // What it touched is not known any more; nobody waits for it any more either.
+                tracing::error!(%error, "a commit ended unexpectedly");
+                if self.flights.is_empty() {
+                    self.busy.clear();
+                }
+            }
+        }
+        self.blocked = 0;
+        self.reserved.clear();
+    }
+
+    /// Fills the open batch, and sends it when it is its turn.
+    fn gather(&mut self) {
+        loop {
+            self.fill();
+            let slots = if self.full { SLOTS } else { EAGER };
+            if self.open.is_empty() || self.flights.len() >= slots {
+                return;
+            }
+            self.full = false;
+            let (members, keys) = std::mem::replace(&mut self.open, Group::new()).into_parts();
+            self.busy.extend(keys.iter().cloned());
+            let pilot = self.pilot.clone();
+            self.flights
+                .spawn(async move { pilot.fly(members, keys).await });
+        }
+    }
+
+    fn fill(&mut self) {
+        while !self.full
+            && let Some(entry) = self.waiting.get(self.blocked)
+        {
+            // The delivery was handed back meanwhile.
+            let gone = entry.reply.is_closed();
+            let stale = self.known.changed(&entry.transaction.effects.reads);
+            if gone || !stale.is_empty() {
+                if let Some(entry) = self.waiting.remove(self.blocked) {
+                    let _ = entry.reply.send(Err(CommitError::Conflict(stale)));
+                }
+                continue;
+            }
+            let taken = |key: &String| self.busy.contains(key) || self.reserved.contains(key);
+            let fit = match entry.keys().any(taken) {
+                true => Fit::Conflict,
+                false => self.open.fit(entry),
+            };
+            match fit {
+                Fit::Yes => {
+                    if let Some(entry) = self.waiting.remove(self.blocked) {
+                        self.open.push(entry);
+                    }
+                }
+                Fit::Conflict => {
+                    self.reserved.extend(entry.keys().cloned());
+                    self.blocked += 1;
+                }
+                Fit::Full => self.full = true,
+            }
+        }
     }
 }

@@ -1,16 +1,23 @@
 //! The commit protocol: effects become durable together, in one atomic batch on the app's commit stream.
 //!
-//! `stream` makes the streams that take part, `batch` is the wire of ADR-50, `transaction` lays one delivery out as a
-//! batch, `committer` sends it and reads the refusals, `state` is what a guest's reads come from, and `outbox` clears
-//! what has reached its target.
+//! `stream` makes the streams that take part, `batch` is the wire of ADR-50, `transaction` lays one delivery out as
+//! messages, `group` puts many into one batch, `committer` gathers them, `flight` sends a batch and reads the refusals,
+//! `state` is what a guest's reads come from, and `outbox` clears what has reached its target.
 
+mod attempts;
 mod batch;
 mod committer;
+mod flight;
+mod group;
+mod known;
 pub mod outbox;
 mod state;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 mod transaction;
 
-pub use committer::{Attempts, CommitError, Committer, Earlier};
+pub use attempts::{Attempts, Earlier};
+pub use committer::{CommitError, Committer, Room};
 pub use state::NatsState;
 pub use transaction::{DeadLetter, Origin, Transaction};

@@ -1,5 +1,7 @@
 //! One delivery as a batch: its marker, the checks of what it read, its writes, its outbox, its dead letter.
 
+use std::collections::HashSet;
+
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
 
@@ -12,6 +14,8 @@ use crate::names::AppNames;
 const MARKER_TTL: &str = "1h";
 /// Leftovers that only carried a condition or cleared a record; the shortest the server knows.
 const SCRAP_TTL: &str = "1s";
+/// What a message adds to its body: subject, headers of the batch, and what the server keeps of it.
+const MESSAGE_OVERHEAD: usize = 256;
 
 /// Where a delivery comes from, as far as its commit must know.
 #[derive(Debug, Clone)]
@@ -63,18 +67,72 @@ impl Transaction {
             .collect()
     }
 
-    /// The batch. `marker` is the sequence that the marker's subject must have: 0, or that of a stale marker which an
-    /// input stream of the same name left before it was made anew.
-    pub(super) fn messages(&self, names: &AppNames, marker: u64) -> Vec<BatchMessage> {
+    /// The marker's subject.
+    pub(super) fn marker(&self, names: &AppNames) -> String {
+        let Origin {
+            function,
+            stream,
+            sequence,
+            ..
+        } = &self.origin;
+        names.marker(function, stream, *sequence)
+    }
+
+    /// How many messages it is, alone.
+    pub(super) fn count(&self) -> usize {
+        let Effects {
+            reads,
+            writes,
+            emits,
+        } = &self.effects;
+        let checks = reads
+            .keys()
+            .filter(|key| !writes.contains_key(*key))
+            .count();
+        let dead = self.dead.as_ref().map_or(0, |dead| 1 + dead.parts.len());
+        1 + checks + writes.len() + emits.len() + dead + usize::from(self.clear_attempts)
+    }
+
+    /// Bytes of its largest message: body and the headers that are its own.
+    pub(super) fn largest(&self) -> usize {
+        let writes = self.effects.writes.values().map(|write| match write {
+            Write::Set(value) => value.len(),
+            Write::Delete => 0,
+        });
+        let emits = self.effects.emits.iter();
+        let emits = emits.map(|emit| emit.payload.len() + size(&emit.headers));
+        let dead = self.dead.iter().flat_map(|dead| {
+            let letter = dead.payload.len() + size(&dead.headers);
+            dead.parts.iter().map(Bytes::len).chain([letter])
+        });
+        writes.chain(emits).chain(dead).max().unwrap_or(0)
+    }
+
+    /// About how many bytes it is: bodies and headers, and something for each subject.
+    pub(super) fn bytes(&self) -> usize {
+        let dead = self.dead.as_ref().map_or(0, |dead| {
+            let parts: usize = dead.parts.iter().map(Bytes::len).sum();
+            dead.payload.len() + parts + size(&dead.headers)
+        });
+        self.effects.bytes() + dead + self.count() * MESSAGE_OVERHEAD
+    }
+
+    /// Adds its messages to a batch. `marker` is the sequence that the marker's subject must have: 0, or that of a
+    /// stale marker which an input stream of the same name left before it was made anew. `checked` are the keys that
+    /// the batch checks already.
+    pub(super) fn lay_out<'a>(
+        &'a self,
+        names: &AppNames,
+        marker: u64,
+        checked: &mut HashSet<&'a str>,
+        messages: &mut Vec<BatchMessage>,
+    ) {
         let Origin {
             function,
             stream,
             sequence,
             txn,
         } = &self.origin;
-        let mut messages =
-            Vec::with_capacity(2 + self.effects.reads.len() + self.effects.writes.len());
-
         let mut headers = HeaderMap::new();
         headers.insert(
             header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
@@ -82,26 +140,30 @@ impl Transaction {
         );
         headers.insert(header::NATS_MESSAGE_TTL, MARKER_TTL);
         messages.push(BatchMessage {
-            subject: names.marker(function, stream, *sequence),
+            subject: self.marker(names),
             headers,
             payload: Bytes::from(txn.clone()),
         });
-        self.push_checks(names, &mut messages);
-        self.push_writes(names, &mut messages);
-        self.push_outbox(names, &mut messages);
+        self.push_checks(names, checked, messages);
+        self.push_writes(names, messages);
+        self.push_outbox(names, messages);
         if self.clear_attempts {
             messages.push(scrap(
                 names.attempts(function, stream, *sequence),
                 HeaderMap::new(),
             ));
         }
-        messages
     }
 
     /// A key that was read but not written is checked by a message of its own, which names the key's subject.
-    fn push_checks(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
+    fn push_checks<'a>(
+        &'a self,
+        names: &AppNames,
+        checked: &mut HashSet<&'a str>,
+        messages: &mut Vec<BatchMessage>,
+    ) {
         for (key, revision) in &self.effects.reads {
-            if self.effects.writes.contains_key(key) {
+            if self.effects.writes.contains_key(key) || !checked.insert(key) {
                 continue;
             }
             let mut headers = HeaderMap::new();
@@ -152,8 +214,9 @@ impl Transaction {
             });
         }
         let Some(dead) = &self.dead else { return };
+        let mut n = self.effects.emits.len();
         let mut push = |subject: String, headers: HeaderMap, payload: &Bytes| {
-            let n = messages.len();
+            n += 1;
             messages.push(BatchMessage {
                 subject: names.outbox(&names.dead_stream(), txn, n, &subject),
                 headers,
@@ -178,6 +241,13 @@ fn scrap(subject: String, mut headers: HeaderMap) -> BatchMessage {
         headers,
         payload: Bytes::new(),
     }
+}
+
+fn size(headers: &Headers) -> usize {
+    headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 4)
+        .sum()
 }
 
 fn header_map(headers: &Headers) -> HeaderMap {
@@ -222,7 +292,9 @@ mod tests {
     #[test]
     fn layout_is_marker_checks_writes_outbox() {
         let names = AppNames::new("app");
-        let messages = sample().messages(&names, 0);
+        let (sample, mut messages) = (sample(), Vec::new());
+        sample.lay_out(&names, 0, &mut HashSet::new(), &mut messages);
+        assert_eq!(messages.len(), sample.count());
         let subjects: Vec<_> = messages
             .iter()
             .map(|message| message.subject.as_str())

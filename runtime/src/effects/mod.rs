@@ -70,10 +70,27 @@ impl Effects {
         self.reads.is_empty() && self.writes.is_empty() && self.emits.is_empty()
     }
 
+    /// Bytes of all values and events.
+    pub fn bytes(&self) -> usize {
+        let writes = self.writes.iter().map(|(key, write)| {
+            key.len()
+                + match write {
+                    Write::Set(value) => value.len(),
+                    Write::Delete => 0,
+                }
+        });
+        let emits = self.emits.iter().map(|emit| {
+            let headers = emit.headers.iter();
+            let headers: usize = headers.map(|(name, value)| name.len() + value.len()).sum();
+            emit.payload.len() + headers
+        });
+        writes.chain(emits).sum()
+    }
+
     /// The same reads with nothing to change: what a failed attempt's verdict rests on.
-    pub fn reads_only(self) -> Self {
+    pub fn reads_only(&self) -> Self {
         Self {
-            reads: self.reads,
+            reads: self.reads.clone(),
             ..Self::default()
         }
     }

@@ -74,7 +74,7 @@ impl Shared {
             .committers
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let make = || Committer::new(self.publisher.clone(), state.clone(), names.clone());
+        let make = || Committer::start(self.publisher.clone(), state.clone(), names.clone());
         committers
             .entry(names.app().to_owned())
             .or_insert_with(make)
@@ -240,15 +240,12 @@ impl Task {
         }
         tracing::info!(app, function, version, "running");
         let worker = Arc::new(worker);
-        let permits = Arc::new(Semaphore::new(
-            self.record.settings.concurrency.max(1) as usize
-        ));
         let running = TaskTracker::new();
         let pumps = self
             .record
             .inputs
             .iter()
-            .map(|input| self.pump(input, &worker, &permits, &running));
+            .map(|input| self.pump(input, &worker, &running));
         futures::future::join_all(pumps).await;
         running.close();
         running.wait().await;
@@ -315,18 +312,13 @@ impl Task {
             state: Arc::new(state),
             logs: self.shared.logs.clone(),
             counters: self.counters.clone(),
+            handlers: Arc::new(Semaphore::new(record.settings.concurrency.max(1) as usize)),
             max_payload,
         })
     }
 
     /// Takes from one input until the function stops; opens it anew whenever it fails.
-    async fn pump(
-        &self,
-        input: &Input,
-        worker: &Arc<Worker>,
-        permits: &Arc<Semaphore>,
-        running: &TaskTracker,
-    ) {
+    async fn pump(&self, input: &Input, worker: &Arc<Worker>, running: &TaskTracker) {
         let mut pauses = backoff();
         while !self.stop.is_cancelled() {
             let opened = tokio::select! {
@@ -336,7 +328,7 @@ impl Task {
             let failure = match opened {
                 Ok(mut source) => {
                     lock(&self.status).lost.remove(&input.stream);
-                    let taken = self.take(&mut source, worker, permits, running).await;
+                    let taken = self.take(&mut source, worker, running).await;
                     source.hand_back().await;
                     match taken {
                         Ok(()) => return,
@@ -369,7 +361,6 @@ impl Task {
         &self,
         source: &mut QueueSource,
         worker: &Arc<Worker>,
-        permits: &Arc<Semaphore>,
         running: &TaskTracker,
     ) -> Result<(), (SourceError, bool)> {
         // More than the client ever asks for ahead, which is one and a half times `concurrency`.
@@ -377,6 +368,7 @@ impl Task {
         let mut waiting: VecDeque<Received> = VecDeque::new();
         let mut progressed = false;
         let mut progress = tokio::time::interval(delivery::PROGRESS);
+        let permits = &worker.handlers;
         // Asked for only while something waits, and kept until it is given: asking anew would lose its place.
         let mut permit = Box::pin(permits.clone().acquire_owned());
         let ended = loop {
@@ -384,12 +376,9 @@ impl Task {
                 () = self.stop.cancelled() => break Ok(()),
                 given = &mut permit, if !waiting.is_empty() => {
                     permit = Box::pin(permits.clone().acquire_owned());
-                    let Some(received) = waiting.pop_front() else { continue };
-                    let (worker, abort) = (worker.clone(), self.abort.clone());
-                    running.spawn(async move {
-                        delivery::deliver(worker, received, abort).await;
-                        drop(given);
-                    });
+                    // The semaphore is never closed.
+                    let (Some(received), Ok(given)) = (waiting.pop_front(), given) else { continue };
+                    running.spawn(delivery::deliver(worker.clone(), received, given, self.abort.clone()));
                 }
                 received = source.next(), if waiting.len() < bound => match received {
                     Ok(received) => {

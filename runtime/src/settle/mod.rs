@@ -3,6 +3,7 @@
 
 mod dead;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -183,7 +184,8 @@ async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effe
         dead: None,
         clear_attempts: case.stored,
     };
-    match worker.committer.commit(&transaction).await {
+    let transaction = Arc::new(transaction);
+    match worker.committer.commit(transaction.clone()).await {
         Ok(()) => {
             worker.counters.committed(emitted);
             Carried::Settled(Settlement::Done)
@@ -254,7 +256,7 @@ async fn give_up(
         dead: Some(dead::letter(worker, case, received, &failure, &errors)),
         clear_attempts: case.stored,
     };
-    match worker.committer.commit(&transaction).await {
+    match worker.committer.commit(Arc::new(transaction)).await {
         Ok(()) => {
             worker.counters.dead_lettered();
             Carried::Settled(Settlement::Done)

@@ -49,7 +49,8 @@ async fn events_of_one_byte_and_of_900_kb() -> Result<()> {
 #[tokio::test]
 async fn an_event_as_large_as_the_server_takes() -> Result<()> {
     let component = build::component("hostile")?;
-    let project = Project::new(&project::function("hostile", &component, ""))?;
+    let allow = "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    let project = Project::new(&project::function("hostile", &component, allow))?;
     let server = NatsServer::start().await?;
     let nats = Nats::connect(&server.url()).await?;
     let jobs = stream::Config {

@@ -1,0 +1,217 @@
+//! One batch on its way: sent, and, when it is refused, sent again without those whose fault that was.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use async_nats::Client;
+use backon::{BackoffBuilder, ExponentialBuilder};
+
+use super::batch::{self, BatchError, BatchMessage};
+use super::committer::{CommitError, Reply};
+use super::group::{Entry, layout};
+use super::state::{Last, NatsState};
+use crate::effects::StateError;
+use crate::names::AppNames;
+
+/// Wait for the answer of one batch.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Sends of one batch before its deliveries are handed back; with the backoff below some twenty seconds when NATS is
+/// silent. A batch that shrank because somebody was to blame begins anew.
+const TRIES: usize = 8;
+/// Subjects looked at in one request when a batch was refused.
+const LOOK: usize = 256;
+
+/// Sends batches of one app.
+pub(super) struct Pilot {
+    pub(super) client: Client,
+    pub(super) state: NatsState,
+    pub(super) names: AppNames,
+}
+
+/// What a batch leaves behind.
+pub(super) struct Landed {
+    /// Every key that it touched.
+    pub(super) keys: HashSet<String>,
+    /// State keys and the revisions that they have now.
+    pub(super) revisions: Vec<(String, u64)>,
+}
+
+/// What became of one member of a refused batch.
+enum Blame {
+    None,
+    Duplicate,
+    /// The marker of a stream of the same name is in the way; it is there at this sequence, or gone (0).
+    Marker(u64),
+    Keys(Vec<String>),
+}
+
+impl Pilot {
+    /// Takes a batch to its end: every member gets its answer.
+    pub(super) async fn fly(&self, members: Vec<Entry<Reply>>, keys: HashSet<String>) -> Landed {
+        let mut revisions = Vec::new();
+        let mut left = vec![members];
+        while let Some(members) = left.pop() {
+            let (stored, refused) = self.send(members).await;
+            revisions.extend(stored);
+            // Somebody's message was refused for good: alone, each gets the answer that is meant for it.
+            left.extend(refused.into_iter().map(|one| vec![one]));
+        }
+        Landed { keys, revisions }
+    }
+
+    /// The new revisions; and, if the server refused the batch for good, its members, should there be several.
+    async fn send(
+        &self,
+        mut members: Vec<Entry<Reply>>,
+    ) -> (Vec<(String, u64)>, Vec<Entry<Reply>>) {
+        let mut last = String::new();
+        // Whether a batch without an answer may be stored: then a marker that is there is ours.
+        let mut doubt = false;
+        let mut pauses = backoff();
+        let mut tries = 0;
+        while tries < TRIES && !members.is_empty() {
+            tries += 1;
+            let messages = layout(&members, &self.names);
+            let places = self.places(&messages);
+            let refusal = match batch::publish(&self.client, messages, TIMEOUT).await {
+                Ok(first) => {
+                    for member in members {
+                        let _ = member.reply.send(Ok(()));
+                    }
+                    let at = |(key, index)| (key, first + index);
+                    return (places.into_iter().map(at).collect(), Vec::new());
+                }
+                Err(refusal) => refusal,
+            };
+            match refusal {
+                BatchError::Refused { .. } if members.len() > 1 => return (Vec::new(), members),
+                BatchError::Refused { code, description } => {
+                    answer(members, &CommitError::Refused { code, description });
+                    return (Vec::new(), Vec::new());
+                }
+                BatchError::Condition => {
+                    let before = members.len();
+                    match self.without_culprits(&mut members, doubt).await {
+                        Ok(true) => {
+                            if members.len() < before {
+                                (tries, pauses) = (0, backoff());
+                            }
+                            continue;
+                        }
+                        // It failed against a batch in flight that was then dropped.
+                        Ok(false) => last = "a condition failed against a batch in flight".into(),
+                        Err(error) => last = error.to_string(),
+                    }
+                }
+                BatchError::Unknown(why) => (doubt, last) = (true, why),
+                BatchError::Busy(why) => last = why,
+            }
+            tokio::time::sleep(pauses.next().unwrap_or(TIMEOUT)).await;
+        }
+        answer(members, &CommitError::Unavailable(last));
+        (Vec::new(), Vec::new())
+    }
+
+    /// State keys that a batch writes, each with its place in it.
+    fn places(&self, messages: &[BatchMessage]) -> Vec<(String, u64)> {
+        let prefix = self.names.state_prefix();
+        let keyed = (0u64..).zip(messages).filter_map(|(index, message)| {
+            let key = message.subject.strip_prefix(&prefix)?;
+            Some((key.to_owned(), index))
+        });
+        keyed.collect()
+    }
+
+    /// Answers those who are to blame for a failed condition and takes them out; says whether anything was found.
+    async fn without_culprits(
+        &self,
+        members: &mut Vec<Entry<Reply>>,
+        doubt: bool,
+    ) -> Result<bool, StateError> {
+        let found = self.look(members).await?;
+        let mut any = false;
+        for mut member in std::mem::take(members) {
+            match self.blame(&member, &found) {
+                Blame::None => {
+                    members.push(member);
+                    continue;
+                }
+                Blame::Marker(sequence) => {
+                    member.marker = sequence;
+                    members.push(member);
+                }
+                Blame::Duplicate => {
+                    let outcome = if doubt {
+                        Ok(())
+                    } else {
+                        Err(CommitError::Duplicate)
+                    };
+                    let _ = member.reply.send(outcome);
+                }
+                Blame::Keys(keys) => {
+                    let _ = member.reply.send(Err(CommitError::Conflict(keys)));
+                }
+            }
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// What the conditions of these members rest on, as it is now.
+    async fn look(&self, members: &[Entry<Reply>]) -> Result<HashMap<String, Last>, StateError> {
+        let mut subjects = HashSet::new();
+        for member in members {
+            let conditions = member.transaction.conditions(&self.names);
+            subjects.extend(conditions.into_iter().map(|(subject, _)| subject));
+            subjects.insert(member.transaction.marker(&self.names));
+        }
+        let subjects: Vec<String> = subjects.into_iter().collect();
+        let mut found = HashMap::new();
+        for some in subjects.chunks(LOOK) {
+            found.extend(self.state.last(some.to_vec()).await?);
+        }
+        Ok(found)
+    }
+
+    fn blame(&self, member: &Entry<Reply>, found: &HashMap<String, Last>) -> Blame {
+        let transaction = &member.transaction;
+        match found.get(&transaction.marker(&self.names)) {
+            Some(stored) if stored.payload == transaction.origin.txn.as_bytes() => {
+                return Blame::Duplicate;
+            }
+            Some(stored) if stored.sequence != member.marker => {
+                return Blame::Marker(stored.sequence);
+            }
+            // The stale marker expired meanwhile.
+            None if member.marker != 0 => return Blame::Marker(0),
+            _ => {}
+        }
+        let prefix = self.names.state_prefix();
+        let changed = |(subject, expected): (String, u64)| {
+            let now = found.get(&subject).map_or(0, |last| last.sequence);
+            (now != expected).then(|| subject.strip_prefix(&prefix).unwrap_or(&subject).to_owned())
+        };
+        let conditions = transaction.conditions(&self.names);
+        let keys: Vec<String> = conditions.into_iter().filter_map(changed).collect();
+        if keys.is_empty() {
+            Blame::None
+        } else {
+            Blame::Keys(keys)
+        }
+    }
+}
+
+fn answer(members: Vec<Entry<Reply>>, error: &CommitError) {
+    for member in members {
+        let _ = member.reply.send(Err(error.clone()));
+    }
+}
+
+fn backoff() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_jitter()
+        .with_min_delay(Duration::from_millis(10))
+        .with_max_delay(Duration::from_secs(1))
+        .with_max_times(TRIES)
+        .build()
+}

@@ -1,0 +1,265 @@
+//! Many deliveries in one batch. Pure: which of them may go together, beside which others, and how they are laid out.
+//!
+//! Of two deliveries in one batch, or in two batches in flight, neither may write what the other reads or writes; in one
+//! batch they may rest on the same key at the same revision. So a batch that the server refuses was refused for what
+//! somebody else did, and one look at its conditions finds the deliveries to blame.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::batch::{BatchMessage, MAX_MESSAGES};
+use super::transaction::Transaction;
+use crate::names::AppNames;
+
+/// Bytes in one batch: the server stages a batch whole before it stores it. One delivery alone may have more.
+const MAX_BYTES: usize = 4 << 20;
+
+/// A delivery on its way into a batch.
+pub(super) struct Entry<R> {
+    pub(super) transaction: Arc<Transaction>,
+    /// The sequence that its marker must have.
+    pub(super) marker: u64,
+    footprint: Footprint,
+    /// Whoever waits for the outcome.
+    pub(super) reply: R,
+}
+
+/// What a delivery rests on and what it changes. Its marker is among the latter: two copies of one delivery never go
+/// together.
+struct Footprint {
+    /// Key → revision; not those that it writes too.
+    reads: Vec<(String, u64)>,
+    writes: Vec<String>,
+    messages: usize,
+    bytes: usize,
+}
+
+impl<R> Entry<R> {
+    pub(super) fn new(transaction: Arc<Transaction>, names: &AppNames, reply: R) -> Self {
+        let effects = &transaction.effects;
+        let only_read = effects.reads.iter();
+        let only_read = only_read.filter(|(key, _)| !effects.writes.contains_key(*key));
+        let marker = transaction.marker(names);
+        let footprint = Footprint {
+            reads: only_read.map(|(key, at)| (key.clone(), *at)).collect(),
+            writes: effects.writes.keys().cloned().chain([marker]).collect(),
+            messages: transaction.count(),
+            bytes: transaction.bytes(),
+        };
+        Self {
+            transaction,
+            marker: 0,
+            footprint,
+            reply,
+        }
+    }
+
+    /// Every key that it touches.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &String> {
+        let reads = self.footprint.reads.iter().map(|(key, _)| key);
+        reads.chain(&self.footprint.writes)
+    }
+
+    /// Messages of a batch of its own.
+    pub(super) fn messages(&self) -> usize {
+        self.footprint.messages
+    }
+}
+
+/// Deliveries that go together.
+pub(super) struct Group<R> {
+    members: Vec<Entry<R>>,
+    /// Key → revision that members rest on, or `None`: one of them writes it.
+    locks: HashMap<String, Option<u64>>,
+    messages: usize,
+    bytes: usize,
+}
+
+/// Whether a delivery can join.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Yes,
+    /// It touches what a member touches.
+    Conflict,
+    /// There is no room left.
+    Full,
+}
+
+impl<R> Group<R> {
+    pub(super) fn new() -> Self {
+        Self {
+            members: Vec::new(),
+            locks: HashMap::new(),
+            messages: 0,
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    pub(super) fn fit(&self, entry: &Entry<R>) -> Fit {
+        let Footprint {
+            reads,
+            writes,
+            messages,
+            bytes,
+        } = &entry.footprint;
+        let same =
+            |(key, at): &(String, u64)| self.locks.get(key).is_none_or(|lock| *lock == Some(*at));
+        if !reads.iter().all(same) || writes.iter().any(|key| self.locks.contains_key(key)) {
+            return Fit::Conflict;
+        }
+        let room = self.messages + messages <= MAX_MESSAGES && self.bytes + bytes <= MAX_BYTES;
+        if room || self.members.is_empty() {
+            Fit::Yes
+        } else {
+            Fit::Full
+        }
+    }
+
+    pub(super) fn push(&mut self, entry: Entry<R>) {
+        let Footprint {
+            reads,
+            writes,
+            messages,
+            bytes,
+        } = &entry.footprint;
+        self.messages += messages;
+        self.bytes += bytes;
+        let reads = reads.iter().map(|(key, at)| (key.clone(), Some(*at)));
+        let writes = writes.iter().map(|key| (key.clone(), None));
+        self.locks.extend(reads.chain(writes));
+        self.members.push(entry);
+    }
+
+    /// The members and every key that they touch.
+    pub(super) fn into_parts(self) -> (Vec<Entry<R>>, HashSet<String>) {
+        (self.members, self.locks.into_keys().collect())
+    }
+}
+
+/// The batch: delivery by delivery, each with its marker, what it rests on, its writes and its outbox. What several
+/// rest on is checked once.
+pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Vec<BatchMessage> {
+    let mut messages = Vec::with_capacity(members.iter().map(Entry::messages).sum());
+    let mut checked = HashSet::new();
+    for member in members {
+        let transaction = &member.transaction;
+        transaction.lay_out(names, member.marker, &mut checked, &mut messages);
+    }
+    messages
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::commit::Origin;
+    use crate::effects::{Effects, Write};
+
+    /// `reads` are `key@revision`, `writes` keys.
+    fn entry(sequence: u64, reads: &[(&str, u64)], writes: &[&str]) -> Entry<()> {
+        let mut effects = Effects::default();
+        for (key, revision) in reads {
+            effects.reads.insert((*key).to_owned(), *revision);
+        }
+        for key in writes {
+            let write = Write::Set(Bytes::from_static(b"x"));
+            effects.writes.insert((*key).to_owned(), write);
+        }
+        let origin = Origin {
+            function: "f".into(),
+            stream: "S".into(),
+            sequence,
+            txn: format!("t{sequence}"),
+        };
+        let transaction = Transaction {
+            origin,
+            effects,
+            dead: None,
+            clear_attempts: false,
+        };
+        Entry::new(Arc::new(transaction), &AppNames::new("app"), ())
+    }
+
+    #[test]
+    fn who_goes_together() {
+        let first = || entry(1, &[("a", 3), ("r", 7)], &["a"]);
+        for (second, expected, why) in [
+            (entry(2, &[("b", 1)], &["b"]), Fit::Yes, "other keys"),
+            (entry(2, &[("r", 7)], &["b"]), Fit::Yes, "the same read"),
+            (
+                entry(2, &[("r", 8)], &["b"]),
+                Fit::Conflict,
+                "one of the two is stale",
+            ),
+            (
+                entry(2, &[("a", 3)], &[]),
+                Fit::Conflict,
+                "reads what is written",
+            ),
+            (
+                entry(2, &[], &["a"]),
+                Fit::Conflict,
+                "writes what is written",
+            ),
+            (entry(2, &[], &["r"]), Fit::Conflict, "writes what is read"),
+            (
+                entry(1, &[], &["z"]),
+                Fit::Conflict,
+                "the same delivery again",
+            ),
+        ] {
+            let mut group = Group::new();
+            group.push(first());
+            assert_eq!(group.fit(&second), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_group_has_an_end_and_one_delivery_always_fits() {
+        let keys: Vec<String> = (0..400).map(|n| format!("k{n}")).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let large = |sequence: u64, from: usize| {
+            let own: Vec<String> = keys.iter().map(|key| format!("{key}.{from}")).collect();
+            let own: Vec<&str> = own.iter().map(String::as_str).collect();
+            entry(sequence, &[], &own)
+        };
+        let mut group = Group::new();
+        for n in 0..2 {
+            let one = large(n, n as usize);
+            assert_eq!(group.fit(&one), Fit::Yes);
+            group.push(one);
+        }
+        assert_eq!(group.fit(&large(3, 3)), Fit::Full);
+        assert_eq!(
+            group.fit(&entry(4, &[], &["a"])),
+            Fit::Yes,
+            "a small one still does"
+        );
+    }
+
+    #[test]
+    fn what_several_rest_on_is_checked_once() {
+        let names = AppNames::new("app");
+        let members = [
+            entry(1, &[("r", 7)], &["a"]),
+            entry(2, &[("r", 7), ("b", 2)], &["b"]),
+        ];
+        let messages = layout(&members, &names);
+        let subjects: Vec<_> = messages.iter().map(|one| one.subject.as_str()).collect();
+        assert_eq!(
+            subjects,
+            [
+                "$PELTON.app.txn.f.S.1",
+                "$PELTON.app.txn.f.check",
+                "$KV.app.a",
+                "$PELTON.app.txn.f.S.2",
+                "$KV.app.b"
+            ]
+        );
+    }
+}

@@ -1,0 +1,296 @@
+//! The committer against a real server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use futures::future::join_all;
+
+use super::batch::{self, BatchError, BatchMessage};
+use super::{CommitError, Committer, NatsState, Origin, Transaction, stream};
+use crate::dev::{ServerProcess, find_nats_server};
+use crate::effects::{Effects, Emit, StateReader, Write};
+use crate::names::AppNames;
+use crate::nats::connect;
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+struct Scene {
+    client: Client,
+    js: jetstream::Context,
+    names: AppNames,
+    state: NatsState,
+    committer: Committer,
+    _server: ServerProcess,
+    _data: tempfile::TempDir,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let binary = find_nats_server().unwrap();
+        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
+            .await
+            .unwrap();
+        let client = connect(&server.options(), "test").await.unwrap();
+        let js = jetstream::new(client.clone());
+        let names = AppNames::new("shop");
+        stream::ensure_commit_stream(&js, &names, 1).await.unwrap();
+        let state = NatsState::new(client.clone(), js.clone(), names.clone());
+        let committer = Committer::start(client.clone(), state.clone(), names.clone());
+        Self {
+            client,
+            js,
+            names,
+            state,
+            committer,
+            _server: server,
+            _data: data,
+        }
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<(), CommitError> {
+        self.committer.commit(Arc::new(transaction)).await
+    }
+
+    async fn revision(&self, key: &str) -> u64 {
+        let found = self.state.get_many(&[key.to_owned()]).await.unwrap();
+        found[0].revision
+    }
+
+    /// A write that Pelton does not know of.
+    async fn write(&self, key: &str) -> u64 {
+        let subject = self.names.state(key);
+        let ack = self.js.publish(subject, "foreign".into()).await.unwrap();
+        ack.await.unwrap().sequence
+    }
+
+    /// A batch whose messages are a subject and headers each.
+    async fn batch(&self, messages: &[(&str, &[(&str, &str)])]) -> Result<u64, BatchError> {
+        let message = |(subject, headers): &(&str, &[(&str, &str)])| {
+            let mut map = HeaderMap::new();
+            for (name, value) in *headers {
+                map.insert(*name, *value);
+            }
+            BatchMessage {
+                subject: (*subject).to_owned(),
+                headers: map,
+                payload: Bytes::new(),
+            }
+        };
+        let messages = messages.iter().map(message).collect();
+        batch::publish(&self.client, messages, TIMEOUT).await
+    }
+}
+
+/// Reads `reads`, writes `writes`.
+fn transaction(sequence: u64, reads: &[(&str, u64)], writes: &[&str]) -> Transaction {
+    let mut effects = Effects::default();
+    for (key, revision) in reads {
+        effects.reads.insert((*key).to_owned(), *revision);
+    }
+    for key in writes {
+        let write = Write::Set(sequence.to_string().into());
+        effects.writes.insert((*key).to_owned(), write);
+    }
+    let origin = Origin {
+        function: "f".into(),
+        stream: "IN".into(),
+        sequence,
+        txn: format!("txn{sequence}"),
+    };
+    Transaction {
+        origin,
+        effects,
+        dead: None,
+        clear_attempts: false,
+    }
+}
+
+#[tokio::test]
+async fn many_at_once_and_all_of_them() {
+    let scene = Scene::start().await;
+    let keys: Vec<String> = (0..2000).map(|n| format!("k{n}")).collect();
+    let one = |n: usize| {
+        let mut transaction = transaction(n as u64, &[(&keys[n], 0)], &[&keys[n]]);
+        transaction.effects.emits.push(Emit {
+            target: "T".into(),
+            subject: "t.x".into(),
+            headers: Vec::new(),
+            payload: Bytes::new(),
+        });
+        scene.commit(transaction)
+    };
+    let ended = join_all((0..2000).map(one)).await;
+    assert!(ended.iter().all(Result::is_ok), "{ended:?}");
+    let mut stream = scene.js.get_stream("KV_shop").await.unwrap();
+    // Each is marker, state and outbox, whole and once.
+    assert_eq!(stream.info().await.unwrap().state.last_sequence, 6000);
+}
+
+#[tokio::test]
+async fn only_who_is_to_blame_is_refused() {
+    let scene = Scene::start().await;
+    let seen = scene.write("hot").await;
+    scene.write("hot").await;
+    let keys: Vec<String> = (0..60).map(|n| format!("k{n}")).collect();
+    let one = |n: usize| {
+        let reads: &[(&str, u64)] = if n == 30 { &[("hot", seen)] } else { &[] };
+        scene.commit(transaction(n as u64, reads, &[&keys[n]]))
+    };
+    let ended = join_all((0..60).map(one)).await;
+    for (n, ended) in ended.into_iter().enumerate() {
+        let expected = match n {
+            30 => Err(CommitError::Conflict(vec!["hot".into()])),
+            _ => Ok(()),
+        };
+        assert_eq!(ended, expected, "{n}");
+    }
+    assert_eq!(scene.revision("k30").await, 0);
+}
+
+#[tokio::test]
+async fn one_key_at_once_is_won_by_one() {
+    let scene = Scene::start().await;
+    let one = |n| scene.commit(transaction(n, &[("k", 0)], &["k"]));
+    let ended = join_all((0..50).map(one)).await;
+    let won = ended.iter().filter(|ended| ended.is_ok()).count();
+    let lost = CommitError::Conflict(vec!["k".into()]);
+    assert_eq!(won, 1);
+    assert_eq!(
+        ended
+            .iter()
+            .filter(|ended| **ended == Err(lost.clone()))
+            .count(),
+        49
+    );
+}
+
+#[tokio::test]
+async fn a_hot_key_that_all_read_holds_nobody_up() {
+    let scene = Scene::start().await;
+    let seen = scene.write("hot").await;
+    let keys: Vec<String> = (0..500).map(|n| format!("k{n}")).collect();
+    let one = |n: usize| scene.commit(transaction(n as u64, &[("hot", seen)], &[&keys[n]]));
+    let ended = join_all((0..500).map(one)).await;
+    assert!(ended.iter().all(Result::is_ok), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_second_copy_is_a_duplicate_and_a_strange_marker_is_none() {
+    let scene = Scene::start().await;
+    assert_eq!(scene.commit(transaction(1, &[], &["a"])).await, Ok(()));
+    let again = scene.commit(transaction(1, &[], &["a"])).await;
+    assert_eq!(again, Err(CommitError::Duplicate));
+    // The input stream was made anew: the same sequence is another delivery.
+    let mut other = transaction(1, &[], &["b"]);
+    other.origin.txn = "another".into();
+    let both = futures::join!(
+        scene.commit(other),
+        scene.commit(transaction(2, &[], &["c"]))
+    );
+    assert_eq!(both, (Ok(()), Ok(())));
+}
+
+#[tokio::test]
+async fn what_is_too_large_harms_nobody_else() {
+    let scene = Scene::start().await;
+    let mut large = transaction(1, &[], &[]);
+    let value = Write::Set(vec![b'x'; 2 << 20].into());
+    large.effects.writes.insert("large".into(), value);
+    let mut headers = transaction(2, &[], &[]);
+    // The server's limit for headers is none that a client knows of.
+    headers.effects.emits.push(Emit {
+        target: "T".into(),
+        subject: "t.x".into(),
+        headers: vec![("ce-long".into(), "x".repeat(70 << 10))],
+        payload: Bytes::new(),
+    });
+    let small = [transaction(3, &[], &["a"]), transaction(4, &[], &["b"])];
+    let [third, fourth] = small;
+    let ended = futures::join!(
+        scene.commit(third),
+        scene.commit(large),
+        scene.commit(headers),
+        scene.commit(fourth)
+    );
+    assert_eq!((&ended.0, &ended.3), (&Ok(()), &Ok(())));
+    assert!(ended.1.unwrap_err().is_size());
+    assert!(ended.2.unwrap_err().is_size());
+}
+
+/// The refusals that the protocol rests on, each provoked.
+#[tokio::test]
+async fn refusals_of_the_server() {
+    let scene = Scene::start().await;
+    let at = scene.write("k").await.to_string();
+    let expect = "Nats-Expected-Last-Subject-Sequence";
+    let of = "Nats-Expected-Last-Subject-Sequence-Subject";
+    let (k, a, check) = ("$KV.shop.k", "$KV.shop.a", "$PELTON.shop.txn.f.check");
+
+    // 10071: a condition failed.
+    let stale = scene.batch(&[(a, &[]), (k, &[(expect, "0")])]).await;
+    assert_eq!(stale, Err(BatchError::Condition));
+    // 10164, here for good: what the batch writes is checked behind the write.
+    let wrong_order = scene
+        .batch(&[(k, &[]), (check, &[(expect, &at), (of, k)])])
+        .await;
+    assert!(
+        matches!(&wrong_order, Err(BatchError::Busy(why)) if why.contains("10164")),
+        "{wrong_order:?}"
+    );
+    // In the right order it is none.
+    let right_order = scene
+        .batch(&[(check, &[(expect, &at), (of, k)]), (k, &[])])
+        .await;
+    assert!(right_order.is_ok(), "{right_order:?}");
+    // 10199: more than a batch holds.
+    let many: Vec<(&str, &[(&str, &str)])> = vec![(a, &[]); 1001];
+    let many = scene.batch(&many).await;
+    assert!(
+        matches!(many, Err(BatchError::Refused { code: 10199, .. })),
+        "{many:?}"
+    );
+
+    // 10174: a stream that takes no batches.
+    let plain = jetstream::stream::Config {
+        name: "PLAIN".into(),
+        subjects: vec!["plain.>".into()],
+        ..Default::default()
+    };
+    scene.js.create_stream(plain).await.unwrap();
+    let refused = scene.batch(&[("plain.a", &[]), ("plain.b", &[])]).await;
+    assert!(
+        matches!(refused, Err(BatchError::Refused { code: 10174, .. })),
+        "{refused:?}"
+    );
+    // 10176: a batch that is not on one stream has a gap on each.
+    let torn = scene.batch(&[(a, &[]), ("plain.b", &[]), (k, &[])]).await;
+    assert!(
+        matches!(&torn, Err(BatchError::Busy(why)) if why.contains("10176")),
+        "{torn:?}"
+    );
+
+    // 10210: fifty are open.
+    for n in 0..60 {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Batch-Id", format!("open{n}").as_str());
+        headers.insert("Nats-Batch-Sequence", "1");
+        let subject = format!("$KV.shop.open{n}");
+        scene
+            .client
+            .publish_with_headers(subject, headers, Bytes::new())
+            .await
+            .unwrap();
+    }
+    let over = scene.batch(&[(a, &[]), (k, &[])]).await;
+    assert!(matches!(over, Err(BatchError::Busy(_))), "{over:?}");
+    // They are given up by the server after ten seconds; a commit waits for that.
+    let ended = scene.commit(transaction(9, &[], &["z"])).await;
+    assert!(
+        matches!(ended, Ok(()) | Err(CommitError::Unavailable(_))),
+        "{ended:?}"
+    );
+}
