@@ -105,11 +105,13 @@ async fn handle(worker: &Worker, received: &Received, permit: OwnedSemaphorePerm
         if permit.is_none() {
             permit = worker.handlers.clone().acquire_owned().await.ok();
         }
+        let expected = worker.committer.expect();
         let attempt = match event::decode(&received.message) {
             Ok(decoded) => invoke(worker, &case, received, decoded).await,
             Err(error) => failed(Failure::reject("pelton-event-malformed", error.to_string())),
         };
         let _room = finished(worker, received, &attempt, &mut permit).await;
+        drop(expected);
         match settle::carry_out(worker, &case, received, attempt).await {
             Carried::Settled(settlement) => return settlement,
             Carried::Conflict(keys) => {

@@ -5,10 +5,13 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_nats::Client;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::batch::{self, MAX_MESSAGES};
 use super::flight::{Landed, Pilot};
@@ -23,6 +26,9 @@ use crate::names::AppNames;
 const SLOTS: usize = 4;
 /// With so many in flight, the next one goes only when it is full: large batches are what makes commits cheap.
 const EAGER: usize = 2;
+/// A batch costs the server some ten milliseconds however small it is: while attempts are under way that may join, one
+/// that is not full waits for half of what the last one took, within these bounds.
+const LINGER: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(10)];
 /// Transactions that wait for their batch. Whoever has more to commit waits before its place in the queue.
 const QUEUE: usize = 4096;
 /// Memory of attempts that have ended and are not committed, in units of [`ROOM_UNIT`] bytes: 64 MiB.
@@ -74,6 +80,17 @@ pub struct Committer {
     names: AppNames,
     queue: mpsc::Sender<Entry<Reply>>,
     room: Arc<Semaphore>,
+    expected: Arc<AtomicUsize>,
+}
+
+/// An attempt under way, which may have something to commit soon.
+#[derive(Debug)]
+pub struct Expected(Arc<AtomicUsize>);
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Memory that a finished attempt holds until it is committed.
@@ -89,13 +106,21 @@ impl Committer {
             state,
             names: names.clone(),
         };
-        tokio::spawn(Gatherer::new(pilot).run(waiting));
+        let expected = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(Gatherer::new(pilot, expected.clone()).run(waiting));
         Self {
             client,
             names,
             queue,
             room: Arc::new(Semaphore::new(ROOM)),
+            expected,
         }
+    }
+
+    /// Says that an attempt begins; to be dropped when it has ended.
+    pub fn expect(&self) -> Expected {
+        self.expected.fetch_add(1, Ordering::Relaxed);
+        Expected(self.expected.clone())
     }
 
     /// Waits until `bytes` more may be held by attempts that have ended.
@@ -150,6 +175,10 @@ struct Gatherer {
     /// The batch that fills.
     open: Group<Reply>,
     full: bool,
+    /// When the open batch goes although others may join.
+    patience: Instant,
+    linger: Duration,
+    expected: Arc<AtomicUsize>,
     /// What batches in flight touch.
     busy: HashSet<String>,
     flights: JoinSet<Landed>,
@@ -157,7 +186,7 @@ struct Gatherer {
 }
 
 impl Gatherer {
-    fn new(pilot: Pilot) -> Self {
+    fn new(pilot: Pilot, expected: Arc<AtomicUsize>) -> Self {
         Self {
             pilot: Arc::new(pilot),
             waiting: VecDeque::new(),
@@ -165,6 +194,9 @@ impl Gatherer {
             reserved: HashSet::new(),
             open: Group::new(),
             full: false,
+            patience: Instant::now(),
+            linger: LINGER[0],
+            expected,
             busy: HashSet::new(),
             flights: JoinSet::new(),
             known: Known::default(),
@@ -186,6 +218,7 @@ impl Gatherer {
                     None => more = false,
                 },
                 Some(landed) = self.flights.join_next() => self.land(landed),
+                () = tokio::time::sleep_until(self.patience), if !self.open.is_empty() && self.flights.len() < EAGER => {}
             }
             self.gather();
         }
@@ -198,6 +231,7 @@ impl Gatherer {
                     self.busy.remove(key);
                 }
                 self.known.learn(landed.revisions);
+                self.linger = (landed.took / 2).clamp(LINGER[0], LINGER[1]);
             }
             Err(error) => {
                 // What it touched is not known any more; nobody waits for it any more either.
@@ -214,9 +248,16 @@ impl Gatherer {
     /// Fills the open batch, and sends it when it is its turn.
     fn gather(&mut self) {
         loop {
+            let began = self.open.is_empty();
             self.fill();
+            if began {
+                self.patience = Instant::now() + self.linger;
+            }
             let slots = if self.full { SLOTS } else { EAGER };
-            if self.open.is_empty() || self.flights.len() >= slots {
+            if self.open.is_empty()
+                || self.flights.len() >= slots
+                || !self.full && self.others_may_join()
+            {
                 return;
             }
             self.full = false;
@@ -226,6 +267,10 @@ impl Gatherer {
             self.flights
                 .spawn(async move { pilot.fly(members, keys).await });
         }
+    }
+
+    fn others_may_join(&self) -> bool {
+        self.expected.load(Ordering::Relaxed) > 0 && Instant::now() < self.patience
     }
 
     fn fill(&mut self) {

@@ -1,7 +1,7 @@
 //! One batch on its way: sent, and, when it is refused, sent again without those whose fault that was.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -34,6 +34,8 @@ pub(super) struct Landed {
     pub(super) keys: HashSet<String>,
     /// State keys and the revisions that they have now.
     pub(super) revisions: Vec<(String, u64)>,
+    /// From its first send to its last answer.
+    pub(super) took: Duration,
 }
 
 /// What became of one member of a refused batch.
@@ -48,6 +50,7 @@ enum Blame {
 impl Pilot {
     /// Takes a batch to its end: every member gets its answer.
     pub(super) async fn fly(&self, members: Vec<Entry<Reply>>, keys: HashSet<String>) -> Landed {
+        let began = Instant::now();
         let mut revisions = Vec::new();
         let mut left = vec![members];
         while let Some(members) = left.pop() {
@@ -56,7 +59,12 @@ impl Pilot {
             // Somebody's message was refused for good: alone, each gets the answer that is meant for it.
             left.extend(refused.into_iter().map(|one| vec![one]));
         }
-        Landed { keys, revisions }
+        let took = began.elapsed();
+        Landed {
+            keys,
+            revisions,
+            took,
+        }
     }
 
     /// The new revisions; and, if the server refused the batch for good, its members, should there be several.
@@ -72,9 +80,11 @@ impl Pilot {
         while tries < TRIES && !members.is_empty() {
             tries += 1;
             let messages = layout(&members, &self.names);
+            let (size, sent) = (messages.len(), Instant::now());
             let places = self.places(&messages);
             let refusal = match batch::publish(&self.client, messages, TIMEOUT).await {
                 Ok(first) => {
+                    tracing::debug!(deliveries = members.len(), messages = size, took = ?sent.elapsed(), "batch stored");
                     for member in members {
                         let _ = member.reply.send(Ok(()));
                     }

@@ -18,6 +18,6 @@ mod tests;
 mod transaction;
 
 pub use attempts::{Attempts, Earlier};
-pub use committer::{CommitError, Committer, Room};
+pub use committer::{CommitError, Committer, Expected, Room};
 pub use state::NatsState;
 pub use transaction::{DeadLetter, Origin, Transaction};
