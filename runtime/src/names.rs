@@ -1,6 +1,9 @@
 //! Every name that Pelton gives to something in NATS, in one place, because they are stored: a name
 //! that changes loses what was kept under it.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 /// Bucket that says which functions exist (`app.<app>`, `function.<app>.<function>`).
 pub const REGISTRY_BUCKET: &str = "PELTON_REGISTRY";
 /// Object store that holds components by digest.
@@ -79,6 +82,33 @@ impl AppNames {
     /// Carrier of a condition on a key that was only read; what is stored under it means nothing.
     pub fn check(&self, function: &str) -> String {
         format!("$PELTON.{}.txn.{function}.check", self.app)
+    }
+
+    /// Position of one partition of a function's input stream.
+    pub fn position(&self, function: &str, stream: &str, partition: u16) -> String {
+        format!("$PELTON.{}.pos.{function}.{stream}.{partition}", self.app)
+    }
+
+    /// A delivery that waits for its next attempt, with its message.
+    pub fn parked(
+        &self,
+        function: &str,
+        stream: &str,
+        partition: u16,
+        key: Option<&str>,
+        sequence: u64,
+    ) -> String {
+        // A key may hold what a subject token may not; without one the token is `-`, which is no Base64 of anything.
+        let key = key.map_or_else(|| "-".to_owned(), |key| URL_SAFE_NO_PAD.encode(key));
+        format!(
+            "$PELTON.{}.park.{function}.{stream}.{partition}.{key}.{sequence}",
+            self.app
+        )
+    }
+
+    /// Filter over the [parked](Self::parked) deliveries of one partition.
+    pub fn parked_filter(&self, function: &str, stream: &str, partition: u16) -> String {
+        format!("$PELTON.{}.park.{function}.{stream}.{partition}.*.*", self.app)
     }
 
     /// Attempts so far of a queue delivery that is waiting for its next one.

@@ -113,6 +113,56 @@ pub struct AttemptsRecord {
     pub errors: Vec<AttemptError>,
 }
 
+/// How far one partition of a function's input is done, at
+/// `$PELTON.<app>.pos.<function>.<input stream>.<partition>`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PositionRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The node that runs it; empty: it was let go.
+    pub owner: String,
+    /// Up to here everything is done.
+    pub sequence: u64,
+    /// Done beyond it: each as the distance from the one before, the first from `sequence`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub done: Vec<u64>,
+    /// The latest message that is known to be done; 0: none yet.
+    #[serde(default)]
+    pub witness: u64,
+    /// When that one was stored, nanoseconds since 1970: another time there means another stream.
+    #[serde(default)]
+    pub witness_stored: i64,
+}
+
+impl PositionRecord {
+    /// A record of `sequence` and of those `done` beyond it, ascending.
+    pub fn new(
+        owner: &str,
+        sequence: u64,
+        done: impl Iterator<Item = u64>,
+        (witness, witness_stored): (u64, i64),
+    ) -> Self {
+        let mut last = sequence;
+        let done = done.map(|at| at.saturating_sub(std::mem::replace(&mut last, at)));
+        Self {
+            format: FORMAT,
+            owner: owner.to_owned(),
+            sequence,
+            done: done.collect(),
+            witness,
+            witness_stored,
+        }
+    }
+
+    /// What is done beyond `sequence`, ascending.
+    pub fn done_sequences(&self) -> impl Iterator<Item = u64> {
+        self.done.iter().scan(self.sequence, |at, step| {
+            *at = at.saturating_add(*step);
+            Some(*at)
+        })
+    }
+}
+
 /// A live node, at its id in the nodes bucket; rewritten every second, gone 3 s after the last time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeRecord {

@@ -41,6 +41,9 @@ pub enum CommitError {
     /// It was committed before: nothing is left to do.
     #[error("committed before")]
     Duplicate,
+    /// Another node runs its partition now: nothing of it may be run here any more.
+    #[error("another node has taken its partition over")]
+    Lost,
     /// These keys changed since they were read: run the handler again.
     #[error("changed since they were read: {0:?}")]
     Conflict(Vec<String>),
@@ -287,7 +290,8 @@ impl Gatherer {
                 continue;
             }
             let taken = |key: &String| self.busy.contains(key) || self.reserved.contains(key);
-            let fit = match entry.keys().any(taken) {
+            let moving = |position: &String| self.busy.contains(position);
+            let fit = match entry.keys().any(taken) || entry.position().is_some_and(moving) {
                 true => Fit::Conflict,
                 false => self.open.fit(entry),
             };

@@ -8,7 +8,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 
 use super::batch::{self, BatchError, BatchMessage};
 use super::committer::{CommitError, Reply};
-use super::group::{Entry, layout};
+use super::group::{Entry, Layout, layout};
 use super::state::{Last, NatsState};
 use crate::effects::StateError;
 use crate::names::AppNames;
@@ -79,12 +79,20 @@ impl Pilot {
         let mut tries = 0;
         while tries < TRIES && !members.is_empty() {
             tries += 1;
-            let messages = layout(&members, &self.names);
+            let Some(Layout { messages, moves }) = layout(&members, &self.names) else {
+                without_lost(&mut members);
+                continue;
+            };
             let (size, sent) = (messages.len(), Instant::now());
             let places = self.places(&messages);
             let refusal = match batch::publish(&self.client, messages, TIMEOUT).await {
                 Ok(first) => {
                     tracing::debug!(deliveries = members.len(), messages = size, took = ?sent.elapsed(), "batch stored");
+                    // Before anybody goes on: the next batch rests on these.
+                    let at = first + (size - moves.len()) as u64;
+                    for (revision, one) in (at..).zip(moves) {
+                        one.partition.landed(&one.past, revision);
+                    }
                     for member in members {
                         let _ = member.reply.send(Ok(()));
                     }
@@ -93,6 +101,7 @@ impl Pilot {
                 }
                 Err(refusal) => refusal,
             };
+            moves.iter().for_each(|one| one.partition.failed());
             match refusal {
                 BatchError::Refused { .. } if members.len() > 1 => return (Vec::new(), members),
                 BatchError::Refused { code, description } => {
@@ -139,7 +148,7 @@ impl Pilot {
         doubt: bool,
     ) -> Result<bool, StateError> {
         let found = self.look(members).await?;
-        let mut any = false;
+        let mut any = self.positions(members, &found, doubt);
         for mut member in std::mem::take(members) {
             match self.blame(&member, &found) {
                 Blame::None => {
@@ -167,13 +176,56 @@ impl Pilot {
         Ok(any)
     }
 
+    /// Finds positions that are not what they were: another node has written them, or a batch of ours without an answer
+    /// was stored after all, and with it every member.
+    fn positions(
+        &self,
+        members: &mut Vec<Entry<Reply>>,
+        found: &HashMap<String, Last>,
+        doubt: bool,
+    ) -> bool {
+        let mut moved = Vec::new();
+        for member in members.iter() {
+            let Some((partition, _)) = member.transaction.position() else {
+                continue;
+            };
+            let now = found.get(partition.subject());
+            let at = now.map_or(0, |last| last.sequence);
+            if partition.revision() != Some(at) {
+                moved.push((
+                    partition.clone(),
+                    at,
+                    now.is_some_and(|last| partition.wrote(&last.payload)),
+                ));
+            }
+        }
+        if doubt && moved.iter().any(|(_, _, ours)| *ours) {
+            let layout = by_partition(members);
+            for (partition, at, _) in moved {
+                let past = layout.get(partition.subject());
+                partition.landed(past.map_or(&[][..], Vec::as_slice), at);
+            }
+            for member in members.drain(..) {
+                let _ = member.reply.send(Ok(()));
+            }
+            return true;
+        }
+        for (partition, _, _) in &moved {
+            partition.lose();
+        }
+        without_lost(members);
+        !moved.is_empty()
+    }
+
     /// What the conditions of these members rest on, as it is now.
     async fn look(&self, members: &[Entry<Reply>]) -> Result<HashMap<String, Last>, StateError> {
         let mut subjects = HashSet::new();
         for member in members {
             let conditions = member.transaction.conditions(&self.names);
             subjects.extend(conditions.into_iter().map(|(subject, _)| subject));
-            subjects.insert(member.transaction.marker(&self.names));
+            subjects.extend(member.transaction.marker(&self.names));
+            let position = member.transaction.position();
+            subjects.extend(position.map(|(partition, _)| partition.subject().to_owned()));
         }
         let subjects: Vec<String> = subjects.into_iter().collect();
         let mut found = HashMap::new();
@@ -185,7 +237,8 @@ impl Pilot {
 
     fn blame(&self, member: &Entry<Reply>, found: &HashMap<String, Last>) -> Blame {
         let transaction = &member.transaction;
-        match found.get(&transaction.marker(&self.names)) {
+        let marker = transaction.marker(&self.names);
+        match marker.and_then(|marker| found.get(&marker)) {
             Some(stored) if stored.payload == transaction.origin.txn.as_bytes() => {
                 return Blame::Duplicate;
             }
@@ -207,6 +260,30 @@ impl Pilot {
             Blame::None
         } else {
             Blame::Keys(keys)
+        }
+    }
+}
+
+/// The messages that each position moves past.
+fn by_partition(members: &[Entry<Reply>]) -> HashMap<String, Vec<(u64, i64)>> {
+    let mut all: HashMap<String, Vec<(u64, i64)>> = HashMap::new();
+    for member in members {
+        if let Some((partition, past)) = member.transaction.position() {
+            let one = all.entry(partition.subject().to_owned()).or_default();
+            one.extend(past);
+        }
+    }
+    all
+}
+
+/// Takes out those whose partition another node runs now.
+fn without_lost(members: &mut Vec<Entry<Reply>>) {
+    for member in std::mem::take(members) {
+        let position = member.transaction.position();
+        if position.is_some_and(|(partition, _)| partition.is_lost()) {
+            let _ = member.reply.send(Err(CommitError::Lost));
+        } else {
+            members.push(member);
         }
     }
 }

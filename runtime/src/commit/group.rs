@@ -4,11 +4,12 @@
 //! batch they may rest on the same key at the same revision. So a batch that the server refuses was refused for what
 //! somebody else did, and one look at its conditions finds the deliveries to blame.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::batch::{BatchMessage, MAX_MESSAGES};
-use super::transaction::Transaction;
+use super::position::Partition;
+use super::transaction::{Transaction, expecting};
 use crate::names::AppNames;
 
 /// Bytes in one batch: the server stages a batch whole before it stores it. One delivery alone may have more.
@@ -30,6 +31,8 @@ struct Footprint {
     /// Key → revision; not those that it writes too.
     reads: Vec<(String, u64)>,
     writes: Vec<String>,
+    /// Subject of its partition's position: others of that partition go along, in this batch and in no other.
+    position: Option<String>,
     messages: usize,
     bytes: usize,
 }
@@ -42,7 +45,10 @@ impl<R> Entry<R> {
         let marker = transaction.marker(names);
         let footprint = Footprint {
             reads: only_read.map(|(key, at)| (key.clone(), *at)).collect(),
-            writes: effects.writes.keys().cloned().chain([marker]).collect(),
+            writes: effects.writes.keys().cloned().chain(marker).collect(),
+            position: transaction
+                .position()
+                .map(|(partition, _)| partition.subject().to_owned()),
             messages: transaction.count(),
             bytes: transaction.bytes(),
         };
@@ -54,15 +60,15 @@ impl<R> Entry<R> {
         }
     }
 
-    /// Every key that it touches.
+    /// Every key that it touches, apart from its position.
     pub(super) fn keys(&self) -> impl Iterator<Item = &String> {
         let reads = self.footprint.reads.iter().map(|(key, _)| key);
         reads.chain(&self.footprint.writes)
     }
 
-    /// Messages of a batch of its own.
-    pub(super) fn messages(&self) -> usize {
-        self.footprint.messages
+    /// Subject of its partition's position.
+    pub(super) fn position(&self) -> Option<&String> {
+        self.footprint.position.as_ref()
     }
 }
 
@@ -71,6 +77,8 @@ pub(super) struct Group<R> {
     members: Vec<Entry<R>>,
     /// Key → revision that members rest on, or `None`: one of them writes it.
     locks: HashMap<String, Option<u64>>,
+    /// Subjects of positions.
+    positions: HashSet<String>,
     messages: usize,
     bytes: usize,
 }
@@ -90,6 +98,7 @@ impl<R> Group<R> {
         Self {
             members: Vec::new(),
             locks: HashMap::new(),
+            positions: HashSet::new(),
             messages: 0,
             bytes: 0,
         }
@@ -103,6 +112,7 @@ impl<R> Group<R> {
         let Footprint {
             reads,
             writes,
+            position,
             messages,
             bytes,
         } = &entry.footprint;
@@ -111,6 +121,8 @@ impl<R> Group<R> {
         if !reads.iter().all(same) || writes.iter().any(|key| self.locks.contains_key(key)) {
             return Fit::Conflict;
         }
+        let position = position.iter().filter(|one| !self.positions.contains(*one));
+        let messages = messages + position.count();
         let room = self.messages + messages <= MAX_MESSAGES && self.bytes + bytes <= MAX_BYTES;
         if room || self.members.is_empty() {
             Fit::Yes
@@ -123,9 +135,15 @@ impl<R> Group<R> {
         let Footprint {
             reads,
             writes,
+            position,
             messages,
             bytes,
         } = &entry.footprint;
+        if let Some(position) = position
+            && self.positions.insert(position.clone())
+        {
+            self.messages += 1;
+        }
         self.messages += messages;
         self.bytes += bytes;
         let reads = reads.iter().map(|(key, at)| (key.clone(), Some(*at)));
@@ -136,20 +154,51 @@ impl<R> Group<R> {
 
     /// The members and every key that they touch.
     pub(super) fn into_parts(self) -> (Vec<Entry<R>>, HashSet<String>) {
-        (self.members, self.locks.into_keys().collect())
+        let keys = self.locks.into_keys().chain(self.positions);
+        (self.members, keys.collect())
     }
 }
 
-/// The batch: delivery by delivery, each with its marker, what it rests on, its writes and its outbox. What several
-/// rest on is checked once.
-pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Vec<BatchMessage> {
-    let mut messages = Vec::with_capacity(members.iter().map(Entry::messages).sum());
+/// A batch laid out.
+pub(super) struct Layout {
+    pub(super) messages: Vec<BatchMessage>,
+    /// The positions at its end, in that order.
+    pub(super) moves: Vec<Move>,
+}
+
+/// A partition and the messages that its position moves past.
+pub(super) struct Move {
+    pub(super) partition: Partition,
+    pub(super) past: Vec<(u64, i64)>,
+}
+
+/// Delivery by delivery, each with its marker, what it rests on, its writes and its outbox; then each position once.
+/// What several rest on is checked once. `None`: a partition was lost meanwhile.
+pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Option<Layout> {
+    let mut messages = Vec::new();
     let mut checked = HashSet::new();
+    let mut moves: BTreeMap<&str, Move> = BTreeMap::new();
     for member in members {
         let transaction = &member.transaction;
         transaction.lay_out(names, member.marker, &mut checked, &mut messages);
+        if let Some((partition, past)) = transaction.position() {
+            let one = moves.entry(partition.subject()).or_insert_with(|| Move {
+                partition: partition.clone(),
+                past: Vec::new(),
+            });
+            one.past.extend(past);
+        }
     }
-    messages
+    let moves: Vec<Move> = moves.into_values().collect();
+    for Move { partition, past } in &moves {
+        let advance = partition.advance(past)?;
+        messages.push(BatchMessage {
+            subject: partition.subject().to_owned(),
+            headers: expecting(advance.revision),
+            payload: serde_json::to_vec(&advance.record).ok()?.into(),
+        });
+    }
+    Some(Layout { messages, moves })
 }
 
 #[cfg(test)]
@@ -157,7 +206,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::commit::Origin;
+    use crate::commit::{Fence, Origin};
     use crate::effects::{Effects, Write};
 
     /// `reads` are `key@revision`, `writes` keys.
@@ -178,9 +227,11 @@ mod tests {
         };
         let transaction = Transaction {
             origin,
+            fence: Fence::Marker,
             effects,
             dead: None,
             clear_attempts: false,
+            parking: None,
         };
         Entry::new(Arc::new(transaction), &AppNames::new("app"), ())
     }
@@ -249,7 +300,7 @@ mod tests {
             entry(1, &[("r", 7)], &["a"]),
             entry(2, &[("r", 7), ("b", 2)], &["b"]),
         ];
-        let messages = layout(&members, &names);
+        let messages = layout(&members, &names).unwrap().messages;
         let subjects: Vec<_> = messages.iter().map(|one| one.subject.as_str()).collect();
         assert_eq!(
             subjects,

@@ -11,6 +11,7 @@ mod flight;
 mod group;
 mod known;
 pub mod outbox;
+pub mod position;
 mod state;
 pub mod stream;
 #[cfg(test)]
@@ -20,4 +21,4 @@ mod transaction;
 pub use attempts::{Attempts, Earlier};
 pub use committer::{CommitError, Committer, Expected, Room};
 pub use state::NatsState;
-pub use transaction::{DeadLetter, Origin, Transaction};
+pub use transaction::{DeadLetter, Fence, Origin, Parking, Transaction};

@@ -1,6 +1,7 @@
 //! The committer against a real server.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -9,11 +10,13 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use super::batch::{self, BatchError, BatchMessage};
-use super::{CommitError, Committer, NatsState, Origin, Transaction, stream};
+use super::position::{self, Partition, claim};
+use super::{CommitError, Committer, Fence, NatsState, Origin, Transaction, stream};
 use crate::dev::{ServerProcess, find_nats_server};
 use crate::effects::{Effects, Emit, StateReader, Write};
 use crate::names::AppNames;
 use crate::nats::connect;
+use crate::records::PositionRecord;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -85,6 +88,32 @@ impl Scene {
     }
 }
 
+/// A node's hold on one partition of input `IN`, and up to where it has handed out.
+async fn claimed(scene: &Scene, node: &str, number: u16) -> (Partition, Arc<AtomicU64>) {
+    let subject = scene.names.position("f", "IN", number);
+    let found = scene.state.last(vec![subject.clone()]).await.unwrap();
+    let last = found.get(&subject);
+    let stored = last.map(|last| serde_json::from_slice::<PositionRecord>(&last.payload).unwrap());
+    let record = claim(stored.as_ref(), node, 0);
+    let at = last.map_or(0, |last| last.sequence);
+    let revision = position::put(&scene.client, &subject, &record, at).await;
+    let revision = revision.unwrap().unwrap();
+    let passed = Arc::new(AtomicU64::new(record.sequence));
+    let partition = Partition::claimed(subject, node.into(), &record, revision, passed.clone());
+    (partition, passed)
+}
+
+/// The same delivery, fenced by a position.
+fn positioned(partition: &Partition, mut transaction: Transaction) -> Transaction {
+    let stored = i64::try_from(transaction.origin.sequence).unwrap() * 10;
+    partition.begin(transaction.origin.sequence);
+    transaction.fence = Fence::Position {
+        partition: partition.clone(),
+        stored: Some(stored),
+    };
+    transaction
+}
+
 /// Reads `reads`, writes `writes`.
 fn transaction(sequence: u64, reads: &[(&str, u64)], writes: &[&str]) -> Transaction {
     let mut effects = Effects::default();
@@ -103,9 +132,11 @@ fn transaction(sequence: u64, reads: &[(&str, u64)], writes: &[&str]) -> Transac
     };
     Transaction {
         origin,
+        fence: Fence::Marker,
         effects,
         dead: None,
         clear_attempts: false,
+        parking: None,
     }
 }
 
@@ -293,4 +324,59 @@ async fn refusals_of_the_server() {
         matches!(ended, Ok(()) | Err(CommitError::Unavailable(_))),
         "{ended:?}"
     );
+}
+
+#[tokio::test]
+async fn positions_move_with_what_they_count() {
+    let scene = Scene::start().await;
+    let (first, passed) = claimed(&scene, "a", 0).await;
+    let (second, _) = claimed(&scene, "a", 1).await;
+    let keys: Vec<String> = (0..=600).map(|n| format!("k{n}")).collect();
+    let transactions: Vec<Transaction> = (1..=600)
+        .map(|n: usize| {
+            let partition = if n.is_multiple_of(2) { &first } else { &second };
+            positioned(partition, transaction(n as u64, &[], &[&keys[n]]))
+        })
+        .collect();
+    passed.store(600, Ordering::Release);
+    let ended = join_all(transactions.into_iter().map(|one| scene.commit(one))).await;
+    assert!(ended.iter().all(Result::is_ok), "{ended:?}");
+    let subject = first.subject().to_owned();
+    let found = scene.state.last(vec![subject.clone()]).await.unwrap();
+    let record: PositionRecord = serde_json::from_slice(&found[&subject].payload).unwrap();
+    assert_eq!(
+        (record.sequence, record.witness, record.witness_stored),
+        (600, 600, 6000)
+    );
+    assert_eq!((record.owner.as_str(), record.done.len()), ("a", 0));
+    assert!(!first.is_dirty() && !first.wants(600) && first.wants(602));
+}
+
+#[tokio::test]
+async fn of_two_owners_one_commits() {
+    let scene = Scene::start().await;
+    let (old, _) = claimed(&scene, "a", 0).await;
+    let (other, _) = claimed(&scene, "a", 1).await;
+    let before = scene
+        .commit(positioned(&old, transaction(1, &[], &["x"])))
+        .await;
+    assert_eq!(before, Ok(()));
+    let (new, _) = claimed(&scene, "b", 0).await;
+    assert!(!new.wants(1) && new.wants(2), "what was done is known");
+
+    // The first node does not know yet. Who shares a batch with the lost partition goes on.
+    let both = futures::join!(
+        scene.commit(positioned(&old, transaction(2, &[], &["y"]))),
+        scene.commit(positioned(&other, transaction(3, &[], &["z"])))
+    );
+    assert_eq!(both, (Err(CommitError::Lost), Ok(())));
+    assert!(old.is_lost() && !other.is_lost());
+    let again = scene
+        .commit(positioned(&old, transaction(4, &[], &["y"])))
+        .await;
+    assert_eq!(again, Err(CommitError::Lost));
+    let taken_over = scene
+        .commit(positioned(&new, transaction(2, &[], &["y"])))
+        .await;
+    assert_eq!(taken_over, Ok(()));
 }

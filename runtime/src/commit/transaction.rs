@@ -6,6 +6,7 @@ use async_nats::{HeaderMap, header};
 use bytes::Bytes;
 
 use super::batch::BatchMessage;
+use super::position::Partition;
 use crate::effects::{Effects, Write};
 use crate::event::Headers;
 use crate::names::AppNames;
@@ -41,17 +42,46 @@ pub struct DeadLetter {
     pub parts: Vec<Bytes>,
 }
 
+/// What keeps a delivery from being committed twice.
+#[derive(Debug, Clone)]
+pub enum Fence {
+    /// A marker of its own, which must not be there yet: the queue engine.
+    Marker,
+    /// The position of its partition, which moves past it: the position engine.
+    Position {
+        /// The partition.
+        partition: Partition,
+        /// When the message was stored, nanoseconds since 1970; `None`: the record is only brought up to date.
+        stored: Option<i64>,
+    },
+}
+
+/// What becomes of the copy that waits for another attempt; the position engine's, under its park subject.
+#[derive(Debug, Clone)]
+pub struct Parking {
+    /// The subject.
+    pub subject: String,
+    /// The revision that it must have: 0 for what was not parked before.
+    pub revision: u64,
+    /// What to keep, headers and body; `None`: nothing any more.
+    pub message: Option<(Headers, Bytes)>,
+}
+
 /// Everything that becomes durable together.
 #[derive(Debug, Clone)]
 pub struct Transaction {
     /// Whose effects these are.
     pub origin: Origin,
+    /// What lets it be committed once.
+    pub fence: Fence,
     /// State writes with the revisions they rest on, and emitted events.
     pub effects: Effects,
     /// The dead letter, when the delivery is given up on.
     pub dead: Option<DeadLetter>,
     /// Whether a record of earlier attempts is to be cleared.
     pub clear_attempts: bool,
+    /// Its copy that waits, when it was or is to be parked.
+    pub parking: Option<Parking>,
 }
 
 /// A subject and the last sequence it must have.
@@ -67,18 +97,32 @@ impl Transaction {
             .collect()
     }
 
-    /// The marker's subject.
-    pub(super) fn marker(&self, names: &AppNames) -> String {
+    /// The partition and the message that its position moves past.
+    pub(super) fn position(&self) -> Option<(&Partition, Option<(u64, i64)>)> {
+        match &self.fence {
+            Fence::Marker => None,
+            Fence::Position { partition, stored } => Some((
+                partition,
+                stored.map(|stored| (self.origin.sequence, stored)),
+            )),
+        }
+    }
+
+    /// The marker's subject, if it has one.
+    pub(super) fn marker(&self, names: &AppNames) -> Option<String> {
+        if let Fence::Position { .. } = self.fence {
+            return None;
+        }
         let Origin {
             function,
             stream,
             sequence,
             ..
         } = &self.origin;
-        names.marker(function, stream, *sequence)
+        Some(names.marker(function, stream, *sequence))
     }
 
-    /// How many messages it is, alone.
+    /// How many messages it is, without its position, which others may share.
     pub(super) fn count(&self) -> usize {
         let Effects {
             reads,
@@ -90,7 +134,10 @@ impl Transaction {
             .filter(|key| !writes.contains_key(*key))
             .count();
         let dead = self.dead.as_ref().map_or(0, |dead| 1 + dead.parts.len());
-        1 + checks + writes.len() + emits.len() + dead + usize::from(self.clear_attempts)
+        let marker = matches!(self.fence, Fence::Marker);
+        let singles = [marker, self.clear_attempts, self.parking.is_some()];
+        let singles = singles.into_iter().filter(|one| *one).count();
+        checks + writes.len() + emits.len() + dead + singles
     }
 
     /// Bytes of its largest message: body and the headers that are its own.
@@ -101,11 +148,18 @@ impl Transaction {
         });
         let emits = self.effects.emits.iter();
         let emits = emits.map(|emit| emit.payload.len() + size(&emit.headers));
+        let parked = self.parking.iter().filter_map(|one| one.message.as_ref());
+        let parked = parked.map(|(headers, payload)| payload.len() + size(headers));
         let dead = self.dead.iter().flat_map(|dead| {
             let letter = dead.payload.len() + size(&dead.headers);
             dead.parts.iter().map(Bytes::len).chain([letter])
         });
-        writes.chain(emits).chain(dead).max().unwrap_or(0)
+        writes
+            .chain(emits)
+            .chain(dead)
+            .chain(parked)
+            .max()
+            .unwrap_or(0)
     }
 
     /// About how many bytes it is: bodies and headers, and something for each subject.
@@ -114,7 +168,11 @@ impl Transaction {
             let parts: usize = dead.parts.iter().map(Bytes::len).sum();
             dead.payload.len() + parts + size(&dead.headers)
         });
-        self.effects.bytes() + dead + self.count() * MESSAGE_OVERHEAD
+        let parked = self.parking.iter().filter_map(|one| one.message.as_ref());
+        let parked: usize = parked
+            .map(|(headers, payload)| payload.len() + size(headers))
+            .sum();
+        self.effects.bytes() + dead + parked + self.count() * MESSAGE_OVERHEAD
     }
 
     /// Adds its messages to a batch. `marker` is the sequence that the marker's subject must have: 0, or that of a
@@ -133,17 +191,15 @@ impl Transaction {
             sequence,
             txn,
         } = &self.origin;
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-            marker.to_string(),
-        );
-        headers.insert(header::NATS_MESSAGE_TTL, MARKER_TTL);
-        messages.push(BatchMessage {
-            subject: self.marker(names),
-            headers,
-            payload: Bytes::from(txn.clone()),
-        });
+        if let Some(subject) = self.marker(names) {
+            let mut headers = expecting(marker);
+            headers.insert(header::NATS_MESSAGE_TTL, MARKER_TTL);
+            messages.push(BatchMessage {
+                subject,
+                headers,
+                payload: Bytes::from(txn.clone()),
+            });
+        }
         self.push_checks(names, checked, messages);
         self.push_writes(names, messages);
         self.push_outbox(names, messages);
@@ -152,6 +208,27 @@ impl Transaction {
                 names.attempts(function, stream, *sequence),
                 HeaderMap::new(),
             ));
+        }
+        if let Some(Parking {
+            subject,
+            revision,
+            message,
+        }) = &self.parking
+        {
+            let mut headers = expecting(*revision);
+            messages.push(match message {
+                None => scrap(subject.clone(), headers),
+                Some((kept, payload)) => {
+                    for (name, value) in kept {
+                        headers.append(name.as_str(), value.as_str());
+                    }
+                    BatchMessage {
+                        subject: subject.clone(),
+                        headers,
+                        payload: payload.clone(),
+                    }
+                }
+            });
         }
     }
 
@@ -166,11 +243,7 @@ impl Transaction {
             if self.effects.writes.contains_key(key) || !checked.insert(key) {
                 continue;
             }
-            let mut headers = HeaderMap::new();
-            headers.insert(
-                header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-                revision.to_string(),
-            );
+            let mut headers = expecting(*revision);
             headers.insert(
                 "Nats-Expected-Last-Subject-Sequence-Subject",
                 names.state(key),
@@ -232,6 +305,16 @@ impl Transaction {
     }
 }
 
+/// The condition that the last message of the subject has this sequence.
+pub(super) fn expecting(revision: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(
+        header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+        revision.to_string(),
+    );
+    headers
+}
+
 /// A message whose body means nothing and which goes away by itself.
 fn scrap(subject: String, mut headers: HeaderMap) -> BatchMessage {
     headers.insert(header::NATS_MESSAGE_TTL, SCRAP_TTL);
@@ -283,9 +366,11 @@ mod tests {
         };
         Transaction {
             origin,
+            fence: Fence::Marker,
             effects,
             dead: None,
             clear_attempts: false,
+            parking: None,
         }
     }
 

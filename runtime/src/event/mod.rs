@@ -2,6 +2,7 @@
 
 mod decode;
 mod encode;
+mod key;
 mod structured;
 pub mod subject;
 pub mod timestamp;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use decode::{Decoded, EventError, decode};
+pub use key::key;
 pub use encode::{Draft, DraftDefaults, Outgoing, attribute_headers, encode};
 
 /// Names and values in their order; names may repeat.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::commit::{CommitError, Earlier, Origin, Transaction};
+use crate::commit::{CommitError, Earlier, Fence, Origin, Transaction};
 use crate::delivery::{TROUBLE_PAUSE, Worker};
 use crate::effects::{Attempt, Effects, Failure, StateError};
 use crate::names;
@@ -183,6 +183,8 @@ async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effe
         effects,
         dead: None,
         clear_attempts: case.stored,
+        parking: None,
+        fence: Fence::Marker,
     };
     let transaction = Arc::new(transaction);
     match worker.committer.commit(transaction.clone()).await {
@@ -255,6 +257,8 @@ async fn give_up(
         effects: reads,
         dead: Some(dead::letter(worker, case, received, &failure, &errors)),
         clear_attempts: case.stored,
+        parking: None,
+        fence: Fence::Marker,
     };
     match worker.committer.commit(Arc::new(transaction)).await {
         Ok(()) => {

@@ -1,0 +1,339 @@
+//! How far one partition of a function's input is done: offset, duplicate check and fence in one record.
+//!
+//! A partition is run by one node at a time. Its record is written with every batch that holds deliveries of it, under the
+//! condition of its last revision: of two nodes that both believe they own it, only one can commit.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::Client;
+
+use super::batch::{self, BatchError, BatchMessage};
+use super::transaction::expecting;
+use crate::effects::StateError;
+use crate::records::{FORMAT, PositionRecord};
+
+/// Deliveries of one partition that may be done or under way beyond the first that is not: what a record holds.
+pub const WINDOW: usize = 1024;
+
+/// Wait for the answer to a single write.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A partition that this node runs; shared by whoever hands out its deliveries and whoever commits them.
+#[derive(Debug, Clone)]
+pub struct Partition(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    subject: String,
+    owner: String,
+    /// Up to here the input was handed out, all partitions together.
+    passed: Arc<AtomicU64>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    /// The record's revision in the commit stream; `None`: another node has taken over.
+    revision: Option<u64>,
+    /// Up to here everything is done.
+    floor: u64,
+    /// Done beyond it.
+    done: BTreeSet<u64>,
+    /// Handed out and not done.
+    running: BTreeSet<u64>,
+    /// Latest message known to be done, and when it was stored.
+    witness: (u64, i64),
+    /// Whether something is done that the stored record does not say.
+    dirty: bool,
+}
+
+/// A record about to be written.
+#[derive(Debug, Clone)]
+pub(super) struct Advance {
+    pub(super) record: PositionRecord,
+    /// The revision that it replaces.
+    pub(super) revision: u64,
+}
+
+impl Partition {
+    /// A partition claimed by `owner` at `revision`, whose stored record is `record`.
+    pub fn claimed(
+        subject: String,
+        owner: String,
+        record: &PositionRecord,
+        revision: u64,
+        passed: Arc<AtomicU64>,
+    ) -> Self {
+        let progress = Progress {
+            revision: Some(revision),
+            floor: record.sequence,
+            done: record.done_sequences().collect(),
+            running: BTreeSet::new(),
+            witness: (record.witness, record.witness_stored),
+            dirty: false,
+        };
+        Self(Arc::new(Shared {
+            subject,
+            owner,
+            passed,
+            progress: Mutex::new(progress),
+        }))
+    }
+
+    /// Subject of the record.
+    pub fn subject(&self) -> &str {
+        &self.0.subject
+    }
+
+    /// Whether another node has taken over: then nothing of it may be run here any more.
+    pub fn is_lost(&self) -> bool {
+        self.lock().revision.is_none()
+    }
+
+    /// The revision that the record has as far as this node knows; `None`: lost.
+    pub(super) fn revision(&self) -> Option<u64> {
+        self.lock().revision
+    }
+
+    /// Whether a stored record was written by this node.
+    pub(super) fn wrote(&self, payload: &[u8]) -> bool {
+        serde_json::from_slice::<PositionRecord>(payload)
+            .is_ok_and(|record| record.owner == self.0.owner)
+    }
+
+    /// Whether a message is still to be handled, and has not been handed out.
+    pub fn wants(&self, sequence: u64) -> bool {
+        let progress = self.lock();
+        let known = progress.done.contains(&sequence) || progress.running.contains(&sequence);
+        sequence > progress.floor && !known
+    }
+
+    /// Whether one more may be handed out.
+    pub fn has_room(&self) -> bool {
+        let progress = self.lock();
+        progress.done.len() + progress.running.len() < WINDOW
+    }
+
+    /// A message is handed out.
+    pub fn begin(&self, sequence: u64) {
+        self.lock().running.insert(sequence);
+    }
+
+    /// A message is done that left nothing to commit.
+    pub fn finish(&self, sequence: u64, stored: i64) {
+        let mut progress = self.lock();
+        progress.running.remove(&sequence);
+        progress.done.insert(sequence);
+        progress.witness = progress.witness.max((sequence, stored));
+        progress.dirty = true;
+        progress.settle(self.passed());
+    }
+
+    /// Whether nothing of it is under way.
+    pub fn is_idle(&self) -> bool {
+        self.lock().running.is_empty()
+    }
+
+    /// Whether its record is behind what is done.
+    pub fn is_dirty(&self) -> bool {
+        let progress = self.lock();
+        progress.dirty && progress.revision.is_some()
+    }
+
+    /// The record when these are done too; `None`: the partition is lost.
+    pub(super) fn advance(&self, sequences: &[(u64, i64)]) -> Option<Advance> {
+        // Before the lock: whatever was handed out up to here is among those that run, or done.
+        let passed = self.passed();
+        let mut progress = self.lock();
+        progress.dirty = false;
+        let mut next = progress.clone_for(sequences);
+        drop(progress);
+        next.settle(passed);
+        let revision = next.revision?;
+        Some(Advance {
+            record: PositionRecord::new(
+                &self.0.owner,
+                next.floor,
+                next.done.iter().copied(),
+                next.witness,
+            ),
+            revision,
+        })
+    }
+
+    /// That record is stored.
+    pub(super) fn landed(&self, sequences: &[(u64, i64)], revision: u64) {
+        let mut progress = self.lock();
+        for (sequence, stored) in sequences {
+            progress.running.remove(sequence);
+            progress.done.insert(*sequence);
+            progress.witness = progress.witness.max((*sequence, *stored));
+        }
+        progress.revision = progress.revision.map(|_| revision);
+        progress.settle(self.passed());
+    }
+
+    /// That record was not stored.
+    pub(super) fn failed(&self) {
+        self.lock().dirty = true;
+    }
+
+    /// Another node has written the record.
+    pub(super) fn lose(&self) {
+        self.lock().revision = None;
+    }
+
+    fn passed(&self) -> u64 {
+        self.0.passed.load(Ordering::Acquire)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.0
+            .progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress {
+    fn clone_for(&self, sequences: &[(u64, i64)]) -> Self {
+        let mut next = Self {
+            revision: self.revision,
+            floor: self.floor,
+            done: self.done.clone(),
+            running: self.running.clone(),
+            witness: self.witness,
+            dirty: false,
+        };
+        for (sequence, stored) in sequences {
+            next.running.remove(sequence);
+            next.done.insert(*sequence);
+            next.witness = next.witness.max((*sequence, *stored));
+        }
+        next
+    }
+
+    /// Moves the floor up to the first that is under way, or to the end of what was handed out: what lies between belongs to
+    /// other partitions or is done. Never beyond that: a record that is taken over may know of later ones that are done.
+    fn settle(&mut self, passed: u64) {
+        let end = match self.running.first() {
+            Some(first) => first.saturating_sub(1),
+            None => passed,
+        };
+        self.floor = self.floor.max(end);
+        self.done = self.done.split_off(&(self.floor + 1));
+    }
+}
+
+/// Writes a record by itself, in place of the one at `revision` (0: there is none): a claim, or letting go. The new
+/// revision; `None`: somebody else wrote it first.
+///
+/// # Errors
+/// NATS did not confirm it. It may be stored all the same.
+pub async fn put(
+    client: &Client,
+    subject: &str,
+    record: &PositionRecord,
+    revision: u64,
+) -> Result<Option<u64>, StateError> {
+    let payload = serde_json::to_vec(record).map_err(|error| StateError(error.to_string()))?;
+    let message = BatchMessage {
+        subject: subject.to_owned(),
+        headers: expecting(revision),
+        payload: payload.into(),
+    };
+    match batch::publish(client, vec![message], TIMEOUT).await {
+        Ok(sequence) => Ok(Some(sequence)),
+        Err(BatchError::Condition) => Ok(None),
+        Err(error) => Err(StateError(error.to_string())),
+    }
+}
+
+/// The record of a claim: the same progress under another owner.
+pub fn claim(record: Option<&PositionRecord>, owner: &str, start: u64) -> PositionRecord {
+    match record {
+        Some(record) => PositionRecord {
+            format: FORMAT,
+            owner: owner.to_owned(),
+            ..record.clone()
+        },
+        None => PositionRecord::new(owner, start, std::iter::empty(), (0, 0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn partition(record: &PositionRecord) -> (Partition, Arc<AtomicU64>) {
+        let passed = Arc::new(AtomicU64::new(record.sequence));
+        let owner = "node".to_owned();
+        let one = Partition::claimed("pos".into(), owner, record, 5, passed.clone());
+        (one, passed)
+    }
+
+    fn hand_out(partition: &Partition, passed: &AtomicU64, sequence: u64) {
+        partition.begin(sequence);
+        passed.store(sequence, Ordering::Release);
+    }
+
+    fn state(advance: Option<Advance>) -> (u64, Vec<u64>) {
+        let record = advance.unwrap().record;
+        (record.sequence, record.done_sequences().collect())
+    }
+
+    #[test]
+    fn the_floor_follows_the_first_that_runs() {
+        let (partition, passed) = partition(&claim(None, "node", 0));
+        for sequence in [2, 5, 9] {
+            hand_out(&partition, &passed, sequence);
+        }
+        // 1, 3 and 4 belong to other partitions.
+        assert_eq!(state(partition.advance(&[(5, 50)])), (1, vec![5]));
+        assert_eq!(state(partition.advance(&[(2, 20)])), (4, vec![]));
+        partition.landed(&[(5, 50)], 6);
+        partition.finish(2, 20);
+        assert_eq!(state(partition.advance(&[])), (8, vec![]));
+        assert_eq!(state(partition.advance(&[(9, 90)])), (9, vec![]));
+        assert!(!partition.wants(2) && !partition.wants(9) && partition.wants(10));
+    }
+
+    #[test]
+    fn what_a_dead_node_left_unfinished_is_wanted() {
+        let left = PositionRecord::new("dead", 10, [12, 15].into_iter(), (15, 150));
+        let (partition, passed) = partition(&claim(Some(&left), "node", 0));
+        let wanted: Vec<u64> = (9..=16).filter(|at| partition.wants(*at)).collect();
+        assert_eq!(wanted, [11, 13, 14, 16]);
+        // Nothing runs yet, and nothing was passed: the floor stays.
+        assert_eq!(state(partition.advance(&[])), (10, vec![12, 15]));
+        hand_out(&partition, &passed, 11);
+        assert_eq!(state(partition.advance(&[(11, 110)])), (11, vec![12, 15]));
+    }
+
+    #[test]
+    fn what_is_finished_while_a_record_is_on_its_way_is_not_forgotten() {
+        let (partition, passed) = partition(&claim(None, "node", 0));
+        hand_out(&partition, &passed, 1);
+        hand_out(&partition, &passed, 2);
+        let on_its_way = partition.advance(&[(1, 10)]);
+        partition.finish(2, 20);
+        partition.landed(&[(1, 10)], 6);
+        assert_eq!(state(on_its_way), (1, vec![]));
+        assert!(partition.is_dirty());
+        assert_eq!(state(partition.advance(&[])), (2, vec![]));
+        assert!(!partition.is_dirty());
+        partition.failed();
+        assert!(partition.is_dirty());
+    }
+
+    #[test]
+    fn a_lost_partition_writes_nothing() {
+        let (partition, _) = partition(&claim(None, "node", 0));
+        partition.lose();
+        partition.landed(&[(1, 10)], 7);
+        assert!(partition.is_lost() && partition.advance(&[]).is_none());
+    }
+}

@@ -1,0 +1,312 @@
+//! Order per key: what of each key waits, runs, or is parked. Pure; the time is passed in.
+//!
+//! One delivery of a key is under way at a time, in the order of the input. One that failed and is to be tried again keeps its place:
+//! what comes behind it waits. One that was deferred lets others pass.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Instant;
+
+use crate::event::Message;
+
+/// A key within one partition; without a key, each message is alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Key {
+    Named(String),
+    Alone(u64),
+}
+
+/// A partition and a key in it.
+pub(super) type Place = (u16, Key);
+
+/// Where a delivery's message is.
+#[derive(Debug)]
+pub(super) enum Body {
+    /// Here, as it was read.
+    Read(Box<Message>),
+    /// In the park.
+    Parked,
+}
+
+/// A delivery that waits.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) sequence: u64,
+    pub(super) body: Body,
+    /// Not before this.
+    due: Instant,
+    /// Whether others may pass while it is not due.
+    deferred: bool,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    running: bool,
+    waiting: VecDeque<Waiting>,
+}
+
+/// How a delivery that was taken came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Return {
+    Retry,
+    Deferred,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    lanes: HashMap<Place, Lane>,
+    /// Lanes that may have something to run now, in the order in which they got it.
+    ready: VecDeque<Place>,
+    /// When which lanes are to be looked at again.
+    timers: BTreeMap<Instant, Vec<Place>>,
+    /// Messages held in memory.
+    held: usize,
+}
+
+impl Lanes {
+    /// Messages that are held in memory and not under way.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// A message was read.
+    pub(super) fn push(&mut self, place: Place, message: Message, now: Instant) {
+        self.held += 1;
+        let waiting = Waiting {
+            sequence: message.sequence,
+            body: Body::Read(Box::new(message)),
+            due: now,
+            deferred: false,
+        };
+        self.lane(&place).waiting.push_back(waiting);
+        self.ready.push_back(place);
+    }
+
+    /// A parked one was found when the partition was taken over. All of them come before what is read.
+    pub(super) fn push_parked(&mut self, place: Place, sequence: u64, now: Instant) {
+        let waiting = Waiting {
+            sequence,
+            body: Body::Parked,
+            due: now,
+            deferred: false,
+        };
+        self.insert(&place, waiting);
+        self.ready.push_back(place);
+    }
+
+    /// The next delivery to run; its lane is busy until it is [returned](Self::put_back) or [ended](Self::end).
+    pub(super) fn take(&mut self, now: Instant) -> Option<(Place, Waiting)> {
+        self.wake(now);
+        while let Some(place) = self.ready.pop_front() {
+            let Some(lane) = self.lanes.get_mut(&place) else {
+                continue;
+            };
+            if lane.running {
+                continue;
+            }
+            let waiting = lane.waiting.iter();
+            // Behind one that keeps its place nothing may run.
+            let open = waiting.take_while(|one| one.due <= now || one.deferred);
+            let found = open.enumerate().find(|(_, one)| one.due <= now);
+            let Some(waiting) = found.map(|(at, _)| at).and_then(|at| lane.waiting.remove(at)) else {
+                continue;
+            };
+            lane.running = true;
+            self.held -= usize::from(matches!(waiting.body, Body::Read(_)));
+            return Some((place, waiting));
+        }
+        None
+    }
+
+    /// Messages behind one that keeps its place, which are to be parked so that the position can go on; at most `limit`.
+    pub(super) fn blocked(&mut self, place: &Place, limit: usize) -> Vec<Message> {
+        let Some(lane) = self.lanes.get_mut(place) else {
+            return Vec::new();
+        };
+        let mut behind = lane.waiting.iter_mut().skip_while(|one| one.deferred);
+        // The first is the one that keeps its place, unless it is not parked itself.
+        if !behind.next().is_some_and(|first| matches!(first.body, Body::Parked)) {
+            return Vec::new();
+        }
+        let mut messages = Vec::new();
+        for one in behind {
+            if messages.len() == limit {
+                break;
+            }
+            if let Body::Read(_) = one.body
+                && let Body::Read(message) = std::mem::replace(&mut one.body, Body::Parked)
+            {
+                messages.push(*message);
+            }
+        }
+        self.held -= messages.len();
+        messages
+    }
+
+    /// A delivery that was taken waits in the park until `due`.
+    pub(super) fn put_back(&mut self, place: Place, sequence: u64, how: Return, due: Instant) {
+        let waiting = Waiting {
+            sequence,
+            body: Body::Parked,
+            due,
+            deferred: how == Return::Deferred,
+        };
+        self.insert(&place, waiting);
+        self.free(&place, false);
+    }
+
+    /// A delivery could not be taken to any end, and its message is still here: again at `due`.
+    pub(super) fn again(&mut self, place: Place, sequence: u64, body: Body, due: Instant) {
+        self.held += usize::from(matches!(body, Body::Read(_)));
+        let waiting = Waiting {
+            sequence,
+            body,
+            due,
+            deferred: false,
+        };
+        self.insert(&place, waiting);
+        self.free(&place, false);
+    }
+
+    /// A delivery has ended. What waited for others of its key may go now.
+    pub(super) fn end(&mut self, place: &Place) {
+        self.free(place, true);
+    }
+
+    /// Forgets a partition.
+    pub(super) fn drop_partition(&mut self, partition: u16) {
+        self.lanes.retain(|(of, _), _| *of != partition);
+        let left = self.lanes.values().flat_map(|lane| &lane.waiting);
+        self.held = left.filter(|one| matches!(one.body, Body::Read(_))).count();
+    }
+
+    /// When something is due next.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.timers.keys().next().copied()
+    }
+
+    fn lane(&mut self, place: &Place) -> &mut Lane {
+        self.lanes.entry(place.clone()).or_default()
+    }
+
+    /// In the order of the input.
+    fn insert(&mut self, place: &Place, waiting: Waiting) {
+        if waiting.due > Instant::now() {
+            self.timers.entry(waiting.due).or_default().push(place.clone());
+        }
+        let lane = self.lane(place);
+        let at = lane.waiting.partition_point(|one| one.sequence < waiting.sequence);
+        lane.waiting.insert(at, waiting);
+    }
+
+    fn free(&mut self, place: &Place, committed: bool) {
+        let Some(lane) = self.lanes.get_mut(place) else {
+            return;
+        };
+        lane.running = false;
+        if lane.waiting.is_empty() {
+            self.lanes.remove(place);
+            return;
+        }
+        if committed {
+            for one in lane.waiting.iter_mut().filter(|one| one.deferred) {
+                (one.due, one.deferred) = (Instant::now(), false);
+            }
+        }
+        self.ready.push_back(place.clone());
+    }
+
+    fn wake(&mut self, now: Instant) {
+        while let Some(first) = self.timers.first_entry()
+            && *first.key() <= now
+        {
+            self.ready.extend(first.remove());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(60);
+
+    fn message(sequence: u64) -> Message {
+        Message {
+            subject: "s".into(),
+            headers: Vec::new(),
+            payload: Default::default(),
+            stream: "IN".into(),
+            sequence,
+            stored: 0,
+        }
+    }
+
+    fn place(key: &str) -> Place {
+        (0, Key::Named(key.into()))
+    }
+
+    fn lanes(keys: &str) -> Lanes {
+        let mut lanes = Lanes::default();
+        for (sequence, key) in (1..).zip(keys.chars()) {
+            lanes.push(place(&key.to_string()), message(sequence), Instant::now());
+        }
+        lanes
+    }
+
+    fn taken(lanes: &mut Lanes, now: Instant) -> Vec<u64> {
+        std::iter::from_fn(|| lanes.take(now).map(|(_, one)| one.sequence)).collect()
+    }
+
+    #[test]
+    fn one_of_each_key_at_a_time_in_order() {
+        let mut lanes = lanes("aabab");
+        let now = Instant::now();
+        assert_eq!(taken(&mut lanes, now), [1, 3]);
+        lanes.end(&place("a"));
+        assert_eq!(taken(&mut lanes, now), [2]);
+        lanes.end(&place("b"));
+        lanes.end(&place("a"));
+        assert_eq!(taken(&mut lanes, now), [5, 4]);
+        lanes.end(&place("a"));
+        lanes.end(&place("b"));
+        assert_eq!((lanes.held(), lanes.lanes.len()), (0, 0), "nothing is left behind");
+    }
+
+    #[test]
+    fn a_retry_keeps_its_place() {
+        let mut lanes = lanes("aaab");
+        let now = Instant::now();
+        assert_eq!(taken(&mut lanes, now), [1, 4]);
+        lanes.put_back(place("a"), 1, Return::Retry, now + SOON);
+        assert_eq!(taken(&mut lanes, now), []);
+        let parked: Vec<u64> = lanes.blocked(&place("a"), 10).iter().map(|m| m.sequence).collect();
+        assert_eq!(parked, [2, 3]);
+        assert_eq!(taken(&mut lanes, now + SOON), [1]);
+        lanes.end(&place("a"));
+        assert_eq!(taken(&mut lanes, now + SOON), [2]);
+    }
+
+    #[test]
+    fn a_deferral_lets_others_pass_and_is_tried_after_each() {
+        let mut lanes = lanes("aa");
+        let now = Instant::now();
+        assert_eq!(taken(&mut lanes, now), [1]);
+        lanes.put_back(place("a"), 1, Return::Deferred, now + SOON);
+        assert!(lanes.blocked(&place("a"), 10).is_empty());
+        assert_eq!(taken(&mut lanes, now), [2]);
+        lanes.end(&place("a"));
+        assert_eq!(taken(&mut lanes, Instant::now()), [1]);
+    }
+
+    #[test]
+    fn a_lost_partition_leaves_nothing() {
+        let mut lanes = lanes("ab");
+        lanes.push((1, Key::Alone(9)), message(9), Instant::now());
+        lanes.drop_partition(0);
+        lanes.end(&place("a"));
+        assert_eq!(lanes.held(), 1);
+        assert_eq!(taken(&mut lanes, Instant::now()), [9]);
+    }
+}
