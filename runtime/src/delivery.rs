@@ -51,6 +51,10 @@ impl Worker {
     pub(crate) fn policy(&self) -> &RetryPolicy {
         &self.record.settings.retry
     }
+
+    fn lacks_key(&self, received: &Received) -> bool {
+        received.key.is_none() && self.record.settings.key.is_some()
+    }
 }
 
 /// Takes one delivery to its end; when `abort` fires first, it is handed back. `permit` is one of the worker's handlers.
@@ -100,6 +104,34 @@ async fn handle(worker: &Worker, received: &Received, permit: OwnedSemaphorePerm
     if let Some(wait) = case.not_yet() {
         return Settlement::Again(wait);
     }
+    run(worker, &case, received, permit).await
+}
+
+/// The same for the position engine, whose deliveries are nobody's but this node's.
+pub(crate) async fn position(
+    worker: &Worker,
+    case: &Case,
+    received: &Received,
+    permit: OwnedSemaphorePermit,
+    abort: CancellationToken,
+) -> Settlement {
+    worker.counters.delivered();
+    if meant_for_another(worker, received) {
+        return Settlement::Done;
+    }
+    tokio::select! {
+        settlement = run(worker, case, received, permit) => settlement,
+        () = abort.cancelled() => Settlement::Again(Duration::ZERO),
+    }
+}
+
+/// Invokes and carries out the verdict, again while what was read has changed.
+pub(crate) async fn run(
+    worker: &Worker,
+    case: &Case,
+    received: &Received,
+    permit: OwnedSemaphorePermit,
+) -> Settlement {
     let mut permit = Some(permit);
     for conflicts in 0..MAX_CONFLICTS {
         if permit.is_none() {
@@ -107,12 +139,16 @@ async fn handle(worker: &Worker, received: &Received, permit: OwnedSemaphorePerm
         }
         let expected = worker.committer.expect();
         let attempt = match event::decode(&received.message) {
-            Ok(decoded) => invoke(worker, &case, received, decoded).await,
+            Ok(_) if worker.lacks_key(received) => failed(Failure::reject(
+                "pelton-key-missing",
+                "the event has no key where `key` of the function says",
+            )),
+            Ok(decoded) => invoke(worker, case, received, decoded).await,
             Err(error) => failed(Failure::reject("pelton-event-malformed", error.to_string())),
         };
         let _room = finished(worker, received, &attempt, &mut permit).await;
         drop(expected);
-        match settle::carry_out(worker, &case, received, attempt).await {
+        match settle::carry_out(worker, case, received, attempt).await {
             Carried::Settled(settlement) => return settlement,
             Carried::Conflict(keys) => {
                 tracing::debug!(?keys, "what was read has changed; running again")
@@ -126,7 +162,7 @@ async fn handle(worker: &Worker, received: &Received, permit: OwnedSemaphorePerm
     );
     match settle::carry_out(
         worker,
-        &case,
+        case,
         received,
         failed(Failure::retry("pelton-conflict", lost)),
     )
@@ -169,7 +205,7 @@ async fn invoke(worker: &Worker, case: &Case, received: &Received, decoded: Deco
             stream: received.message.stream.clone(),
             sequence: received.message.sequence,
         }),
-        key: None,
+        key: received.key.clone(),
         headers,
         attempt: case.attempt(),
         max_attempts: settings.retry.max_attempts,

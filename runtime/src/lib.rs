@@ -21,6 +21,7 @@ pub mod records;
 pub mod source;
 
 mod delivery;
+mod members;
 
 pub mod event;
 pub mod registry;

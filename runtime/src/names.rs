@@ -108,7 +108,10 @@ impl AppNames {
 
     /// Filter over the [parked](Self::parked) deliveries of one partition.
     pub fn parked_filter(&self, function: &str, stream: &str, partition: u16) -> String {
-        format!("$PELTON.{}.park.{function}.{stream}.{partition}.*.*", self.app)
+        format!(
+            "$PELTON.{}.park.{function}.{stream}.{partition}.*.*",
+            self.app
+        )
     }
 
     /// Attempts so far of a queue delivery that is waiting for its next one.

@@ -66,6 +66,13 @@ pub struct Input {
     pub stream: String,
     /// Filters that do not overlap.
     pub subjects: Vec<String>,
+    /// The position engine begins behind this sequence, as the first deploy found it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub start: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A stream that a function may emit to.

@@ -17,9 +17,10 @@ use super::batch::{self, MAX_MESSAGES};
 use super::flight::{Landed, Pilot};
 use super::group::{Entry, Fit, Group};
 use super::known::Known;
+use super::position::Partition;
 use super::state::NatsState;
-use super::transaction::Transaction;
-use crate::effects::HEADER_RESERVE;
+use super::transaction::{Fence, Origin, Transaction};
+use crate::effects::{Effects, HEADER_RESERVE};
 use crate::names::AppNames;
 
 /// Batches of one app in flight from this node; the server takes 50 per stream from all nodes together.
@@ -146,6 +147,31 @@ impl Committer {
         let entry = Entry::new(transaction, &self.names, reply);
         self.queue.send(entry).await.map_err(|_| gone())?;
         outcome.await.map_err(|_| gone())?
+    }
+
+    /// Brings a position's record up to date with what is done and left nothing to commit.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub async fn advance(&self, partition: Partition) -> Result<(), CommitError> {
+        let origin = Origin {
+            function: String::new(),
+            stream: String::new(),
+            sequence: 0,
+            txn: String::new(),
+        };
+        let transaction = Transaction {
+            origin,
+            fence: Fence::Position {
+                partition,
+                stored: None,
+            },
+            effects: Effects::default(),
+            dead: None,
+            clear_attempts: false,
+            parking: None,
+        };
+        self.commit(Arc::new(transaction)).await
     }
 
     /// What is too large for the server never gets near a batch with others.

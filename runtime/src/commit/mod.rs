@@ -20,5 +20,6 @@ mod transaction;
 
 pub use attempts::{Attempts, Earlier};
 pub use committer::{CommitError, Committer, Expected, Room};
+pub use position::Partition;
 pub use state::NatsState;
 pub use transaction::{DeadLetter, Fence, Origin, Parking, Transaction};

@@ -44,10 +44,14 @@ struct Progress {
     done: BTreeSet<u64>,
     /// Handed out and not done.
     running: BTreeSet<u64>,
+    /// Those of them that are left to the next owner.
+    abandoned: BTreeSet<u64>,
     /// Latest message known to be done, and when it was stored.
     witness: (u64, i64),
     /// Whether something is done that the stored record does not say.
     dirty: bool,
+    /// Whether it is being brought up to date.
+    flushing: bool,
 }
 
 /// A record about to be written.
@@ -72,8 +76,10 @@ impl Partition {
             floor: record.sequence,
             done: record.done_sequences().collect(),
             running: BTreeSet::new(),
+            abandoned: BTreeSet::new(),
             witness: (record.witness, record.witness_stored),
             dirty: false,
+            flushing: false,
         };
         Self(Arc::new(Shared {
             subject,
@@ -86,6 +92,30 @@ impl Partition {
     /// Subject of the record.
     pub fn subject(&self) -> &str {
         &self.0.subject
+    }
+
+    /// Whether both are the same hold on a partition, not an earlier and a later one.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Lets go: writes what is done, under no owner. Only when nothing of it is under way.
+    ///
+    /// # Errors
+    /// NATS did not confirm it.
+    pub async fn release(&self, client: &Client) -> Result<(), StateError> {
+        let Some(Advance {
+            mut record,
+            revision,
+        }) = self.advance(&[])
+        else {
+            return Ok(());
+        };
+        record.owner.clear();
+        self.lose();
+        put(client, self.subject(), &record, revision)
+            .await
+            .map(|_| ())
     }
 
     /// Whether another node has taken over: then nothing of it may be run here any more.
@@ -122,10 +152,17 @@ impl Partition {
         self.lock().running.insert(sequence);
     }
 
-    /// A message is done that left nothing to commit.
+    /// Messages that were handed out will not be handled here. They stay undone: the position does not move past them.
+    pub fn abandon(&self, sequences: &[u64]) {
+        self.lock().abandoned.extend(sequences);
+    }
+
+    /// A message is done that left nothing to commit. One that was committed is done already.
     pub fn finish(&self, sequence: u64, stored: i64) {
         let mut progress = self.lock();
-        progress.running.remove(&sequence);
+        if !progress.running.remove(&sequence) {
+            return;
+        }
         progress.done.insert(sequence);
         progress.witness = progress.witness.max((sequence, stored));
         progress.dirty = true;
@@ -134,7 +171,18 @@ impl Partition {
 
     /// Whether nothing of it is under way.
     pub fn is_idle(&self) -> bool {
-        self.lock().running.is_empty()
+        let progress = self.lock();
+        progress.running.is_subset(&progress.abandoned) && !progress.flushing
+    }
+
+    /// Whether it may be brought up to date now; to be followed by [`end_flush`](Self::end_flush).
+    pub fn start_flush(&self) -> bool {
+        !std::mem::replace(&mut self.lock().flushing, true)
+    }
+
+    /// The record was written, or not.
+    pub fn end_flush(&self) {
+        self.lock().flushing = false;
     }
 
     /// Whether its record is behind what is done.
@@ -205,8 +253,10 @@ impl Progress {
             floor: self.floor,
             done: self.done.clone(),
             running: self.running.clone(),
+            abandoned: BTreeSet::new(),
             witness: self.witness,
             dirty: false,
+            flushing: false,
         };
         for (sequence, stored) in sequences {
             next.running.remove(sequence);

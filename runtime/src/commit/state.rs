@@ -35,7 +35,7 @@ impl NatsState {
     }
 
     /// The last message of each subject: sequence, headers' operation and body. Subjects without any are left out.
-    pub(super) async fn last(
+    pub(crate) async fn last(
         &self,
         subjects: Vec<String>,
     ) -> Result<HashMap<String, Last>, StateError> {
@@ -185,10 +185,10 @@ impl StateReader for NatsState {
 
 /// The last message of a subject.
 #[derive(Debug, Clone)]
-pub(super) struct Last {
-    pub(super) sequence: u64,
-    pub(super) deleted: bool,
-    pub(super) payload: Bytes,
+pub(crate) struct Last {
+    pub(crate) sequence: u64,
+    pub(crate) deleted: bool,
+    pub(crate) payload: Bytes,
 }
 
 /// The server stops at a limit of bytes and says how many are left.

@@ -88,13 +88,13 @@ pub struct Transaction {
 pub(super) type Condition = (String, u64);
 
 impl Transaction {
-    /// The conditions on state keys, by subject.
+    /// The conditions on state keys, and on the copy that waits, by subject.
     pub(super) fn conditions(&self, names: &AppNames) -> Vec<Condition> {
-        self.effects
-            .reads
-            .iter()
-            .map(|(key, revision)| (names.state(key), *revision))
-            .collect()
+        let reads = self.effects.reads.iter();
+        let reads = reads.map(|(key, revision)| (names.state(key), *revision));
+        let parking = self.parking.iter();
+        let parking = parking.map(|one| (one.subject.clone(), one.revision));
+        reads.chain(parking).collect()
     }
 
     /// The partition and the message that its position moves past.

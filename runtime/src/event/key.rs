@@ -33,7 +33,9 @@ fn field(event: &Event, pointer: &str) -> Option<String> {
     let data: serde_json::Value = serde_json::from_slice(&event.data).ok()?;
     match data.pointer(pointer)? {
         serde_json::Value::String(text) => Some(text.clone()),
-        found @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_)) => Some(found.to_string()),
+        found @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_)) => {
+            Some(found.to_string())
+        }
         _ => None,
     }
 }
@@ -81,11 +83,18 @@ mod tests {
             (pointer("/list"), None),
             (pointer("/absent"), None),
         ] {
-            assert_eq!(found(source.clone(), &event, data).as_deref(), expected, "{source:?}");
+            assert_eq!(
+                found(source.clone(), &event, data).as_deref(),
+                expected,
+                "{source:?}"
+            );
         }
         assert_eq!(found(pointer("/n"), &[], "no JSON"), None);
         let malformed = [("ce-specversion", "1.0")];
         assert_eq!(found(attribute("id"), &malformed, "{}"), None);
-        assert_eq!(found(KeySource::Token(1), &malformed, "{}").as_deref(), Some("orders"));
+        assert_eq!(
+            found(KeySource::Token(1), &malformed, "{}").as_deref(),
+            Some("orders")
+        );
     }
 }

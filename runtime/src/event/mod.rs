@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use decode::{Decoded, EventError, decode};
-pub use key::key;
 pub use encode::{Draft, DraftDefaults, Outgoing, attribute_headers, encode};
+pub use key::key;
 
 /// Names and values in their order; names may repeat.
 pub type Headers = Vec<(String, String)>;

@@ -9,7 +9,7 @@ use async_nats::jetstream;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,11 +18,12 @@ use uuid::Uuid;
 use crate::commit::{Attempts, Committer, NatsState};
 use crate::config::{DeliveryMode, InstanceMode};
 use crate::delivery::{self, Worker};
+use crate::members::Members;
 use crate::names::AppNames;
 use crate::records::{FunctionRecord, Input, NodeFunction};
 use crate::registry;
 use crate::sandbox::{FunctionSpec, Sandbox};
-use crate::source::{QueueSource, Received, Settlement, SourceError};
+use crate::source::{OpenContext, PositionSource, QueueSource, Received, Settlement, SourceError};
 use crate::telemetry::{Counters, LogPublisher};
 
 /// An old version may finish what it runs for this long after its successor took over.
@@ -45,6 +46,9 @@ pub(super) struct Shared {
     pub(super) hurry: CancellationToken,
     /// One per app: its batches in flight are bounded together.
     committers: Mutex<BTreeMap<String, Committer>>,
+    /// This node's id.
+    node: String,
+    members: watch::Receiver<Members>,
 }
 
 impl Shared {
@@ -54,6 +58,7 @@ impl Shared {
         publisher: Client,
         js: jetstream::Context,
         sandbox: Sandbox,
+        members: watch::Receiver<Members>,
     ) -> Self {
         let logs = LogPublisher::new(publisher.clone(), id.to_string());
         let committers = Mutex::default();
@@ -66,6 +71,8 @@ impl Shared {
             retiring: TaskTracker::new(),
             hurry: CancellationToken::new(),
             committers,
+            node: id.to_string(),
+            members,
         }
     }
 
@@ -282,11 +289,6 @@ impl Task {
 
     async fn try_load(&self) -> Result<Worker, String> {
         let record = &self.record;
-        if record.settings.delivery != DeliveryMode::AtLeastOnce {
-            return Err(
-                "this node has no engine for delivery = \"exactly-once\"; upgrade it".into(),
-            );
-        }
         let max_payload = self.shared.publisher.server_info().max_payload;
         let spec = spec(record, max_payload)?;
         let component = registry::fetch_module(&self.shared.js, &record.digest)
@@ -317,8 +319,49 @@ impl Task {
         })
     }
 
-    /// Takes from one input until the function stops; opens it anew whenever it fails.
+    /// Takes from one input until the function stops.
     async fn pump(&self, input: &Input, worker: &Arc<Worker>, running: &TaskTracker) {
+        match self.record.settings.delivery {
+            DeliveryMode::AtLeastOnce => self.pump_queue(input, worker, running).await,
+            DeliveryMode::ExactlyOnce => self.pump_positions(input, worker).await,
+        }
+    }
+
+    async fn pump_positions(&self, input: &Input, worker: &Arc<Worker>) {
+        for pause in backoff() {
+            let shared = &self.shared;
+            let names = AppNames::new(self.record.app.as_str());
+            let context = OpenContext {
+                worker: worker.clone(),
+                input: input.clone(),
+                node: shared.node.clone(),
+                client: shared.publisher.clone(),
+                js: shared.js.clone(),
+                state: NatsState::new(shared.publisher.clone(), shared.js.clone(), names),
+            };
+            let (consumer, members) = (shared.consumer.clone(), shared.members.clone());
+            let opened = PositionSource::open(context, consumer, members, self.abort.clone()).await;
+            let ended = match opened {
+                Ok(source) => {
+                    lock(&self.status).lost.remove(&input.stream);
+                    source.run(&self.stop).await
+                }
+                Err(error) => Err(error),
+            };
+            let Err(error) = ended else { return };
+            tracing::warn!(%error, function = self.record.function, "an input is lost; it is opened anew");
+            lock(&self.status)
+                .lost
+                .insert(input.stream.clone(), error.to_string());
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Takes from one input until the function stops; opens it anew whenever it fails.
+    async fn pump_queue(&self, input: &Input, worker: &Arc<Worker>, running: &TaskTracker) {
         let mut pauses = backoff();
         while !self.stop.is_cancelled() {
             let opened = tokio::select! {

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::RuntimeOptions;
 use super::function::{Running, Shared};
 use super::janitor::{Apps, Janitor, Served};
+use crate::members::{self, Members};
 use crate::names::NODES_BUCKET;
 use crate::records::{FORMAT, NodeRecord};
 use crate::registry::{self, Change};
@@ -38,6 +39,8 @@ pub(super) struct Node {
     functions: BTreeMap<Key, Running>,
     /// For the janitor.
     apps: watch::Sender<Apps>,
+    /// For whoever listens to other nodes' heartbeats.
+    members: Option<watch::Sender<Members>>,
 }
 
 impl Node {
@@ -51,12 +54,14 @@ impl Node {
         let started_at = OffsetDateTime::now_utc()
             .format(&Rfc3339)
             .unwrap_or_default();
+        let (members, known) = watch::channel(Members::default());
         let shared = Arc::new(Shared::new(
             id,
             options.client.clone(),
             publisher,
             js,
             sandbox,
+            known,
         ));
         Self {
             id,
@@ -65,6 +70,7 @@ impl Node {
             shared,
             functions: BTreeMap::new(),
             apps: watch::Sender::new(Apps::new()),
+            members: Some(members),
         }
     }
 
@@ -72,6 +78,13 @@ impl Node {
         tracing::info!(node = %self.id, name = self.options.node_name, "serving");
         let janitor = Janitor::new(self.shared.js.clone(), self.apps.subscribe());
         tokio::spawn(janitor.run(stop.clone()));
+        if let Some(members) = self.members.take() {
+            tokio::spawn(members::follow(
+                self.shared.publisher.clone(),
+                members,
+                stop.clone(),
+            ));
+        }
         while !stop.is_cancelled() {
             let watched = tokio::select! {
                 () = stop.cancelled() => break,

@@ -2,6 +2,7 @@
 //! or the dead letter.
 
 mod dead;
+pub(crate) mod park;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +10,12 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::commit::{CommitError, Earlier, Fence, Origin, Transaction};
+use crate::commit::{CommitError, DeadLetter, Earlier, Fence, Origin, Parking, Transaction};
 use crate::delivery::{TROUBLE_PAUSE, Worker};
 use crate::effects::{Attempt, Effects, Failure, StateError};
 use crate::names;
 use crate::records::{AttemptError, AttemptsRecord, FORMAT};
-use crate::source::{Received, Settlement};
+use crate::source::{Received, Return, Settlement};
 use crate::verdict::{self, History, Verdict};
 
 /// Failures kept of one delivery: the latest.
@@ -30,6 +31,9 @@ pub(crate) struct Case {
     record: AttemptsRecord,
     /// Whether `record` is stored, so that it must be cleared in the end.
     stored: bool,
+    fence: Fence,
+    /// Where it is parked, and at which revision: the position engine's.
+    park: Option<(String, u64)>,
 }
 
 /// How carrying out ended.
@@ -75,13 +79,61 @@ impl Case {
                 origin,
                 record: fresh,
                 stored: false,
+                fence: Fence::Marker,
+                park: None,
             }),
             Earlier::Failed(record) => Some(Self {
                 origin,
                 record,
                 stored: true,
+                fence: Fence::Marker,
+                park: None,
             }),
         })
+    }
+
+    /// A delivery of the position engine: `park` is where it waits between attempts, `record` and `revision` what was
+    /// found there.
+    pub(crate) fn positioned(
+        origin: Origin,
+        fence: Fence,
+        park: String,
+        parked: Option<(AttemptsRecord, u64)>,
+    ) -> Self {
+        let fresh = || {
+            let txn = origin.txn.clone();
+            let record = AttemptsRecord {
+                format: FORMAT,
+                txn,
+                ..Default::default()
+            };
+            (record, 0)
+        };
+        let (record, revision) = parked.unwrap_or_else(fresh);
+        Self {
+            origin,
+            record,
+            stored: revision > 0,
+            fence,
+            park: Some((park, revision)),
+        }
+    }
+
+    /// What makes an outcome durable, with nothing of the delivery left waiting.
+    fn ending(&self, effects: Effects, dead: Option<DeadLetter>) -> Transaction {
+        let parking = self.park.as_ref().filter(|_| self.stored);
+        Transaction {
+            origin: self.origin.clone(),
+            fence: self.fence.clone(),
+            effects,
+            dead,
+            clear_attempts: self.stored && self.park.is_none(),
+            parking: parking.map(|(subject, revision)| Parking {
+                subject: subject.clone(),
+                revision: *revision,
+                message: None,
+            }),
+        }
     }
 
     /// This attempt's number, from 1.
@@ -148,7 +200,7 @@ pub(crate) async fn carry_out(
                 ?after,
                 "retry"
             );
-            put_off(worker, case, &failure, after, true).await
+            put_off(worker, case, received, &failure, after, Return::Retry).await
         }
         (Verdict::Defer(after), Err(failure)) => {
             worker.counters.deferred();
@@ -158,7 +210,7 @@ pub(crate) async fn carry_out(
                 ?after,
                 "deferred"
             );
-            put_off(worker, case, &failure, after, false).await
+            put_off(worker, case, received, &failure, after, Return::Deferred).await
         }
         (Verdict::DeadLetter { code, reason }, Err(failure)) => {
             let failure = Failure {
@@ -178,14 +230,7 @@ async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effe
         return Carried::Settled(Settlement::Done);
     }
     let emitted = effects.emits.len();
-    let transaction = Transaction {
-        origin: case.origin.clone(),
-        effects,
-        dead: None,
-        clear_attempts: case.stored,
-        parking: None,
-        fence: Fence::Marker,
-    };
+    let transaction = case.ending(effects, None);
     let transaction = Arc::new(transaction);
     match worker.committer.commit(transaction.clone()).await {
         Ok(()) => {
@@ -193,6 +238,7 @@ async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effe
             Carried::Settled(Settlement::Done)
         }
         Err(CommitError::Duplicate) => Carried::Settled(Settlement::Done),
+        Err(CommitError::Lost) => Carried::Settled(Settlement::Lost),
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
         Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
         Err(error) if error.is_size() => {
@@ -214,19 +260,23 @@ async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effe
 async fn put_off(
     worker: &Worker,
     case: &Case,
+    received: &Received,
     failure: &Failure,
     after: Duration,
-    attempt: bool,
+    how: Return,
 ) -> Carried {
     let mut record = case.record.clone();
     record.not_before_ms =
         now_ms().saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
-    if attempt {
+    if how == Return::Retry {
         record.attempts = record.attempts.saturating_add(1);
         record.errors = case.errors_with(worker, failure);
     } else {
         record.deferrals = record.deferrals.saturating_add(1);
         record.deferred_since_ms.get_or_insert(now_ms());
+    }
+    if case.park.is_some() {
+        return Carried::Settled(park::store(worker, case, received, &record, after, how).await);
     }
     match worker.attempts.store(&case.origin, &record).await {
         Ok(()) => Carried::Settled(Settlement::Again(after)),
@@ -252,20 +302,15 @@ async fn give_up(
         attempts = errors.len(),
         "dead letter"
     );
-    let transaction = Transaction {
-        origin: case.origin.clone(),
-        effects: reads,
-        dead: Some(dead::letter(worker, case, received, &failure, &errors)),
-        clear_attempts: case.stored,
-        parking: None,
-        fence: Fence::Marker,
-    };
+    let letter = dead::letter(worker, case, received, &failure, &errors);
+    let transaction = case.ending(reads, Some(letter));
     match worker.committer.commit(Arc::new(transaction)).await {
         Ok(()) => {
             worker.counters.dead_lettered();
             Carried::Settled(Settlement::Done)
         }
         Err(CommitError::Duplicate) => Carried::Settled(Settlement::Done),
+        Err(CommitError::Lost) => Carried::Settled(Settlement::Lost),
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
         Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
         Err(error) => stuck(&error),

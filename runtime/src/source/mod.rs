@@ -3,10 +3,12 @@
 //! `queue` is the queue engine (`delivery = "at-least-once"`): a durable pull consumer that all nodes share, explicit
 //! acks. The position engine (`exactly-once`) stands beside it under the same [`Received`] → [`Settlement`].
 
+mod position;
 mod queue;
 
 use std::time::Duration;
 
+pub(crate) use position::{OpenContext, PositionSource};
 pub(crate) use queue::{QueueSource, SourceError, ensure_consumer};
 
 use crate::event::Message;
@@ -17,6 +19,8 @@ pub(crate) struct Received {
     pub(crate) message: Message,
     /// When its stream was made, nanoseconds since 1970: a stream made anew is a new input.
     pub(crate) stream_created: i64,
+    /// Its ordering key.
+    pub(crate) key: Option<String>,
     /// How often it was handed out, from 1, to any node.
     pub(crate) delivered: u64,
     /// Lets it go or keeps it.
@@ -30,28 +34,43 @@ pub(crate) enum Settlement {
     Done,
     /// To be handed out again, to any node, no sooner than this.
     Again(Duration),
+    /// Parked by the position engine, to be tried again no sooner than this.
+    Parked(Duration, Return),
+    /// Its partition is another node's now.
+    Lost,
 }
 
-/// The source's end of a message.
-pub(crate) struct Acker(async_nats::jetstream::message::Acker);
+/// Whether what is parked keeps its place before later ones of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Return {
+    /// It failed: it does.
+    Retry,
+    /// It waits for another one: later ones may pass.
+    Deferred,
+}
+
+/// The source's end of a message; the position engine's has none.
+pub(crate) struct Acker(Option<async_nats::jetstream::message::Acker>);
 
 impl Acker {
     /// Settles the message. A lost ack makes a second delivery, which the marker suppresses.
     pub(crate) async fn settle(&self, settlement: Settlement) {
         use async_nats::jetstream::AckKind;
+        let Some(acker) = &self.0 else { return };
         let kind = match settlement {
             Settlement::Done => AckKind::Ack,
-            Settlement::Again(delay) => AckKind::Nak(Some(delay)),
+            Settlement::Again(delay) | Settlement::Parked(delay, _) => AckKind::Nak(Some(delay)),
+            Settlement::Lost => AckKind::Nak(None),
         };
-        if let Err(error) = self.0.ack_with(kind).await {
+        if let Err(error) = acker.ack_with(kind).await {
             tracing::warn!(%error, "the message could not be settled; it comes again when its ack wait is over");
         }
     }
 
     /// Says that the message is still being worked on.
     pub(crate) async fn progress(&self) {
-        if let Err(error) = self
-            .0
+        let Some(acker) = &self.0 else { return };
+        if let Err(error) = acker
             .ack_with(async_nats::jetstream::AckKind::Progress)
             .await
         {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
-use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::Stream;
 use futures::{FutureExt, StreamExt};
 use time::OffsetDateTime;
@@ -47,17 +47,7 @@ impl QueueSource {
         let stream = js
             .get_stream(&input.stream)
             .await
-            .map_err(|error| match error.kind() {
-                GetStreamErrorKind::JetStream(inner)
-                    if inner.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND =>
-                {
-                    SourceError(format!(
-                        "input stream {} does not exist; deploy again to create it",
-                        input.stream
-                    ))
-                }
-                _ => SourceError(format!("cannot read stream {}: {error}", input.stream)),
-            })?;
+            .map_err(|error| stream_error(&input.stream, &error))?;
         let stream_created = stream.cached_info().created.unix_timestamp_nanos();
         let consumer = current_consumer(&stream, record, input).await?;
         let messages = consumer
@@ -105,41 +95,59 @@ impl QueueSource {
         }
     }
 
-    fn received(&self, message: jetstream::Message) -> Result<Received, SourceError> {
-        let info = message
-            .info()
-            .map_err(|error| SourceError(format!("a message without its place: {error}")))?;
-        let (sequence, delivered) = (
-            info.stream_sequence,
-            u64::try_from(info.delivered).unwrap_or(1),
-        );
-        let stored = i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default();
-        let (message, acker) = message.split();
-        let headers: Headers = message
-            .headers
-            .iter()
-            .flat_map(|headers| headers.iter())
-            .flat_map(|(name, values)| {
-                values
-                    .iter()
-                    .map(move |value| (name.to_string(), value.as_str().to_owned()))
-            })
-            .collect();
-        let message = Message {
-            subject: message.subject.to_string(),
-            headers,
-            payload: message.payload,
-            stream: self.stream.clone(),
-            sequence,
-            stored,
-        };
+    fn received(&self, taken: jetstream::Message) -> Result<Received, SourceError> {
+        let delivered = taken.info().map_err(|error| misplaced(&error))?.delivered;
+        let message = message(&taken, &self.stream)?;
+        let (_, acker) = taken.split();
         Ok(Received {
             message,
             stream_created: self.stream_created,
-            delivered,
-            acker: Acker(acker),
+            key: None,
+            delivered: u64::try_from(delivered).unwrap_or(1),
+            acker: Acker(Some(acker)),
         })
     }
+}
+
+fn misplaced(error: &dyn std::fmt::Display) -> SourceError {
+    SourceError(format!("a message without its place: {error}"))
+}
+
+/// Why a stream cannot be opened.
+pub(super) fn stream_error(stream: &str, error: &GetStreamError) -> SourceError {
+    match error.kind() {
+        GetStreamErrorKind::JetStream(inner)
+            if inner.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND =>
+        {
+            SourceError(format!(
+                "input stream {stream} does not exist; deploy again to create it"
+            ))
+        }
+        _ => SourceError(format!("cannot read stream {stream}: {error}")),
+    }
+}
+
+/// A message as it came from a consumer.
+pub(super) fn message(taken: &jetstream::Message, stream: &str) -> Result<Message, SourceError> {
+    let info = taken.info().map_err(|error| misplaced(&error))?;
+    let headers: Headers = taken
+        .headers
+        .iter()
+        .flat_map(|headers| headers.iter())
+        .flat_map(|(name, values)| {
+            values
+                .iter()
+                .map(move |value| (name.to_string(), value.as_str().to_owned()))
+        })
+        .collect();
+    Ok(Message {
+        subject: taken.subject.to_string(),
+        headers,
+        payload: taken.payload.clone(),
+        stream: stream.to_owned(),
+        sequence: info.stream_sequence,
+        stored: i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default(),
+    })
 }
 
 /// Makes the consumer, or brings it up to date: what a deploy does. Where to begin is said once: the server refuses

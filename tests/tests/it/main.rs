@@ -9,6 +9,7 @@ mod http;
 mod modules;
 mod orders;
 mod outage;
+mod positions;
 mod redeploy;
 mod retry;
 mod scaffold;

@@ -155,6 +155,7 @@ mod tests {
             inputs: vec![Input {
                 stream: "READ".into(),
                 subjects: vec!["read.>".into()],
+                start: 0,
             }],
             targets: Vec::new(),
             settings: FunctionSettings::default(),

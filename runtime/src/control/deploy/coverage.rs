@@ -91,7 +91,11 @@ pub(super) fn inputs(parts: Vec<(String, Vec<String>)>) -> Vec<Input> {
     }
     by_stream
         .into_iter()
-        .map(|(stream, subjects)| Input { stream, subjects })
+        .map(|(stream, subjects)| Input {
+            stream,
+            subjects,
+            start: 0,
+        })
         .collect()
 }
 

@@ -6,13 +6,36 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use crate::event::Message;
+use crate::source::Return;
 
 /// A key within one partition; without a key, each message is alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Key {
     Named(String),
     Alone(u64),
+}
+
+impl Key {
+    /// From the token of a park subject; `None`: no key of ours.
+    pub(super) fn from_token(token: &str, sequence: u64) -> Option<Self> {
+        if token == "-" {
+            return Some(Self::Alone(sequence));
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
+        String::from_utf8(bytes).ok().map(Self::Named)
+    }
+
+    /// Its text, if it has one.
+    pub(super) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Named(name) => Some(name),
+            Self::Alone(_) => None,
+        }
+    }
 }
 
 /// A partition and a key in it.
@@ -23,6 +46,8 @@ pub(super) type Place = (u16, Key);
 pub(super) enum Body {
     /// Here, as it was read.
     Read(Box<Message>),
+    /// On its way into the park.
+    Parking,
     /// In the park.
     Parked,
 }
@@ -44,13 +69,6 @@ struct Lane {
     waiting: VecDeque<Waiting>,
 }
 
-/// How a delivery that was taken came back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Return {
-    Retry,
-    Deferred,
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     lanes: HashMap<Place, Lane>,
@@ -66,6 +84,11 @@ impl Lanes {
     /// Messages that are held in memory and not under way.
     pub(super) fn held(&self) -> usize {
         self.held
+    }
+
+    /// Whether some lane may have something to run.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
     }
 
     /// A message was read.
@@ -105,9 +128,14 @@ impl Lanes {
             }
             let waiting = lane.waiting.iter();
             // Behind one that keeps its place nothing may run.
-            let open = waiting.take_while(|one| one.due <= now || one.deferred);
+            let open = waiting.take_while(|one| {
+                one.deferred || one.due <= now && !matches!(one.body, Body::Parking)
+            });
             let found = open.enumerate().find(|(_, one)| one.due <= now);
-            let Some(waiting) = found.map(|(at, _)| at).and_then(|at| lane.waiting.remove(at)) else {
+            let Some(waiting) = found
+                .map(|(at, _)| at)
+                .and_then(|at| lane.waiting.remove(at))
+            else {
                 continue;
             };
             lane.running = true;
@@ -124,7 +152,10 @@ impl Lanes {
         };
         let mut behind = lane.waiting.iter_mut().skip_while(|one| one.deferred);
         // The first is the one that keeps its place, unless it is not parked itself.
-        if !behind.next().is_some_and(|first| matches!(first.body, Body::Parked)) {
+        if !behind
+            .next()
+            .is_some_and(|first| !matches!(first.body, Body::Read(_)))
+        {
             return Vec::new();
         }
         let mut messages = Vec::new();
@@ -133,13 +164,25 @@ impl Lanes {
                 break;
             }
             if let Body::Read(_) = one.body
-                && let Body::Read(message) = std::mem::replace(&mut one.body, Body::Parked)
+                && let Body::Read(message) = std::mem::replace(&mut one.body, Body::Parking)
             {
                 messages.push(*message);
             }
         }
         self.held -= messages.len();
         messages
+    }
+
+    /// One of [`blocked`](Self::blocked) is in the park; or not, and its message is here again.
+    pub(super) fn parked(&mut self, place: &Place, sequence: u64, body: Body) {
+        let Some(lane) = self.lanes.get_mut(place) else {
+            return;
+        };
+        if let Some(one) = lane.waiting.iter_mut().find(|one| one.sequence == sequence) {
+            self.held += usize::from(matches!(body, Body::Read(_)));
+            one.body = body;
+        }
+        self.ready.push_back(place.clone());
     }
 
     /// A delivery that was taken waits in the park until `due`.
@@ -172,11 +215,23 @@ impl Lanes {
         self.free(place, true);
     }
 
-    /// Forgets a partition.
-    pub(super) fn drop_partition(&mut self, partition: u16) {
-        self.lanes.retain(|(of, _), _| *of != partition);
+    /// Forgets a partition. Gives what was read of it and not begun.
+    pub(super) fn drop_partition(&mut self, partition: u16) -> Vec<u64> {
+        let mut dropped = Vec::new();
+        self.lanes.retain(|(of, _), lane| {
+            let keep = *of != partition;
+            if !keep {
+                let read = lane
+                    .waiting
+                    .iter()
+                    .filter(|one| matches!(one.body, Body::Read(_)));
+                dropped.extend(read.map(|one| one.sequence));
+            }
+            keep
+        });
         let left = self.lanes.values().flat_map(|lane| &lane.waiting);
         self.held = left.filter(|one| matches!(one.body, Body::Read(_))).count();
+        dropped
     }
 
     /// When something is due next.
@@ -191,10 +246,15 @@ impl Lanes {
     /// In the order of the input.
     fn insert(&mut self, place: &Place, waiting: Waiting) {
         if waiting.due > Instant::now() {
-            self.timers.entry(waiting.due).or_default().push(place.clone());
+            self.timers
+                .entry(waiting.due)
+                .or_default()
+                .push(place.clone());
         }
         let lane = self.lane(place);
-        let at = lane.waiting.partition_point(|one| one.sequence < waiting.sequence);
+        let at = lane
+            .waiting
+            .partition_point(|one| one.sequence < waiting.sequence);
         lane.waiting.insert(at, waiting);
     }
 
@@ -271,7 +331,11 @@ mod tests {
         assert_eq!(taken(&mut lanes, now), [5, 4]);
         lanes.end(&place("a"));
         lanes.end(&place("b"));
-        assert_eq!((lanes.held(), lanes.lanes.len()), (0, 0), "nothing is left behind");
+        assert_eq!(
+            (lanes.held(), lanes.lanes.len()),
+            (0, 0),
+            "nothing is left behind"
+        );
     }
 
     #[test]
@@ -280,9 +344,16 @@ mod tests {
         let now = Instant::now();
         assert_eq!(taken(&mut lanes, now), [1, 4]);
         lanes.put_back(place("a"), 1, Return::Retry, now + SOON);
-        assert_eq!(taken(&mut lanes, now), []);
-        let parked: Vec<u64> = lanes.blocked(&place("a"), 10).iter().map(|m| m.sequence).collect();
+        assert!(taken(&mut lanes, now).is_empty());
+        let parked: Vec<u64> = lanes
+            .blocked(&place("a"), 10)
+            .iter()
+            .map(|m| m.sequence)
+            .collect();
         assert_eq!(parked, [2, 3]);
+        for sequence in parked {
+            lanes.parked(&place("a"), sequence, Body::Parked);
+        }
         assert_eq!(taken(&mut lanes, now + SOON), [1]);
         lanes.end(&place("a"));
         assert_eq!(taken(&mut lanes, now + SOON), [2]);

@@ -17,7 +17,11 @@ pub(super) fn partition_at(sequence: u64) -> u16 {
 }
 
 /// Of these nodes, the one that is to run a partition; `what` names function and input.
-pub(super) fn owner<'a>(nodes: impl Iterator<Item = &'a str>, what: &str, partition: u16) -> Option<&'a str> {
+pub(super) fn owner<'a>(
+    nodes: impl Iterator<Item = &'a str>,
+    what: &str,
+    partition: u16,
+) -> Option<&'a str> {
     nodes.max_by_key(|node| xxh3_64(format!("{node}/{what}/{partition}").as_bytes()))
 }
 
@@ -46,7 +50,10 @@ mod tests {
     /// Stored positions rest on it.
     #[test]
     fn the_hash_of_a_key_never_changes() {
-        assert_eq!([partition_of("o-1"), partition_of(""), partition_at(130)], [PARTITION_O1, PARTITION_EMPTY, 2]);
+        assert_eq!(
+            [partition_of("o-1"), partition_of(""), partition_at(130)],
+            [PARTITION_O1, PARTITION_EMPTY, 2]
+        );
     }
 
     const PARTITION_O1: u16 = 0;

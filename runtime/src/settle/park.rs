@@ -1,0 +1,132 @@
+//! The park: deliveries of the position engine that wait for their next attempt. The position moves on past them, so that
+//! other keys do, too; whoever takes a partition over finds them here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+
+use super::{Case, STUCK_PAUSE};
+use crate::commit::{CommitError, Parking};
+use crate::delivery::{TROUBLE_PAUSE, Worker};
+use crate::effects::Effects;
+use crate::event::{Headers, Message};
+use crate::records::{AttemptsRecord, FORMAT};
+use crate::source::{Received, Return, Settlement};
+
+/// The server takes 64 KiB of headers: what the attempts and the original headers may have of it.
+const MAX_ATTEMPTS_BYTES: usize = 24 << 10;
+const MAX_HEADERS_BYTES: usize = 24 << 10;
+/// What subject, batch headers and the other headers may add, bytes.
+const OVERHEAD: usize = 4 << 10;
+
+const RECORD: &str = "Pelton-Attempts";
+const SUBJECT: &str = "Pelton-Subject";
+const STORED: &str = "Pelton-Stored-Ns";
+const HEADERS: &str = "Pelton-Headers";
+const BODY: &str = "Pelton-Body";
+
+/// A delivery as it was parked.
+pub(crate) struct Parked {
+    pub(crate) record: AttemptsRecord,
+    /// The message; `None`: it is in the input, being too large to be kept beside its record.
+    pub(crate) message: Option<Message>,
+}
+
+/// Parks a delivery in the batch that moves its position past it.
+pub(super) async fn store(
+    worker: &Worker,
+    case: &Case,
+    received: &Received,
+    record: &AttemptsRecord,
+    after: Duration,
+    how: Return,
+) -> Settlement {
+    let mut transaction = case.ending(Effects::default(), None);
+    transaction.parking = case.park.as_ref().map(|(subject, revision)| Parking {
+        subject: subject.clone(),
+        revision: *revision,
+        message: Some(write(record, &received.message, worker.max_payload)),
+    });
+    match worker.committer.commit(Arc::new(transaction)).await {
+        Ok(()) | Err(CommitError::Duplicate) => Settlement::Parked(after, how),
+        Err(CommitError::Lost) => Settlement::Lost,
+        Err(error @ (CommitError::Unavailable(_) | CommitError::Conflict(_))) => {
+            tracing::warn!(%error, "a delivery could not be parked; it runs again");
+            Settlement::Again(TROUBLE_PAUSE)
+        }
+        Err(error) => {
+            tracing::error!(%error, "a delivery cannot be parked; it runs again after {STUCK_PAUSE:?}");
+            Settlement::Again(STUCK_PAUSE)
+        }
+    }
+}
+
+/// Parks a delivery that was not tried, because an earlier one of its key keeps its place.
+pub(crate) async fn behind(worker: &Worker, case: &Case, received: &Received) -> Settlement {
+    store(
+        worker,
+        case,
+        received,
+        &case.record,
+        Duration::ZERO,
+        Return::Retry,
+    )
+    .await
+}
+
+fn write(record: &AttemptsRecord, message: &Message, max_payload: usize) -> (Headers, Bytes) {
+    let mut record = record.clone();
+    let mut attempts = serde_json::to_string(&record).unwrap_or_default();
+    while attempts.len() > MAX_ATTEMPTS_BYTES && !record.errors.is_empty() {
+        record.errors.remove(0);
+        attempts = serde_json::to_string(&record).unwrap_or_default();
+    }
+    let original = serde_json::to_string(&message.headers).unwrap_or_default();
+    let size = attempts.len() + original.len() + message.payload.len() + OVERHEAD;
+    let inline = original.len() <= MAX_HEADERS_BYTES && size <= max_payload;
+    let mut headers = vec![
+        ("Pelton-Format".to_owned(), FORMAT.to_string()),
+        (RECORD.to_owned(), attempts),
+        (SUBJECT.to_owned(), message.subject.clone()),
+        (STORED.to_owned(), message.stored.to_string()),
+    ];
+    if inline {
+        headers.push((HEADERS.to_owned(), original));
+    }
+    let body = if inline { "inline" } else { "input" };
+    headers.push((BODY.to_owned(), body.to_owned()));
+    let payload = if inline {
+        message.payload.clone()
+    } else {
+        Bytes::new()
+    };
+    (headers, payload)
+}
+
+/// Reads what [`store`] wrote; `None`: it is nothing that this release wrote.
+pub(crate) fn read(
+    headers: &HeaderMap,
+    payload: Bytes,
+    stream: &str,
+    sequence: u64,
+) -> Option<Parked> {
+    let text = |name: &str| headers.get(name).map(|value| value.as_str());
+    let record = serde_json::from_str(text(RECORD)?).ok()?;
+    let message = || {
+        Some(Message {
+            subject: text(SUBJECT)?.to_owned(),
+            headers: serde_json::from_str(text(HEADERS)?).ok()?,
+            payload,
+            stream: stream.to_owned(),
+            sequence,
+            stored: text(STORED)?.parse().ok()?,
+        })
+    };
+    let message = match text(BODY)? {
+        "inline" => Some(message()?),
+        _ => None,
+    };
+    Some(Parked { record, message })
+}

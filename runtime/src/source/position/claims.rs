@@ -1,0 +1,213 @@
+//! Who runs which partition: records read, claimed, let go.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::StreamExt;
+use futures::future::join_all;
+
+use super::lanes::{Key, Place};
+use super::owner::PARTITIONS;
+use super::{Context, SourceError};
+use crate::commit::Partition;
+use crate::commit::position::{claim, put};
+use crate::members::Members;
+use crate::records::{FORMAT, PositionRecord};
+
+/// The partitions of one input that this node holds.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    held: BTreeMap<u16, Partition>,
+    /// To be let go as soon as nothing of them is under way.
+    leaving: BTreeMap<u16, Partition>,
+}
+
+/// What a round of claims found.
+#[derive(Debug, Default)]
+pub(super) struct Gained {
+    pub(super) partitions: Vec<u16>,
+    /// What waits in their parks.
+    pub(super) parked: Vec<(Place, u64)>,
+    /// The least sequence up to which one of them is done.
+    pub(super) from: Option<u64>,
+}
+
+impl Claims {
+    /// The partition, if this node hands out its messages.
+    pub(super) fn get(&self, partition: u16) -> Option<&Partition> {
+        self.held.get(&partition)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Partition> {
+        self.held.values().chain(self.leaving.values())
+    }
+
+    /// Forgets a partition that another node has taken over.
+    pub(super) fn lose(&mut self, partition: u16) {
+        self.held.remove(&partition);
+        self.leaving.remove(&partition);
+    }
+
+    /// Partitions that are not this node's any more; they are let go by [`let_go`](Self::let_go).
+    pub(super) fn yield_to(
+        &mut self,
+        context: &Context,
+        members: &Members,
+    ) -> Vec<(u16, Partition)> {
+        let all = std::mem::take(&mut self.held).into_iter();
+        let (mine, foreign): (Vec<_>, Vec<_>) =
+            all.partition(|(one, _)| context.is_mine(members, *one));
+        self.held = mine.into_iter().collect();
+        self.leaving.extend(foreign.iter().cloned());
+        foreign
+    }
+
+    /// Lets go of what is to leave and has come to rest.
+    pub(super) async fn let_go(&mut self, context: &Context) {
+        let resting = self
+            .leaving
+            .iter()
+            .filter(|(_, partition)| partition.is_idle());
+        let resting: Vec<u16> = resting.map(|(number, _)| *number).collect();
+        let partitions: Vec<Partition> = resting
+            .iter()
+            .filter_map(|one| self.leaving.remove(one))
+            .collect();
+        release(context, &partitions).await;
+    }
+
+    /// Lets go of everything.
+    pub(super) async fn let_go_of_all(&mut self, context: &Context) {
+        let held = std::mem::take(&mut self.held).into_values();
+        let all: Vec<Partition> = held
+            .chain(std::mem::take(&mut self.leaving).into_values())
+            .collect();
+        release(context, &all).await;
+    }
+
+    /// Claims what is this node's, was let go or belonged to a node that is gone.
+    pub(super) async fn gain(
+        &mut self,
+        context: &Context,
+        members: &Members,
+        passed: &Arc<AtomicU64>,
+    ) -> Result<Gained, SourceError> {
+        let mut gained = Gained::default();
+        let wanted: Vec<u16> = (0..PARTITIONS)
+            .filter(|one| !self.held.contains_key(one) && !self.leaving.contains_key(one))
+            .filter(|one| context.is_mine(members, *one))
+            .collect();
+        if wanted.is_empty() {
+            return Ok(gained);
+        }
+        let subjects = wanted.iter().map(|one| context.position(*one));
+        let found = context.state.last(subjects.collect()).await;
+        let found = found.map_err(|error| SourceError(error.to_string()))?;
+        let claims = wanted.into_iter().map(|partition| {
+            let last = found.get(&context.position(partition));
+            let last = last.map(|last| (last.sequence, last.payload.as_ref()));
+            self::take(context, members, partition, last)
+        });
+        for claimed in join_all(claims).await {
+            let Some((number, record, revision)) = claimed? else {
+                continue;
+            };
+            context.check_input(&record).await?;
+            // Before the partition is there: its floor must not follow what was passed without it.
+            let from = record.sequence.min(gained.from.unwrap_or(u64::MAX));
+            passed.fetch_min(from, Ordering::AcqRel);
+            gained.from = Some(from);
+            gained.parked.extend(parked(context, number).await?);
+            gained.partitions.push(number);
+            let subject = context.position(number);
+            let owner = context.owner.clone();
+            let partition = Partition::claimed(subject, owner, &record, revision, passed.clone());
+            self.held.insert(number, partition);
+        }
+        Ok(gained)
+    }
+}
+
+async fn release(context: &Context, partitions: &[Partition]) {
+    let released = partitions.iter().map(|one| one.release(&context.client));
+    for released in join_all(released).await {
+        if let Err(error) = released {
+            tracing::debug!(%error, "a partition was not let go; it is taken over when this node's lease ends");
+        }
+    }
+}
+
+/// Claims one partition if nobody alive holds it: the new record and its revision.
+async fn take(
+    context: &Context,
+    members: &Members,
+    partition: u16,
+    last: Option<(u64, &[u8])>,
+) -> Result<Option<(u16, PositionRecord, u64)>, SourceError> {
+    let subject = context.position(partition);
+    let stored = match last {
+        None => None,
+        Some((at, payload)) => {
+            let record: PositionRecord = serde_json::from_slice(payload)
+                .map_err(|error| SourceError(format!("{subject} holds no position: {error}")))?;
+            if record.format != FORMAT {
+                let format = record.format;
+                return Err(SourceError(format!(
+                    "{subject} has format {format}, this node reads {FORMAT}; upgrade the node"
+                )));
+            }
+            Some((at, record))
+        }
+    };
+    let held = stored.as_ref().map(|(_, record)| record.owner.as_str());
+    let node = held.and_then(|owner| owner.split(':').next());
+    if node.is_some_and(|node| node != context.node && members.is_alive(node)) {
+        return Ok(None);
+    }
+    let record = claim(
+        stored.as_ref().map(|(_, record)| record),
+        &context.owner,
+        context.input.start,
+    );
+    let at = stored.map_or(0, |(at, _)| at);
+    let revision = put(&context.client, &subject, &record, at).await;
+    let revision = revision.map_err(|error| SourceError(error.to_string()))?;
+    Ok(revision.map(|revision| (partition, record, revision)))
+}
+
+/// What waits in a partition's park, as the stream's leader knows it.
+async fn parked(context: &Context, partition: u16) -> Result<Vec<(Place, u64)>, SourceError> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        SourceError(format!(
+            "the park of partition {partition} cannot be read: {error}"
+        ))
+    };
+    let function = &context.worker.record.function;
+    let filter = context
+        .names
+        .parked_filter(function, &context.input.stream, partition);
+    let stream = context
+        .js
+        .get_stream_no_info(context.names.commit_stream())
+        .await;
+    let stream = stream.map_err(|error| unreadable(&error))?;
+    let mut subjects = stream
+        .info_with_subjects(filter)
+        .await
+        .map_err(|error| unreadable(&error))?;
+    let mut parked = Vec::new();
+    while let Some(entry) = subjects.next().await {
+        let (subject, _) = entry.map_err(|error| unreadable(&error))?;
+        let mut tokens = subject.rsplit('.');
+        let sequence = tokens.next().and_then(|token| token.parse().ok());
+        let (Some(sequence), Some(token)) = (sequence, tokens.next()) else {
+            continue;
+        };
+        if let Some(key) = Key::from_token(token, sequence) {
+            parked.push(((partition, key), sequence));
+        }
+    }
+    parked.sort_by_key(|(_, sequence)| *sequence);
+    Ok(parked)
+}

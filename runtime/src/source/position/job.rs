@@ -1,0 +1,249 @@
+//! One delivery of the position engine on its way.
+
+use std::sync::Arc;
+
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::jetstream::stream::RawMessageErrorKind;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use super::Context;
+use super::lanes::{Body, Place};
+use crate::commit::{Fence, Origin, Partition};
+use crate::delivery::{self, TROUBLE_PAUSE};
+use crate::event::{Headers, Message};
+use crate::names;
+use crate::settle::{Case, park};
+use crate::source::{Acker, Received, Settlement};
+
+/// A delivery and its place.
+pub(super) struct Job {
+    pub(super) context: Arc<Context>,
+    pub(super) partition: Partition,
+    pub(super) place: Place,
+    pub(super) sequence: u64,
+}
+
+/// How it ended.
+pub(super) enum Ended {
+    Attempt {
+        partition: Partition,
+        place: Place,
+        sequence: u64,
+        settlement: Settlement,
+        /// The message, for another attempt.
+        body: Body,
+    },
+    /// One that was not tried was put into the park; or was not, and is here again.
+    Parked {
+        partition: Partition,
+        place: Place,
+        sequence: u64,
+        body: Body,
+    },
+    /// A position was brought up to date, or will be at the next tick.
+    Flushed,
+}
+
+/// What was found of a parked delivery.
+enum Found {
+    Here(Box<(Message, Case)>),
+    /// It has ended.
+    Gone,
+    Unreadable(String),
+}
+
+impl Job {
+    pub(super) async fn run(
+        self,
+        body: Body,
+        permit: OwnedSemaphorePermit,
+        abort: CancellationToken,
+    ) -> Ended {
+        let (settlement, body) = match body {
+            Body::Read(message) => {
+                let case = self.case(message.stored, None);
+                let (settlement, message) = self.attempt(*message, case, permit, abort).await;
+                (settlement, Body::Read(Box::new(message)))
+            }
+            Body::Parked | Body::Parking => match self.load().await {
+                Found::Here(found) => (
+                    self.attempt(found.0, found.1, permit, abort).await.0,
+                    Body::Parked,
+                ),
+                Found::Gone => (Settlement::Done, Body::Parked),
+                Found::Unreadable(why) => {
+                    tracing::warn!(
+                        why,
+                        sequence = self.sequence,
+                        "a parked delivery cannot be read; it is tried again"
+                    );
+                    (Settlement::Again(TROUBLE_PAUSE), Body::Parked)
+                }
+            },
+        };
+        Ended::Attempt {
+            partition: self.partition,
+            place: self.place,
+            sequence: self.sequence,
+            settlement,
+            body,
+        }
+    }
+
+    /// Parks a delivery behind one that keeps its place.
+    pub(super) async fn park(self, message: Message) -> Ended {
+        let case = self.case(message.stored, None);
+        let received = self.received(message);
+        let settlement = park::behind(&self.context.worker, &case, &received).await;
+        let body = match settlement {
+            Settlement::Parked(..) => Body::Parked,
+            _ => Body::Read(Box::new(received.message)),
+        };
+        Ended::Parked {
+            partition: self.partition,
+            place: self.place,
+            sequence: self.sequence,
+            body,
+        }
+    }
+
+    async fn attempt(
+        &self,
+        message: Message,
+        case: Case,
+        permit: OwnedSemaphorePermit,
+        abort: CancellationToken,
+    ) -> (Settlement, Message) {
+        let stored = message.stored;
+        let received = self.received(message);
+        let settlement =
+            delivery::position(&self.context.worker, &case, &received, permit, abort).await;
+        if settlement == Settlement::Done {
+            self.partition.finish(self.sequence, stored);
+        }
+        (settlement, received.message)
+    }
+
+    fn received(&self, message: Message) -> Received {
+        Received {
+            message,
+            stream_created: self.context.stream_created,
+            key: self.place.1.name().map(str::to_owned),
+            delivered: 1,
+            acker: Acker(None),
+        }
+    }
+
+    fn case(&self, stored: i64, parked: Option<(crate::records::AttemptsRecord, u64)>) -> Case {
+        let Context {
+            worker,
+            input,
+            names,
+            ..
+        } = self.context.as_ref();
+        let (record, stream) = (&worker.record, &input.stream);
+        let txn = names::txn(
+            record.instance,
+            stream,
+            self.context.stream_created,
+            self.sequence,
+        );
+        let origin = Origin {
+            function: record.function.clone(),
+            stream: stream.clone(),
+            sequence: self.sequence,
+            txn,
+        };
+        let fence = Fence::Position {
+            partition: self.partition.clone(),
+            stored: Some(stored),
+        };
+        Case::positioned(origin, fence, self.park_subject(names), parked)
+    }
+
+    fn park_subject(&self, names: &names::AppNames) -> String {
+        let (partition, key) = &self.place;
+        let function = &self.context.worker.record.function;
+        names.parked(
+            function,
+            &self.context.input.stream,
+            *partition,
+            key.name(),
+            self.sequence,
+        )
+    }
+
+    /// Reads the park, from the stream's leader: an older record would count too few attempts.
+    async fn load(&self) -> Found {
+        let Context {
+            js, names, input, ..
+        } = self.context.as_ref();
+        let subject = self.park_subject(names);
+        let stream = match js.get_stream_no_info(names.commit_stream()).await {
+            Ok(stream) => stream,
+            Err(error) => return Found::Unreadable(error.to_string()),
+        };
+        let found = match stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(found) => found,
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                return Found::Gone;
+            }
+            Err(error) => return Found::Unreadable(error.to_string()),
+        };
+        if found.headers.get("KV-Operation").is_some() {
+            return Found::Gone;
+        }
+        let Some(parked) = park::read(&found.headers, found.payload, &input.stream, self.sequence)
+        else {
+            return Found::Unreadable(format!("{subject} holds no parked delivery"));
+        };
+        let message = match parked.message {
+            Some(message) => message,
+            None => match self.original().await {
+                Ok(message) => message,
+                Err(why) => return Found::Unreadable(why),
+            },
+        };
+        let case = self.case(message.stored, Some((parked.record, found.sequence)));
+        Found::Here(Box::new((message, case)))
+    }
+
+    /// The message as the input has it.
+    async fn original(&self) -> Result<Message, String> {
+        let Context { js, input, .. } = self.context.as_ref();
+        let stream = js
+            .get_stream_no_info(&input.stream)
+            .await
+            .map_err(|error| error.to_string())?;
+        let found = stream.get_raw_message(self.sequence).await.map_err(|error| match error.kind() {
+            RawMessageErrorKind::NoMessageFound => format!(
+                "message {} of stream {} is gone, and was too large to be kept beside its attempts",
+                self.sequence, input.stream
+            ),
+            _ => error.to_string(),
+        })?;
+        let all = found.headers.iter();
+        let headers: Headers = all
+            .flat_map(|(name, values)| values.iter().map(move |value| (name, value)))
+            .map(|(name, value)| (name.to_string(), value.as_str().to_owned()))
+            .collect();
+        Ok(Message {
+            subject: found.subject.to_string(),
+            headers,
+            payload: found.payload,
+            stream: input.stream.clone(),
+            sequence: self.sequence,
+            stored: i64::try_from(found.time.unix_timestamp_nanos()).unwrap_or_default(),
+        })
+    }
+}
+
+/// Writes what is done and left nothing to commit.
+pub(super) async fn flush(context: Arc<Context>, partition: Partition) -> Ended {
+    if let Err(error) = context.worker.committer.advance(partition.clone()).await {
+        tracing::debug!(%error, position = partition.subject(), "a position was not brought up to date");
+    }
+    partition.end_flush();
+    Ended::Flushed
+}

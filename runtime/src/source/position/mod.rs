@@ -1,0 +1,501 @@
+//! The position engine's source: no acks. A function's input is divided into partitions; each has a position in the commit stream that
+//! says what of it is done, and is handed out by the one node that claimed it.
+//!
+//! `owner` says who should hold a partition, `claims` who does, `lanes` keeps the order per key, `job` is one delivery on its way,
+//! and the loop here reads the input once for all of them.
+
+mod claims;
+mod job;
+mod lanes;
+mod owner;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::Client;
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::stream::RetentionPolicy;
+use futures::StreamExt;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::claims::Claims;
+use self::job::{Ended, Job};
+use self::lanes::{Body, Key, Lanes, Place};
+use self::owner::{owner, partition_at, partition_of};
+use super::queue::stream_error;
+use super::{Settlement, SourceError};
+use crate::commit::{NatsState, Partition};
+use crate::delivery::Worker;
+use crate::event::{self, Message, subject};
+use crate::members::Members;
+use crate::names::AppNames;
+use crate::records::{Input, PositionRecord};
+
+/// Messages read ahead and not under way, for one input.
+const READ_AHEAD: usize = 2048;
+/// Followers of one failing delivery that are parked at the same time.
+const PARK_AT_ONCE: usize = 64;
+/// How often positions that only advance are written, and claims looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How often partitions of others are looked at: a lease ends after three seconds.
+const CLAIMS: Duration = Duration::from_millis(250);
+
+type Reader = jetstream::consumer::pull::Ordered;
+
+/// What all deliveries of one input share.
+pub(crate) struct Context {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) input: Input,
+    /// This node's id.
+    pub(crate) node: String,
+    /// This hold on the input, as positions name it: the node and a nonce.
+    pub(crate) owner: String,
+    pub(crate) names: AppNames,
+    /// For what is written and for single reads.
+    pub(crate) client: Client,
+    pub(crate) js: jetstream::Context,
+    pub(crate) state: NatsState,
+    stream_created: i64,
+}
+
+/// One input of one function on one node.
+pub(crate) struct PositionSource {
+    context: Arc<Context>,
+    /// For reading the input.
+    consumer: jetstream::Context,
+    members: watch::Receiver<Members>,
+    claims: Claims,
+    lanes: Lanes,
+    /// Up to here the input was handed out.
+    passed: Arc<AtomicU64>,
+    reader: Option<Reader>,
+    /// Read, and waiting for room in its partition.
+    stalled: Option<Message>,
+    jobs: JoinSet<Ended>,
+    /// Something is ready and every handler is busy.
+    starved: bool,
+    /// A delivery is not accounted for.
+    broken: bool,
+    abort: CancellationToken,
+    claimed_at: Instant,
+}
+
+impl Context {
+    fn position(&self, partition: u16) -> String {
+        let function = &self.worker.record.function;
+        self.names.position(function, &self.input.stream, partition)
+    }
+
+    fn is_mine(&self, members: &Members, partition: u16) -> bool {
+        let record = &self.worker.record;
+        let what = format!("{}/{}/{}", record.app, record.function, self.input.stream);
+        let serving = members.serving(&record.app, &record.function);
+        let others = serving.filter(|node| *node != self.node);
+        owner(others.chain([self.node.as_str()]), &what, partition) == Some(self.node.as_str())
+    }
+
+    fn place(&self, message: &Message) -> Place {
+        let source = self.worker.record.settings.key.as_ref();
+        match source.and_then(|source| event::key(source, message)) {
+            Some(key) => (partition_of(&key), Key::Named(key)),
+            None => (partition_at(message.sequence), Key::Alone(message.sequence)),
+        }
+    }
+
+    fn handles(&self, to: &str) -> bool {
+        let subjects = &self.input.subjects;
+        subjects.iter().any(|pattern| subject::matches(pattern, to))
+    }
+
+    /// A position beyond the input's end, or whose latest message is another one now, belongs to another input: events
+    /// would be passed by unseen.
+    async fn check_input(&self, record: &PositionRecord) -> Result<(), SourceError> {
+        if record.witness == 0 {
+            return Ok(());
+        }
+        let name = &self.input.stream;
+        let mut stream = self
+            .js
+            .get_stream(name)
+            .await
+            .map_err(|error| stream_error(name, &error))?;
+        let info = stream.info().await;
+        let state = info
+            .map_err(|error| SourceError(format!("cannot read stream {name}: {error}")))?
+            .state
+            .clone();
+        let rewound = |why: String| {
+            SourceError(format!(
+                "stream {name} is not what it was: {why}; it was restored or made anew, and the function's positions do not fit it. \
+                 Deploy the function under another name, or restore the stream as it was"
+            ))
+        };
+        if state.last_sequence < record.witness {
+            return Err(rewound(format!(
+                "it ends at {} and {} was handled",
+                state.last_sequence, record.witness
+            )));
+        }
+        match stream.get_raw_message(record.witness).await {
+            Ok(message)
+                if message.time.unix_timestamp_nanos() != i128::from(record.witness_stored) =>
+            {
+                Err(rewound(format!(
+                    "message {} is another one",
+                    record.witness
+                )))
+            }
+            // Gone by age, or as it was.
+            _ => Ok(()),
+        }
+    }
+}
+
+impl PositionSource {
+    pub(crate) async fn open(
+        context: OpenContext,
+        consumer: jetstream::Context,
+        members: watch::Receiver<Members>,
+        abort: CancellationToken,
+    ) -> Result<Self, SourceError> {
+        let OpenContext {
+            worker,
+            input,
+            node,
+            client,
+            js,
+            state,
+        } = context;
+        let stream = js.get_stream(&input.stream).await;
+        let stream = stream.map_err(|error| stream_error(&input.stream, &error))?;
+        let info = stream.cached_info();
+        if info.config.retention != RetentionPolicy::Limits {
+            return Err(SourceError(format!(
+                "stream {} removes what is acknowledged (retention {:?}), and delivery = \"exactly-once\" acknowledges nothing; \
+                 say delivery = \"at-least-once\", or use a stream with retention = \"limits\"",
+                input.stream, info.config.retention
+            )));
+        }
+        let stream_created = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default();
+        let names = AppNames::new(worker.record.app.as_str());
+        let owner = format!("{node}:{}", uuid::Uuid::new_v4().simple());
+        let context = Context {
+            worker,
+            input,
+            node,
+            owner,
+            names,
+            client,
+            js,
+            state,
+            stream_created,
+        };
+        Ok(Self {
+            context: Arc::new(context),
+            consumer,
+            members,
+            claims: Claims::default(),
+            lanes: Lanes::default(),
+            passed: Arc::new(AtomicU64::new(u64::MAX)),
+            reader: None,
+            stalled: None,
+            jobs: JoinSet::new(),
+            starved: false,
+            broken: false,
+            abort,
+            claimed_at: Instant::now(),
+        })
+    }
+
+    /// Until `stop`, then until what is under way has ended, then lets everything go.
+    pub(crate) async fn run(mut self, stop: &CancellationToken) -> Result<(), SourceError> {
+        let ended = self.serve(stop).await;
+        while let Some(ended) = self.jobs.join_next().await {
+            self.end(ended);
+        }
+        self.claims.let_go_of_all(&self.context).await;
+        ended
+    }
+
+    async fn serve(&mut self, stop: &CancellationToken) -> Result<(), SourceError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.start_jobs(None);
+            if self.broken {
+                return Err(SourceError("a delivery ended unexpectedly".into()));
+            }
+            let can_read = self.stalled.is_none() && self.lanes.held() < READ_AHEAD;
+            let handlers = self.context.worker.handlers.clone();
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(ended) = self.jobs.join_next() => self.end(ended),
+                message = next(&mut self.reader), if can_read => self.read(message)?,
+                permit = handlers.acquire_owned(), if self.starved => self.start_jobs(permit.ok()),
+                () = until(self.lanes.next_due()) => {}
+                _ = tick.tick() => self.tick().await?,
+            }
+        }
+    }
+
+    async fn tick(&mut self) -> Result<(), SourceError> {
+        for partition in self
+            .claims
+            .all()
+            .filter(|one| one.is_dirty() && one.start_flush())
+        {
+            self.jobs
+                .spawn(job::flush(self.context.clone(), partition.clone()));
+        }
+        if let Some(message) = self.stalled.take() {
+            self.hand_out(message);
+        }
+        if self.claimed_at.elapsed() < CLAIMS {
+            return Ok(());
+        }
+        self.claimed_at = Instant::now();
+        let members = self.members.borrow().clone();
+        if !members.is_complete() {
+            return Ok(());
+        }
+        for (number, partition) in self.claims.yield_to(&self.context, &members) {
+            // What runs may end; what waits is the next owner's. Nothing may be passed by as done.
+            partition.abandon(&self.lanes.drop_partition(number));
+        }
+        self.claims.let_go(&self.context).await;
+        let gained = self
+            .claims
+            .gain(&self.context, &members, &self.passed)
+            .await?;
+        for (place, sequence) in gained.parked {
+            self.lanes.push_parked(place, sequence, Instant::now());
+        }
+        if let Some(from) = gained.from {
+            tracing::debug!(stream = self.context.input.stream, partitions = ?gained.partitions, from, "claimed");
+            self.stalled = None;
+            let reader = open_reader(&self.context, &self.consumer, from + 1).await?;
+            self.reader = Some(reader);
+        }
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        message: Option<Result<jetstream::Message, String>>,
+    ) -> Result<(), SourceError> {
+        let name = &self.context.input.stream;
+        let message = match message {
+            Some(Ok(message)) => message,
+            Some(Err(error)) => {
+                return Err(SourceError(format!(
+                    "reading stream {name} failed: {error}"
+                )));
+            }
+            None => return Err(SourceError(format!("the reader of stream {name} ended"))),
+        };
+        let message = super::queue::message(&message, name)?;
+        // A reader that the client made anew may begin too early.
+        if message.sequence > self.passed.load(Ordering::Acquire) {
+            self.hand_out(message);
+        }
+        Ok(())
+    }
+
+    /// Puts a message into its lane if its partition is ours and wants it.
+    fn hand_out(&mut self, message: Message) {
+        let sequence = message.sequence;
+        if self.context.handles(&message.subject) {
+            let place = self.context.place(&message);
+            if let Some(partition) = self.claims.get(place.0).filter(|one| one.wants(sequence)) {
+                if !partition.has_room() {
+                    self.stalled = Some(message);
+                    return;
+                }
+                partition.begin(sequence);
+                self.lanes.push(place.clone(), message, Instant::now());
+                self.park_blocked(&place);
+            }
+        }
+        self.passed.store(sequence, Ordering::Release);
+    }
+
+    fn start_jobs(&mut self, mut permit: Option<OwnedSemaphorePermit>) {
+        self.starved = false;
+        let now = Instant::now();
+        loop {
+            let handlers = &self.context.worker.handlers;
+            let Some(given) = permit
+                .take()
+                .or_else(|| handlers.clone().try_acquire_owned().ok())
+            else {
+                self.starved = self.lanes.has_ready();
+                return;
+            };
+            let Some((place, waiting)) = self.lanes.take(now) else {
+                return;
+            };
+            let Some(partition) = self.claims.get(place.0) else {
+                continue;
+            };
+            let job = Job {
+                context: self.context.clone(),
+                partition: partition.clone(),
+                place,
+                sequence: waiting.sequence,
+            };
+            self.jobs
+                .spawn(job.run(waiting.body, given, self.abort.clone()));
+        }
+    }
+
+    fn end(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::error!(%error, "a delivery ended unexpectedly; its input is opened anew");
+                self.broken = true;
+                return;
+            }
+        };
+        match ended {
+            Ended::Flushed => {}
+            Ended::Parked {
+                partition,
+                place,
+                sequence,
+                body,
+            } if self.current(&partition, place.0) => {
+                self.lanes.parked(&place, sequence, body);
+            }
+            Ended::Attempt {
+                partition,
+                place,
+                sequence,
+                settlement,
+                body,
+            } if self.current(&partition, place.0) => {
+                self.settle(place, sequence, settlement, body);
+            }
+            // Let go of meanwhile: what did not end is the next owner's.
+            Ended::Attempt {
+                partition,
+                sequence,
+                body: Body::Read(_),
+                settlement: Settlement::Again(_),
+                ..
+            }
+            | Ended::Parked {
+                partition,
+                sequence,
+                body: Body::Read(_),
+                ..
+            } => partition.abandon(&[sequence]),
+            _ => {}
+        }
+    }
+
+    fn settle(&mut self, place: Place, sequence: u64, settlement: Settlement, body: Body) {
+        match settlement {
+            Settlement::Done => self.lanes.end(&place),
+            Settlement::Again(after) => {
+                self.lanes
+                    .again(place, sequence, body, Instant::now() + after)
+            }
+            Settlement::Parked(after, how) => {
+                self.lanes
+                    .put_back(place.clone(), sequence, how, Instant::now() + after);
+                self.park_blocked(&place);
+            }
+            Settlement::Lost => {
+                tracing::info!(
+                    partition = place.0,
+                    stream = self.context.input.stream,
+                    "another node has taken the partition over"
+                );
+                self.claims.lose(place.0);
+                self.lanes.drop_partition(place.0);
+            }
+        }
+    }
+
+    fn park_blocked(&mut self, place: &Place) {
+        let Some(partition) = self.claims.get(place.0) else {
+            return;
+        };
+        for message in self.lanes.blocked(place, PARK_AT_ONCE) {
+            let job = Job {
+                context: self.context.clone(),
+                partition: partition.clone(),
+                place: place.clone(),
+                sequence: message.sequence,
+            };
+            self.jobs.spawn(job.park(message));
+        }
+    }
+
+    /// Whether this hold on a partition is still the one that counts.
+    fn current(&self, partition: &Partition, number: u16) -> bool {
+        self.claims
+            .get(number)
+            .is_some_and(|held| held.is(partition))
+    }
+}
+
+/// What a source is opened with.
+pub(crate) struct OpenContext {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) input: Input,
+    /// This node's id.
+    pub(crate) node: String,
+    pub(crate) client: Client,
+    pub(crate) js: jetstream::Context,
+    pub(crate) state: NatsState,
+}
+
+/// All partitions are read from the least that one of them needs; what is done or under way is passed by. Without a
+/// filter: the server finds the next of several patterns by going through all subjects of a block.
+async fn open_reader(
+    context: &Context,
+    consumer: &jetstream::Context,
+    start_sequence: u64,
+) -> Result<Reader, SourceError> {
+    let name = &context.input.stream;
+    let failed =
+        |error: &dyn std::fmt::Display| SourceError(format!("cannot read stream {name}: {error}"));
+    let stream = consumer.get_stream(name).await;
+    let stream = stream.map_err(|error| stream_error(name, &error))?;
+    let config = pull::OrderedConfig {
+        description: Some(format!(
+            "Pelton function {}",
+            context.worker.record.function
+        )),
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+        ..Default::default()
+    };
+    let consumer = stream
+        .create_consumer(config)
+        .await
+        .map_err(|error| failed(&error))?;
+    consumer.messages().await.map_err(|error| failed(&error))
+}
+
+async fn next(reader: &mut Option<Reader>) -> Option<Result<jetstream::Message, String>> {
+    match reader {
+        Some(reader) => reader
+            .next()
+            .await
+            .map(|message| message.map_err(|error| error.to_string())),
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
