@@ -57,15 +57,24 @@ impl Node {
         Ok(())
     }
 
+    /// Sends a signal, such as `STOP`.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub async fn signal(&self, name: &str) -> Result<()> {
+        let sent = tokio::process::Command::new("kill")
+            .args([&format!("-{name}"), &self.pid.to_string()])
+            .status();
+        ensure!(sent.await?.success(), "kill -{name} failed");
+        Ok(())
+    }
+
     /// SIGTERM, and waits for the end.
     ///
     /// # Errors
     /// It does not leave within `deadline`.
     pub async fn terminate(&mut self, deadline: Duration) -> Result<ExitStatus> {
-        let sent = tokio::process::Command::new("kill")
-            .args(["-TERM", &self.pid.to_string()])
-            .status();
-        ensure!(sent.await?.success(), "kill -TERM failed");
+        self.signal("TERM").await?;
         match tokio::time::timeout(deadline, self.child.wait()).await {
             Ok(status) => Ok(status?),
             Err(_) => bail!("still there {deadline:?} after SIGTERM"),

@@ -1,6 +1,7 @@
 //! The position engine: order per key and each effect once, whoever dies. `pelton.toml` does not offer it yet; these tests
 //! switch a deployed function to it in the registry.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -20,13 +21,18 @@ struct Scene {
 /// The order system, deployed, with both functions on the position engine and keyed by order. No node runs yet.
 async fn shop() -> Result<Scene> {
     let text = project::shop(&build::component("orders")?, &build::component("notifier")?);
-    let project = Project::new(&text)?;
+    deployed(&text, &[("orders", 2), ("notifier", 2)]).await
+}
+
+/// A manifest, deployed, with these functions on the position engine and keyed by a token of the subject.
+async fn deployed(text: &str, functions: &[(&str, u32)]) -> Result<Scene> {
+    let project = Project::new(text)?;
     let server = NatsServer::start().await?;
     let nats = Nats::connect(&server.url()).await?;
     let pelton = Pelton::new(&server.url(), project.path())?;
     pelton.ok(&["deploy"]).await?;
-    for function in ["orders", "notifier"] {
-        by_position(&nats, function).await?;
+    for (function, token) in functions {
+        by_position(&nats, function, *token).await?;
     }
     Ok(Scene {
         nats,
@@ -36,13 +42,13 @@ async fn shop() -> Result<Scene> {
     })
 }
 
-async fn by_position(nats: &Nats, function: &str) -> Result<()> {
+async fn by_position(nats: &Nats, function: &str, token: u32) -> Result<()> {
     let registry = nats.js.get_key_value("PELTON_REGISTRY").await?;
     let key = format!("function.shop.{function}");
     let stored = registry.get(&key).await?.context("a record")?;
     let mut record: Value = serde_json::from_slice(&stored)?;
     record["settings"]["delivery"] = json!("exactly-once");
-    record["settings"]["key"] = json!({ "token": 2 });
+    record["settings"]["key"] = json!({ "token": token });
     registry.put(&key, record.to_string().into()).await?;
     Ok(())
 }
@@ -72,9 +78,13 @@ async fn settled(nats: &Nats) -> Result<()> {
 }
 
 async fn publish(nats: &Nats, orders: usize) -> Result<()> {
+    publish_some(nats, 0..orders).await
+}
+
+async fn publish_some(nats: &Nats, orders: Range<usize>) -> Result<()> {
     let mut acks = Vec::new();
     for step in STEPS {
-        for n in 0..orders {
+        for n in orders.clone() {
             let id = format!("o-{n}");
             let payload = pelton_tests::orders::body(&id, step).to_string().into();
             let subject = pelton_tests::orders::subject(&id, step);
@@ -143,6 +153,129 @@ async fn a_killed_node_is_taken_over_and_nothing_is_lost_or_doubled() -> Result<
     eventually("two nodes", || async {
         let nodes = scene.nats.nodes().await?;
         Ok((nodes.len() == 2).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_node_that_sleeps_beyond_its_lease_does_no_harm() -> Result<()> {
+    let scene = shop().await?;
+    let nodes = [
+        Node::start(&scene.pelton, &[])?,
+        Node::start(&scene.pelton, &[])?,
+    ];
+    let [sleeper, _other] = &nodes;
+    for (round, orders) in [100, 200, 300].into_iter().enumerate() {
+        let before = orders - 100;
+        publish_some(&scene.nats, before..orders).await?;
+        within(LONG, "work to be under way", || async {
+            let seen = scene
+                .nats
+                .count_below("KV_shop", "$KV.shop.orders.>")
+                .await?;
+            ensure!(seen >= before + 20, "{seen} orders");
+            Ok(Some(()))
+        })
+        .await?;
+        sleeper.signal("STOP").await?;
+        // Everything is done without it, what it had begun included.
+        let done = all_done(&scene.nats, orders).await;
+        sleeper.signal("CONT").await?;
+        done.with_context(|| format!("round {round}"))?;
+    }
+    all_done(&scene.nats, 300).await
+}
+
+async fn hostile() -> Result<Scene> {
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    let retry = "retry = { max-attempts = 9, initial-delay = \"50ms\", max-delay = \"200ms\" }";
+    text += &project::function("hostile", &build::component("hostile")?, retry);
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    deployed(&text, &[("hostile", 3)]).await
+}
+
+/// The record of an event that was handled: its value and its place among all commits.
+async fn done(nats: &Nats, sequence: u64) -> Result<(Value, u64)> {
+    let key = format!("done.HOSTILE=3A{sequence}");
+    within(LONG, &format!("event {sequence} to be handled"), || async {
+        let entry = nats.state("shop").await?.entry(key.as_str()).await?;
+        let Some(entry) = entry else { return Ok(None) };
+        Ok(Some((
+            serde_json::from_slice(&entry.value)?,
+            entry.revision,
+        )))
+    })
+    .await
+}
+
+fn fails(how: &str, well_at: u32) -> String {
+    json!({ "do": "fail", "how": how, "code": "not-yet", "well_at": well_at }).to_string()
+}
+
+#[tokio::test]
+async fn a_failure_holds_up_its_key_and_no_other_and_outlives_its_node() -> Result<()> {
+    let scene = hostile().await?;
+    let mut node = Node::start(&scene.pelton, &[])?;
+    let fine = json!({ "do": "fine" }).to_string();
+    let nats = &scene.nats;
+    let failing = nats
+        .publish("hostile.act.a", fails("retry-after", 6))
+        .await?;
+    let mut behind = Vec::new();
+    for _ in 0..5 {
+        behind.push(nats.publish("hostile.act.a", fine.clone()).await?);
+    }
+    let other = nats.publish("hostile.act.b", fine.clone()).await?;
+    let (_, free) = done(nats, other).await?;
+    within(LONG, "all of the key to be parked", || async {
+        let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        ensure!(parked == 6, "{parked}");
+        Ok(Some(()))
+    })
+    .await?;
+    node.kill().await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+
+    let (record, mut last) = done(nats, failing).await?;
+    assert_eq!(record["attempt"], 6, "attempts before the crash count");
+    ensure!(free < last, "another key waited");
+    for sequence in behind {
+        let (record, at) = done(nats, sequence).await?;
+        assert_eq!(record["attempt"], 1);
+        ensure!(at > last, "event {sequence} overtook its predecessor");
+        last = at;
+    }
+    settled_at(nats, 0).await
+}
+
+#[tokio::test]
+async fn a_deferred_event_lets_others_of_its_key_pass() -> Result<()> {
+    let scene = hostile().await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    let nats = &scene.nats;
+    nats.publish("hostile.act.a", fails("defer", 0)).await?;
+    for _ in 0..3 {
+        let fine = json!({ "do": "fine" }).to_string();
+        let sequence = nats.publish("hostile.act.a", fine).await?;
+        done(nats, sequence).await?;
+    }
+    settled_at(nats, 1).await?;
+    let rejected = nats.publish("hostile.act.a", fails("reject", 0)).await?;
+    let dead = nats.dead_of("shop", "HOSTILE", rejected).await?;
+    assert_eq!(dead.code(), "not-yet");
+    // A subject without the token that is the key.
+    let keyless = nats.publish("hostile.raw", "x").await?;
+    let dead = nats.dead_of("shop", "HOSTILE", keyless).await?;
+    assert_eq!(dead.code(), "pelton-key-missing");
+    Ok(())
+}
+
+/// Waits until so many are parked.
+async fn settled_at(nats: &Nats, parked: usize) -> Result<()> {
+    within(LONG, "the park to come to rest", || async {
+        let left = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        ensure!(left == parked, "{left} parked");
+        Ok(Some(()))
     })
     .await
 }
