@@ -93,7 +93,7 @@ fn world(unknown: bool) -> Result<(Resolve, WorldId)> {
 }
 
 /// Exports `handle`, which returns a pointer to zeroed memory: the `ok` of its result. Arguments are put one behind
-/// the other and forgotten: these modules see a handful of small events.
+/// the other, and forgotten when it returns.
 fn core(unknown: bool) -> Vec<u8> {
     let imported = u32::from(unknown);
     let mut types = TypeSection::new();
@@ -161,7 +161,7 @@ fn code(unknown: bool) -> CodeSection {
     if unknown {
         body.call(0);
     }
-    body.i32_const(1024).end();
+    body.i32_const(4096).global_set(0).i32_const(1024).end();
 
     // The next multiple of 16, then further by the size asked for.
     let mut realloc = Function::new([(1, ValType::I32)]);

@@ -32,7 +32,7 @@ async fn deployed(text: &str, functions: &[(&str, u32)]) -> Result<Scene> {
     let pelton = Pelton::new(&server.url(), project.path())?;
     pelton.ok(&["deploy"]).await?;
     for (function, token) in functions {
-        by_position(&nats, function, *token).await?;
+        nats.by_position("shop", function, Some(*token)).await?;
     }
     Ok(Scene {
         nats,
@@ -40,17 +40,6 @@ async fn deployed(text: &str, functions: &[(&str, u32)]) -> Result<Scene> {
         _project: project,
         _server: server,
     })
-}
-
-async fn by_position(nats: &Nats, function: &str, token: u32) -> Result<()> {
-    let registry = nats.js.get_key_value("PELTON_REGISTRY").await?;
-    let key = format!("function.shop.{function}");
-    let stored = registry.get(&key).await?.context("a record")?;
-    let mut record: Value = serde_json::from_slice(&stored)?;
-    record["settings"]["delivery"] = json!("exactly-once");
-    record["settings"]["key"] = json!({ "token": token });
-    registry.put(&key, record.to_string().into()).await?;
-    Ok(())
 }
 
 /// Waits until nothing is parked or on its way.
