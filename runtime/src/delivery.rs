@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::commit::{Attempts, Committer, Room};
+use crate::commit::{self, Attempts, Committer, Locks, Room, Turn, Wanted};
 use crate::config::RetryPolicy;
 use crate::effects::{Attempt, Effects, Failure, StateReader};
 use crate::event::{self, Decoded, Delivery, Position};
@@ -19,8 +19,11 @@ use crate::settle::{self, Carried, Case};
 use crate::source::{Received, Settlement};
 use crate::telemetry::{Counters, LogPublisher, LogSource};
 
-/// Reruns of one delivery whose reads went stale, before that counts as a failed attempt.
+/// Commits of one delivery that are refused because its reads went stale, before that counts as a failed attempt.
 const MAX_CONFLICTS: u32 = 16;
+/// Runs of one delivery, those included that ended because others waited for their turn at its keys: each such run is
+/// followed by a turn at one key more.
+const MAX_RUNS: u32 = 512;
 /// Upper bound of the random pause before the first such rerun; it doubles up to 64 times that, so that many deliveries
 /// of one key spread out instead of meeting again.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
@@ -43,6 +46,8 @@ pub(crate) struct Worker {
     pub(crate) counters: Arc<Counters>,
     /// One for each attempt inside a handler; what waits for its commit holds none.
     pub(crate) handlers: Arc<Semaphore>,
+    /// One for each message taken from a queue and not settled: what waits for its commit, or for its turn at a key.
+    pub(crate) unsettled: Arc<Semaphore>,
     /// Largest message the server takes, bytes.
     pub(crate) max_payload: usize,
 }
@@ -132,8 +137,11 @@ pub(crate) async fn run(
     received: &Received,
     permit: OwnedSemaphorePermit,
 ) -> Settlement {
+    let locks = worker.committer.locks();
     let mut permit = Some(permit);
-    for conflicts in 0..MAX_CONFLICTS {
+    let mut turn: Option<Turn> = None;
+    let mut lost = 0;
+    for _ in 0..MAX_RUNS {
         if permit.is_none() {
             permit = worker.handlers.clone().acquire_owned().await.ok();
         }
@@ -146,31 +154,56 @@ pub(crate) async fn run(
             Ok(decoded) => invoke(worker, case, received, decoded).await,
             Err(error) => failed(Failure::reject("pelton-event-malformed", error.to_string())),
         };
-        let _room = finished(worker, received, &attempt, &mut permit).await;
-        drop(expected);
-        match settle::carry_out(worker, case, received, attempt).await {
-            Carried::Settled(settlement) => return settlement,
-            Carried::Conflict(keys) => {
-                tracing::debug!(?keys, "what was read has changed; running again")
+        let touched = commit::touched(&attempt.effects);
+        let mut conflict = locks.taken(&touched, turn.as_ref());
+        // Others wait for their turn at what this one touched.
+        let overtakes = !conflict.is_empty();
+        if !overtakes {
+            let _room = finished(worker, received, &attempt, &mut permit).await;
+            drop(expected);
+            match settle::carry_out(worker, case, received, attempt).await {
+                Carried::Settled(settlement) => return settlement,
+                Carried::Conflict(keys) => conflict = keys,
             }
+            lost += 1;
+            if lost >= MAX_CONFLICTS {
+                break;
+            }
+            let bound = CONFLICT_PAUSE * 2u32.pow((lost - 1).min(MAX_DOUBLINGS));
+            tokio::time::sleep(bound.mul_f64(fastrand::f64())).await;
         }
-        let bound = CONFLICT_PAUSE * 2u32.pow(conflicts.min(MAX_DOUBLINGS));
-        tokio::time::sleep(bound.mul_f64(fastrand::f64())).await;
+        tracing::debug!(keys = ?conflict, overtakes, "what was read has changed; running again");
+        permit.take();
+        turn = Some(next_turn(locks, turn, &conflict, &touched).await);
     }
-    let lost = format!(
+    let why = format!(
         "state that the handler read changed before it committed, {MAX_CONFLICTS} times in a row"
     );
-    match settle::carry_out(
-        worker,
-        case,
-        received,
-        failed(Failure::retry("pelton-conflict", lost)),
-    )
-    .await
-    {
+    let failure = failed(Failure::retry("pelton-conflict", why));
+    match settle::carry_out(worker, case, received, failure).await {
         Carried::Settled(settlement) => settlement,
         Carried::Conflict(_) => Settlement::Again(TROUBLE_PAUSE),
     }
+}
+
+/// A turn at what a delivery had one at before and what it lost at now. The old one ends first: nobody waits with keys in
+/// hand for others out of order.
+async fn next_turn(
+    locks: &Locks,
+    before: Option<Turn>,
+    conflict: &[String],
+    touched: &Wanted,
+) -> Turn {
+    let mut wanted = before
+        .as_ref()
+        .map_or_else(Wanted::new, |turn| turn.wanted().clone());
+    drop(before);
+    for key in conflict {
+        let writes = touched.get(key).copied().unwrap_or_default();
+        let known = wanted.entry(key.clone()).or_default();
+        *known = *known || writes;
+    }
+    locks.turn(wanted).await
 }
 
 /// What waits for its commit makes way for the next attempt, as soon as there is room for it to wait.

@@ -93,6 +93,12 @@ pub struct Connection {
         value_name = "FILE"
     )]
     pub tls_ca: Option<PathBuf>,
+    /// Begin with TLS, before the server says anything (`handshake_first` of the server).
+    #[arg(long = "tlsfirst", visible_alias = "tls-first", global = true)]
+    pub tls_first: bool,
+    /// Prefix of the subjects on which answers come.
+    #[arg(long, global = true, env = "NATS_INBOX_PREFIX", value_name = "PREFIX")]
+    pub inbox_prefix: Option<String>,
 }
 
 impl Global {
@@ -115,6 +121,8 @@ impl Global {
             tls_cert: from.tls_cert,
             tls_key: from.tls_key,
             tls_ca: from.tls_ca,
+            tls_first: from.tls_first,
+            inbox_prefix: from.inbox_prefix,
         }
     }
 

@@ -17,6 +17,7 @@ use super::batch::{self, MAX_MESSAGES};
 use super::flight::{Landed, Pilot};
 use super::group::{Entry, Fit, Group};
 use super::known::Known;
+use super::locks::Locks;
 use super::position::Partition;
 use super::state::NatsState;
 use super::transaction::{Fence, Origin, Transaction};
@@ -85,6 +86,7 @@ pub struct Committer {
     queue: mpsc::Sender<Entry<Reply>>,
     room: Arc<Semaphore>,
     expected: Arc<AtomicUsize>,
+    locks: Locks,
 }
 
 /// An attempt under way, which may have something to commit soon.
@@ -118,7 +120,13 @@ impl Committer {
             queue,
             room: Arc::new(Semaphore::new(ROOM)),
             expected,
+            locks: Locks::default(),
         }
+    }
+
+    /// Turns at keys that many want to change.
+    pub fn locks(&self) -> &Locks {
+        &self.locks
     }
 
     /// Says that an attempt begins; to be dropped when it has ended.

@@ -54,7 +54,7 @@ impl Pilot {
         let mut revisions = Vec::new();
         let mut left = vec![members];
         while let Some(members) = left.pop() {
-            let (stored, refused) = self.send(members).await;
+            let (stored, refused) = self.send(members, &mut revisions).await;
             revisions.extend(stored);
             // Somebody's message was refused for good: alone, each gets the answer that is meant for it.
             left.extend(refused.into_iter().map(|one| vec![one]));
@@ -71,6 +71,7 @@ impl Pilot {
     async fn send(
         &self,
         mut members: Vec<Entry<Reply>>,
+        seen: &mut Vec<(String, u64)>,
     ) -> (Vec<(String, u64)>, Vec<Entry<Reply>>) {
         let mut last = String::new();
         // Whether a batch without an answer may be stored: then a marker that is there is ours.
@@ -110,7 +111,7 @@ impl Pilot {
                 }
                 BatchError::Condition => {
                     let before = members.len();
-                    match self.without_culprits(&mut members, doubt).await {
+                    match self.without_culprits(&mut members, doubt, seen).await {
                         Ok(true) => {
                             if members.len() < before {
                                 (tries, pauses) = (0, backoff());
@@ -146,8 +147,16 @@ impl Pilot {
         &self,
         members: &mut Vec<Entry<Reply>>,
         doubt: bool,
+        seen: &mut Vec<(String, u64)>,
     ) -> Result<bool, StateError> {
         let found = self.look(members).await?;
+        // Whoever else read before another node wrote need not go to the server to learn it.
+        let prefix = self.names.state_prefix();
+        let keys = found.iter().filter_map(|(subject, last)| {
+            let key = subject.strip_prefix(&prefix)?;
+            Some((key.to_owned(), last.sequence))
+        });
+        seen.extend(keys);
         let mut any = self.positions(members, &found, doubt);
         for mut member in std::mem::take(members) {
             match self.blame(&member, &found) {

@@ -10,6 +10,7 @@ mod committer;
 mod flight;
 mod group;
 mod known;
+mod locks;
 pub mod outbox;
 pub mod position;
 mod state;
@@ -20,6 +21,7 @@ mod transaction;
 
 pub use attempts::{Attempts, Earlier};
 pub use committer::{CommitError, Committer, Expected, Room};
+pub use locks::{Locks, Turn, Wanted, touched};
 pub use position::Partition;
 pub use state::NatsState;
 pub use transaction::{DeadLetter, Fence, Origin, Parking, Transaction};

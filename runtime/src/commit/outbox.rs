@@ -1,9 +1,25 @@
 //! Clears the outbox of what has reached its target stream. Every node does it; doing it twice is harmless.
 
 use async_nats::jetstream;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::stream::{self, StreamError};
 use crate::names::AppNames;
+
+/// Until a commit stream is so old, a target may still report how far it had read an earlier one of that name.
+const SETTLED: time::Duration = time::Duration::minutes(2);
+
+/// What earlier rounds found of one target.
+#[derive(Debug, Default)]
+pub struct Purged {
+    /// When the commit stream was made.
+    created: String,
+    /// What the target reported when this node first saw that stream.
+    first: Option<u64>,
+    /// Up to here its outbox is cleared.
+    upto: u64,
+}
 
 /// Removes from the app's outbox what `target` has stored; what it does not report is kept. `purged` remembers how far
 /// the last round came, so that an idle outbox costs one look at the target.
@@ -14,27 +30,51 @@ pub async fn purge(
     js: &jetstream::Context,
     names: &AppNames,
     target: &str,
-    purged: &mut u64,
+    purged: &mut Purged,
 ) -> Result<(), StreamError> {
     let commit = names.commit_stream();
-    let Some(info) = stream::info(js, target).await? else {
+    let Some(target_info) = stream::info(js, target).await? else {
         return Ok(());
     };
-    let sources = info["sources"]
+    let sources = target_info["sources"]
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default();
     let source = sources
         .iter()
         .find(|source| source["name"] == commit.as_str());
-    // Unknown after a restart until the next message comes: then nothing is purged. Less than before: the commit
-    // stream was made anew, and counts from 1 again.
-    let Some(reached) = source
-        .and_then(|source| source["seq"].as_u64())
-        .filter(|reached| reached != purged)
-    else {
+    // Unknown after a restart until the next message comes: then nothing is purged.
+    let reached = source.and_then(|source| source["seq"].as_u64());
+    if reached.is_some() && reached == Some(purged.upto) {
+        return Ok(());
+    }
+    // Looked at after the target: what that reported is not of a later stream than this one.
+    let Some(info) = stream::info(js, &commit).await? else {
         return Ok(());
     };
+    let created = info["created"].as_str().unwrap_or_default();
+    if purged.created != created {
+        *purged = Purged {
+            created: created.to_owned(),
+            first: reached,
+            upto: 0,
+        };
+    }
+    let Some(reached) = reached else {
+        return Ok(());
+    };
+    // A commit stream that was made anew counts from 1 again, while targets older than it remember the former one for a while: what
+    // they report then would clear what they have not read.
+    let target_made = time_of(&target_info);
+    let made = time_of(&info);
+    let younger = target_made
+        .zip(made)
+        .is_some_and(|(target, commit)| target > commit);
+    let old = made.is_some_and(|made| OffsetDateTime::now_utc() - made > SETTLED);
+    let settled = younger || old || purged.first != Some(reached);
+    if !settled || info["state"]["last_seq"].as_u64() < Some(reached) {
+        return Ok(());
+    }
     let request = serde_json::json!({ "filter": names.outbox_filter(target), "seq": reached + 1 });
     let failed = |why: &dyn std::fmt::Display| {
         StreamError(format!("cannot purge the outbox for {target}: {why}"))
@@ -46,6 +86,73 @@ pub async fn purge(
     if let Some(error) = answer.get("error") {
         return Err(failed(&error["description"]));
     }
-    *purged = reached;
+    purged.upto = reached;
     Ok(())
+}
+
+/// When a stream was made.
+fn time_of(info: &serde_json::Value) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(info["created"].as_str()?, &Rfc3339).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dev::{ServerProcess, find_nats_server};
+    use crate::nats::connect;
+
+    async fn emit(js: &jetstream::Context, names: &AppNames, count: usize) {
+        for n in 0..count {
+            let subject = names.outbox("OUT", &format!("txn{n}"), 0, "out.x");
+            js.publish(subject, "".into()).await.unwrap().await.unwrap();
+        }
+    }
+
+    async fn held(js: &jetstream::Context, name: &str) -> u64 {
+        let mut stream = js.get_stream(name).await.unwrap();
+        stream.info().await.unwrap().state.messages
+    }
+
+    #[tokio::test]
+    async fn a_commit_stream_made_anew_loses_nothing_of_its_outbox() {
+        let data = tempfile::tempdir().unwrap();
+        let binary = find_nats_server().unwrap();
+        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
+            .await
+            .unwrap();
+        let js = jetstream::new(connect(&server.options(), "test").await.unwrap());
+        let names = AppNames::new("shop");
+        stream::ensure_commit_stream(&js, &names, 1).await.unwrap();
+        let out = jetstream::stream::Config {
+            name: "OUT".into(),
+            subjects: vec!["out.>".into()],
+            ..Default::default()
+        };
+        js.create_stream(out).await.unwrap();
+        stream::ensure_target(&js, &names, "OUT", true)
+            .await
+            .unwrap();
+
+        // A node that was there from the beginning clears what has arrived.
+        let mut early = Purged::default();
+        purge(&js, &names, "OUT", &mut early).await.unwrap();
+        emit(&js, &names, 20).await;
+        while held(&js, "KV_shop").await > 0 {
+            purge(&js, &names, "OUT", &mut early).await.unwrap();
+        }
+        assert_eq!(held(&js, "OUT").await, 20);
+
+        js.delete_stream("KV_shop").await.unwrap();
+        stream::ensure_commit_stream(&js, &names, 1).await.unwrap();
+        emit(&js, &names, 30).await;
+        // The target may not have begun to read it, and still say 20.
+        let mut late = Purged::default();
+        for purged in [&mut early, &mut late] {
+            for _ in 0..5 {
+                purge(&js, &names, "OUT", purged).await.unwrap();
+            }
+        }
+        let (waiting, arrived) = (held(&js, "KV_shop").await, held(&js, "OUT").await - 20);
+        assert!(waiting + arrived >= 30, "{waiting} wait, {arrived} arrived");
+    }
 }

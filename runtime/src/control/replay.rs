@@ -42,6 +42,7 @@ pub async fn replay(
     let (letter, body) = read(&letters, sequence).await?;
     let names = AppNames::new(app);
     let headers = headers(&names, &letter, &body);
+    check_size(js, sequence, &headers, &body)?;
     let published = publish(js, &letter.subject, &headers, body).await?;
     letters.delete_message(sequence).await.map_err(|error| {
         ControlError::nats(
@@ -62,6 +63,32 @@ pub async fn replay(
         stream: published.stream.unwrap_or_default(),
         stream_sequence: published.sequence.unwrap_or(0),
     })
+}
+
+/// A replay adds headers to the original.
+fn check_size(
+    js: &jetstream::Context,
+    sequence: u64,
+    headers: &Headers,
+    body: &Bytes,
+) -> Result<(), ControlError> {
+    let added: usize = headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 4)
+        .sum();
+    let (size, limit) = (body.len() + added, js.client().server_info().max_payload);
+    if size <= limit {
+        return Ok(());
+    }
+    Err(ControlError::refused(
+        format!(
+            "dead letter {sequence} with the headers of a replay has {size} bytes, and the server takes {limit}"
+        ),
+        format!(
+            "raise the server's max_payload by {} bytes for the replay, or publish what `pelton dead-letter show {sequence} --json` prints in smaller pieces",
+            size - limit
+        ),
+    ))
 }
 
 /// Headers of the repeated message: the original ones, without those by which NATS or an earlier replay steered the

@@ -232,13 +232,13 @@ fn encrypt(
     resolved: &Resolved,
 ) -> Result<async_nats::ConnectOptions, NatsError> {
     if let Some(ca) = &resolved.tls_ca {
-        file("CA certificate", "--tls-ca", ca)?;
+        pem("CA certificate", "--tls-ca", ca, "CERTIFICATE")?;
         settings = settings.add_root_certificates(ca.clone()).require_tls(true);
     }
     match (&resolved.tls_cert, &resolved.tls_key) {
         (Some(cert), Some(key)) => {
-            file("client certificate", "--tls-cert", cert)?;
-            file("client key", "--tls-key", key)?;
+            pem("client certificate", "--tls-cert", cert, "CERTIFICATE")?;
+            pem("client key", "--tls-key", key, "PRIVATE KEY")?;
             settings = settings
                 .add_client_certificate(cert.clone(), key.clone())
                 .require_tls(true);
@@ -262,6 +262,19 @@ fn encrypt(
         settings = settings.custom_inbox_prefix(prefix);
     }
     Ok(settings)
+}
+
+/// A file that holds at least one block of this kind.
+fn pem(what: &str, flag: &str, path: &Path, kind: &str) -> Result<(), NatsError> {
+    let text = file(what, flag, path)?;
+    let begins = |line: &str| line.starts_with("-----BEGIN") && line.contains(kind);
+    if text.lines().any(begins) {
+        return Ok(());
+    }
+    Err(NatsError(format!(
+        "{what} {} holds no {kind} in PEM; check {flag} or the context",
+        path.display()
+    )))
 }
 
 fn file(what: &str, flag: &str, path: &Path) -> Result<String, NatsError> {
@@ -300,6 +313,9 @@ fn explain(error: &async_nats::ConnectError, place: &str, resolved: &Resolved) -
                 "NATS at {place} refused the login: {given}; pass --creds FILE, --nkey FILE, or --user and --password, or a --context that has them"
             )
         }
+        _ if is_tls(error) && cause.contains("certificate or key") => format!(
+            "no TLS connection to NATS at {place}: {cause}; the client certificate and its key do not fit each other, or the certificate is no X.509 v3"
+        ),
         _ if is_tls(error) => format!(
             "no TLS connection to NATS at {place}: {cause}; pass the server's CA with --tls-ca, and --tls-cert and --tls-key if it asks for a client certificate"
         ),

@@ -82,8 +82,11 @@ pub(super) fn resolve(options: &ConnectOptions, dir: Option<&Path>) -> Result<Re
         tls_cert: options.tls_cert.clone().or_else(|| path(&file.cert)),
         tls_key: options.tls_key.clone().or_else(|| path(&file.key)),
         tls_ca: options.tls_ca.clone().or_else(|| path(&file.ca)),
-        tls_first: file.tls_first,
-        inbox_prefix: given(&file.inbox_prefix),
+        tls_first: options.tls_first || file.tls_first,
+        inbox_prefix: options
+            .inbox_prefix
+            .clone()
+            .or_else(|| given(&file.inbox_prefix)),
         ..Resolved::default()
     };
     if options.user.is_some() || options.creds.is_some() || options.nkey.is_some() {

@@ -36,6 +36,10 @@ pub struct ConnectOptions {
     pub tls_key: Option<PathBuf>,
     /// Roots to trust, PEM.
     pub tls_ca: Option<PathBuf>,
+    /// Begin with TLS, before the server says anything.
+    pub tls_first: bool,
+    /// Prefix of the subjects on which answers come.
+    pub inbox_prefix: Option<String>,
 }
 
 impl ConnectOptions {

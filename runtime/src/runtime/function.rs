@@ -28,6 +28,8 @@ use crate::telemetry::{Counters, LogPublisher};
 
 /// An old version may finish what it runs for this long after its successor took over.
 const HANDOVER: Duration = Duration::from_secs(30);
+/// Messages of a function on this node that are out of their handlers and not settled.
+const FINISHED: usize = 512;
 /// What hands back may take: a few acks.
 const HAND_BACK: Duration = Duration::from_secs(2);
 /// Environment variables that hold secrets begin so.
@@ -290,6 +292,7 @@ impl Task {
     async fn try_load(&self) -> Result<Worker, String> {
         let record = &self.record;
         let max_payload = self.shared.publisher.server_info().max_payload;
+        let concurrency = record.settings.concurrency.max(1) as usize;
         let spec = spec(record, max_payload)?;
         let component = registry::fetch_module(&self.shared.js, &record.digest)
             .await
@@ -314,7 +317,8 @@ impl Task {
             state: Arc::new(state),
             logs: self.shared.logs.clone(),
             counters: self.counters.clone(),
-            handlers: Arc::new(Semaphore::new(record.settings.concurrency.max(1) as usize)),
+            handlers: Arc::new(Semaphore::new(concurrency)),
+            unsettled: Arc::new(Semaphore::new(concurrency + FINISHED)),
             max_payload,
         })
     }
@@ -411,17 +415,27 @@ impl Task {
         let mut waiting: VecDeque<Received> = VecDeque::new();
         let mut progressed = false;
         let mut progress = tokio::time::interval(delivery::PROGRESS);
-        let permits = &worker.handlers;
+        let permits = || {
+            let (unsettled, handlers) = (worker.unsettled.clone(), worker.handlers.clone());
+            Box::pin(async move {
+                // They are never closed.
+                let unsettled = unsettled.acquire_owned().await.ok()?;
+                Some((unsettled, handlers.acquire_owned().await.ok()?))
+            })
+        };
         // Asked for only while something waits, and kept until it is given: asking anew would lose its place.
-        let mut permit = Box::pin(permits.clone().acquire_owned());
+        let mut permit = permits();
         let ended = loop {
             tokio::select! {
                 () = self.stop.cancelled() => break Ok(()),
                 given = &mut permit, if !waiting.is_empty() => {
-                    permit = Box::pin(permits.clone().acquire_owned());
-                    // The semaphore is never closed.
-                    let (Some(received), Ok(given)) = (waiting.pop_front(), given) else { continue };
-                    running.spawn(delivery::deliver(worker.clone(), received, given, self.abort.clone()));
+                    permit = permits();
+                    let Some((received, (unsettled, handler))) = waiting.pop_front().zip(given) else { continue };
+                    let delivery = delivery::deliver(worker.clone(), received, handler, self.abort.clone());
+                    running.spawn(async move {
+                        delivery.await;
+                        drop(unsettled);
+                    });
                 }
                 received = source.next(), if waiting.len() < bound => match received {
                     Ok(received) => {

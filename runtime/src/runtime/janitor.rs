@@ -34,7 +34,7 @@ pub(super) struct Janitor {
     pub(super) js: jetstream::Context,
     pub(super) apps: watch::Receiver<Apps>,
     /// What each target of each app had stored at the last purge.
-    purged: HashMap<(String, String), u64>,
+    purged: HashMap<(String, String), outbox::Purged>,
 }
 
 impl Janitor {
@@ -68,8 +68,7 @@ impl Janitor {
                     .entry((app.clone(), target.clone()))
                     .or_default();
                 if let Err(error) = outbox::purge(&self.js, &names, &target, purged).await {
-                    tracing::debug!(%error, "the outbox was not cleared");
-                    return;
+                    tracing::warn!(%error, app, "the outbox was not cleared");
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! State is shared: with other functions, other nodes, and clients that know nothing of Pelton.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use pelton_tests::{Scene, build, eventually, project};
@@ -130,5 +131,46 @@ async fn a_bucket_whose_configuration_was_rewritten_is_mended() -> Result<()> {
         config.metadata.get("pelton-app").map(String::as_str),
         Some("shop")
     );
+    Ok(())
+}
+
+/// With the settings as they are when nobody says anything, and many more deliveries at once than attempts may lose.
+#[tokio::test]
+async fn a_hot_key_costs_waiting_and_no_event() -> Result<()> {
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    text += &project::function("hostile", &build::component("hostile")?, "");
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    let scene = Scene::start(&text).await?;
+    let act = json!({ "do": "count", "counter": "hot" }).to_string();
+    for _ in 0..500 {
+        let publish = scene.nats.js.publish("hostile.act.now", act.clone().into());
+        publish.await?;
+    }
+    scene
+        .nats
+        .drained_within(Duration::from_secs(120), "shop", "hostile", "HOSTILE")
+        .await?;
+    assert_eq!(
+        scene.nats.value("shop", "counters.hot").await?,
+        Some(json!(500))
+    );
+    assert!(scene.nats.dead("shop").await?.is_empty());
+    Ok(())
+}
+
+/// A client that compacts the bucket takes revisions back: what a node remembers of them must not count for ever.
+#[tokio::test]
+async fn a_key_that_was_purged_begins_anew() -> Result<()> {
+    let scene = scene().await?;
+    let act = json!({ "do": "count", "counter": "gone" }).to_string();
+    for round in 0..3 {
+        scene.nats.publish("hostile.act.now", act.clone()).await?;
+        scene.nats.drained("shop", "hostile", "HOSTILE").await?;
+        let count = scene.nats.value("shop", "counters.gone").await?;
+        assert_eq!(count, Some(json!(1)), "round {round}");
+        let stream = scene.nats.js.get_stream("KV_shop").await?;
+        stream.purge().filter("$KV.shop.counters.gone").await?;
+    }
+    assert!(scene.nats.dead("shop").await?.is_empty());
     Ok(())
 }

@@ -21,6 +21,7 @@ pub(super) fn plan(
     let mut after = view.streams.clone();
     let mut plans = Vec::new();
     for (name, declared) in &manifest.streams {
+        problems.extend(too_many_copies(name, declared, view));
         let wanted = wanted(declared, view.streams.get(name), &manifest.app);
         let plan = match view.streams.get(name) {
             None => {
@@ -71,6 +72,20 @@ fn stream_plan(
         changes,
         wanted: stream.clone(),
     }
+}
+
+/// Copies that no cluster is there for.
+fn too_many_copies(name: &str, declared: &StreamManifest, view: &View) -> Option<Problem> {
+    let copies = declared
+        .replicas
+        .filter(|copies| view.alone && *copies > 1)?;
+    Some(Problem::new(
+        &["streams", name, "replicas"],
+        format!(
+            "stream {name}: {copies} copies need as many servers, and this one is in no cluster"
+        ),
+        "deploy to a cluster, or say replicas = 1, here or for one environment",
+    ))
 }
 
 /// How a stream of ours is to be; what the manifest leaves open stays as it is.

@@ -72,6 +72,8 @@ pub struct View {
     pub modules: BTreeSet<String>,
     /// Whether the app is registered.
     pub app_known: bool,
+    /// Whether the server is in no cluster.
+    pub alone: bool,
 }
 
 /// Reads what a deploy of these components depends on.
@@ -88,6 +90,7 @@ pub async fn survey(
         functions: registered(js, &names).await?,
         modules: modules(js, components).await?,
         app_known: false,
+        alone: js.client().server_info().cluster.is_none(),
         streams: BTreeMap::new(),
     };
     view.app_known = !view.functions.is_empty() || app_known(js, &names).await?;

@@ -56,6 +56,6 @@ mod tests {
         );
     }
 
-    const PARTITION_O1: u16 = 0;
-    const PARTITION_EMPTY: u16 = 0;
+    const PARTITION_O1: u16 = 34;
+    const PARTITION_EMPTY: u16 = 2;
 }
