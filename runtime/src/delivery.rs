@@ -158,7 +158,9 @@ pub(crate) async fn run(
         let mut conflict = locks.taken(&touched, turn.as_ref());
         // Others wait for their turn at what this one touched.
         let overtakes = !conflict.is_empty();
-        if !overtakes {
+        if overtakes {
+            drop(expected);
+        } else {
             let _room = finished(worker, received, &attempt, &mut permit).await;
             drop(expected);
             match settle::carry_out(worker, case, received, attempt).await {

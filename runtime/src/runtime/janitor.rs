@@ -35,6 +35,8 @@ pub(super) struct Janitor {
     pub(super) apps: watch::Receiver<Apps>,
     /// What each target of each app had stored at the last purge.
     purged: HashMap<(String, String), outbox::Purged>,
+    /// Apps and targets whose outbox could not be cleared the last time.
+    failing: BTreeSet<(String, String)>,
 }
 
 impl Janitor {
@@ -43,6 +45,7 @@ impl Janitor {
             js,
             apps,
             purged: HashMap::new(),
+            failing: BTreeSet::new(),
         }
     }
 
@@ -63,12 +66,17 @@ impl Janitor {
             let names = AppNames::new(app.as_str());
             targets.insert(names.dead_stream());
             for target in targets {
-                let purged = self
-                    .purged
-                    .entry((app.clone(), target.clone()))
-                    .or_default();
-                if let Err(error) = outbox::purge(&self.js, &names, &target, purged).await {
-                    tracing::warn!(%error, app, "the outbox was not cleared");
+                let key = (app.clone(), target);
+                let purged = self.purged.entry(key.clone()).or_default();
+                match outbox::purge(&self.js, &names, &key.1, purged).await {
+                    Ok(()) => {
+                        self.failing.remove(&key);
+                    }
+                    // Said once, until it goes well again.
+                    Err(error) if self.failing.insert(key) => {
+                        tracing::warn!(%error, app, "an outbox is not cleared of what has arrived");
+                    }
+                    Err(error) => tracing::debug!(%error, app, "an outbox is not cleared"),
                 }
             }
         }
