@@ -37,6 +37,8 @@ use crate::records::{Input, PositionRecord};
 
 /// Messages read ahead and not under way, for one input.
 const READ_AHEAD: usize = 2048;
+/// Deliveries of one input that are under way: in handlers, waiting for their commit, or on their way into the park.
+const UNDER_WAY: usize = 4096;
 /// Followers of one failing delivery that are parked at the same time.
 const PARK_AT_ONCE: usize = 64;
 /// How often positions that only advance are written, and claims looked at.
@@ -229,7 +231,8 @@ impl PositionSource {
             if self.broken {
                 return Err(SourceError("a delivery ended unexpectedly".into()));
             }
-            let can_read = self.stalled.is_none() && self.lanes.held() < READ_AHEAD;
+            let room = self.lanes.held() < READ_AHEAD && self.jobs.len() < UNDER_WAY;
+            let can_read = self.stalled.is_none() && room;
             let handlers = self.context.worker.handlers.clone();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
