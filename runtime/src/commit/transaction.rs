@@ -128,6 +128,7 @@ impl Transaction {
             reads,
             writes,
             emits,
+            ..
         } = &self.effects;
         let checks = reads
             .keys()

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use time::OffsetDateTime;
 
 use super::{
-    Effects, Emit, Failure, MAX_EMIT_BYTES, MAX_EMITS, MAX_KEYS, MAX_STATE_BYTES, Rules,
+    Effects, Emit, Failure, MAX_EMIT_BYTES, MAX_EMITS, MAX_KEYS, MAX_STATE_BYTES, Reply, Rules,
     StateReader, Versioned, Write, is_key, is_prefix,
 };
-use crate::event::{Delivery, Draft, DraftDefaults, encode};
+use crate::event::{Delivery, Draft, DraftDefaults, content_type, encode};
 
 /// Most keys that one listing may ask for.
 const MAX_LIST: u32 = 1000;
@@ -26,6 +26,8 @@ pub struct Collector {
     seen: BTreeMap<String, Versioned>,
     writes: BTreeMap<String, Write>,
     emits: Vec<Emit>,
+    expects_reply: bool,
+    reply: Option<Reply>,
     state_bytes: usize,
     emit_bytes: usize,
 }
@@ -53,6 +55,8 @@ impl Collector {
             seen: BTreeMap::new(),
             writes: BTreeMap::new(),
             emits: Vec::new(),
+            expects_reply: delivery.expects_reply,
+            reply: None,
             state_bytes: 0,
             emit_bytes: 0,
         }
@@ -68,6 +72,7 @@ impl Collector {
                 .collect(),
             writes: self.writes,
             emits: self.emits,
+            reply: self.reply,
         }
     }
 
@@ -216,6 +221,30 @@ impl Collector {
             headers: message.headers,
             payload: message.payload,
         });
+        Ok(())
+    }
+
+    /// The contract's `events.reply`: the last one counts; ignored when nobody waits for one.
+    ///
+    /// # Errors
+    /// `pelton-event-invalid`: no media type; `pelton-limit`: more than one message can carry.
+    pub fn reply(&mut self, datacontenttype: Option<String>, data: Bytes) -> Result<(), Failure> {
+        if !self.expects_reply {
+            return Ok(());
+        }
+        let content_type = content_type(datacontenttype)
+            .map_err(|why| Failure::reject("pelton-event-invalid", why))?;
+        let (size, max) = (data.len() + content_type.len(), self.rules.max_value());
+        if size > max {
+            return Err(Failure::reject(
+                "pelton-limit",
+                format!(
+                    "the reply has {size} bytes with its media type and may have {max}: put larger data \
+                     into the object store and reply with a reference, or raise the server's max_payload"
+                ),
+            ));
+        }
+        self.reply = Some(Reply { content_type, data });
         Ok(())
     }
 

@@ -53,6 +53,15 @@ pub struct Emit {
     pub payload: Bytes,
 }
 
+/// What a caller is to be told when the attempt commits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// Media type of `data`.
+    pub content_type: String,
+    /// The data.
+    pub data: Bytes,
+}
+
 /// Everything one attempt wants to change, and the reads it rests on.
 #[derive(Debug, Clone, Default)]
 pub struct Effects {
@@ -62,6 +71,8 @@ pub struct Effects {
     pub writes: BTreeMap<String, Write>,
     /// In the order emitted.
     pub emits: Vec<Emit>,
+    /// The last one counts; none: the caller gets an empty reply. Always none when nobody waits for one.
+    pub reply: Option<Reply>,
 }
 
 impl Effects {
@@ -70,7 +81,7 @@ impl Effects {
         self.reads.is_empty() && self.writes.is_empty() && self.emits.is_empty()
     }
 
-    /// Bytes of all values and events.
+    /// Bytes of all values and events, and of the reply.
     pub fn bytes(&self) -> usize {
         let writes = self.writes.iter().map(|(key, write)| {
             key.len()
@@ -84,7 +95,8 @@ impl Effects {
             let headers: usize = headers.map(|(name, value)| name.len() + value.len()).sum();
             emit.payload.len() + headers
         });
-        writes.chain(emits).sum()
+        let reply = self.reply.iter().map(|reply| reply.data.len());
+        writes.chain(emits).chain(reply).sum()
     }
 
     /// The same reads with nothing to change: what a failed attempt's verdict rests on.

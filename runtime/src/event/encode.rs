@@ -195,7 +195,8 @@ fn allowed(name: &str, value: &str) -> Result<(), String> {
     }
 }
 
-fn content_type(given: Option<String>) -> Result<String, String> {
+/// A media type that a header can carry; none: JSON's.
+pub(crate) fn content_type(given: Option<String>) -> Result<String, String> {
     let text = given.unwrap_or_else(|| "application/json".into());
     let printable = text.bytes().all(|b| (b' '..=b'~').contains(&b));
     let kinds = media_type(&text);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use decode::{Decoded, EventError, decode};
+pub(crate) use encode::content_type;
 pub use encode::{Draft, DraftDefaults, Outgoing, attribute_headers, encode};
 pub use key::key;
 

@@ -32,6 +32,10 @@ fn delivery() -> Delivery {
 }
 
 fn collector(state: &Arc<MemoryState>) -> Collector {
+    collector_of(state, &delivery())
+}
+
+fn collector_of(state: &Arc<MemoryState>, delivery: &Delivery) -> Collector {
     let rules = Rules {
         app: "shop".into(),
         function: "orders".into(),
@@ -43,7 +47,7 @@ fn collector(state: &Arc<MemoryState>) -> Collector {
         }],
         max_payload: 1 << 20,
     };
-    Collector::new(Arc::new(rules), state.clone(), "txn".into(), &delivery())
+    Collector::new(Arc::new(rules), state.clone(), "txn".into(), delivery)
 }
 
 fn draft(len: usize) -> Draft {
@@ -214,4 +218,37 @@ fn a_subject_that_the_server_would_hang_up_on_is_refused() {
     let failure = collector.emit(of(1025)).unwrap_err();
     assert_eq!(failure.code, "pelton-event-invalid");
     assert!(failure.message.contains("1025"), "{}", failure.message);
+}
+
+#[test]
+fn the_last_reply_counts_and_one_that_nobody_waits_for_does_not() {
+    let state = Arc::default();
+    let of = |text: &'static str| Bytes::from_static(text.as_bytes());
+    let mut deaf = collector_of(&state, &delivery());
+    deaf.reply(Some("no media type".into()), of("x")).unwrap();
+    assert_eq!(deaf.finish().reply, None);
+
+    let asked = Delivery {
+        expects_reply: true,
+        ..delivery()
+    };
+    let mut effects = collector_of(&state, &asked);
+    for (kind, len, code) in [
+        ("text", 1, "pelton-event-invalid"),
+        ("text/plain\r\nX: y", 1, "pelton-event-invalid"),
+        ("text/plain", 1 << 20, "pelton-limit"),
+    ] {
+        let refused = effects.reply(Some(kind.into()), vec![0; len].into());
+        assert_eq!(refused.unwrap_err().code, code, "{kind:?}");
+    }
+    effects.reply(Some("text/plain".into()), of("one")).unwrap();
+    effects.reply(None, of("2")).unwrap();
+    let effects = effects.finish();
+    assert_eq!(effects.bytes(), 1);
+    assert_eq!(effects.reads_only().reply, None);
+    let reply = effects.reply.unwrap();
+    assert_eq!(
+        (reply.content_type.as_str(), reply.data.as_ref()),
+        ("application/json", &b"2"[..])
+    );
 }

@@ -32,10 +32,15 @@ pub(super) fn add(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             Ok((Err(unsupported("cancel").into()),))
         },
     )?;
-    // No delivery expects a reply yet, and then the contract says that it is ignored.
     events.func_wrap(
         "reply",
-        |_: StoreContextMut<'_, Host>, _: (Option<String>, Bytes)| -> Answer { Ok((Ok(()),)) },
+        |mut store: StoreContextMut<'_, Host>,
+         (content_type, data): (Option<String>, Bytes)|
+         -> Answer {
+            let attempt = store.data_mut().attempt();
+            let result = attempt.and_then(|attempt| attempt.reply(content_type, data));
+            Ok((result.map_err(Error::from),))
+        },
     )?;
     Ok(())
 }

@@ -183,3 +183,27 @@ async fn every_function_of_the_contract_links() {
         .import("wasi:config/store@0.2.0-rc.1", "get-all", "i32");
     bench.run(&guest).await.result.unwrap();
 }
+
+#[tokio::test]
+async fn a_reply_comes_out_for_who_waits_and_for_nobody_else() {
+    let bench = Bench::new(4);
+    let mut guest = Guest::new("").import(
+        "pelton:function/events@0.1.0",
+        "reply",
+        "i32 i32 i32 i32 i32 i32",
+    );
+    let (kind, data) = (guest.text("text/plain"), guest.text("done"));
+    // The option's case, the two strings, where the answer goes.
+    guest.then(&format!(
+        "(call $reply (i32.const 1) {kind} {data} (i32.const 2048))"
+    ));
+    let function = bench.load(&guest).await;
+    for expects_reply in [false, true] {
+        let mut call = bench.call().0;
+        call.delivery.expects_reply = expects_reply;
+        let attempt = function.invoke(call).await;
+        attempt.result.unwrap();
+        let reply = attempt.effects.reply.map(|reply| reply.data);
+        assert_eq!(reply, expects_reply.then(|| "done".into()));
+    }
+}
