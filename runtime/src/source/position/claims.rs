@@ -29,8 +29,6 @@ pub(super) struct Gained {
     pub(super) partitions: Vec<u16>,
     /// What waits in their parks.
     pub(super) parked: Vec<(Place, u64)>,
-    /// The least sequence up to which one of them is done.
-    pub(super) from: Option<u64>,
 }
 
 impl Claims {
@@ -115,9 +113,7 @@ impl Claims {
             };
             context.check_input(&record).await?;
             // Before the partition is there: its floor must not follow what was passed without it.
-            let from = record.sequence.min(gained.from.unwrap_or(u64::MAX));
-            passed.fetch_min(from, Ordering::AcqRel);
-            gained.from = Some(from);
+            passed.fetch_min(record.sequence, Ordering::AcqRel);
             gained.parked.extend(parked(context, number).await?);
             gained.partitions.push(number);
             let subject = context.position(number);

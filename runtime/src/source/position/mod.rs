@@ -277,7 +277,9 @@ impl PositionSource {
         for (place, sequence) in gained.parked {
             self.lanes.push_parked(place, sequence, Instant::now());
         }
-        if let Some(from) = gained.from {
+        if !gained.partitions.is_empty() {
+            // Not where these begin: what was claimed a moment ago may still have to be read from further back.
+            let from = self.passed.load(Ordering::Acquire);
             tracing::debug!(stream = self.context.input.stream, partitions = ?gained.partitions, from, "claimed");
             self.stalled = None;
             let reader = open_reader(&self.context, &self.consumer, from + 1).await?;
