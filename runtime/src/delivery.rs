@@ -225,7 +225,11 @@ async fn finished<'a>(
 }
 
 async fn invoke(worker: &Worker, case: &Case, received: &Received, decoded: Decoded) -> Attempt {
-    let Decoded { event, headers } = decoded;
+    let Decoded { event, mut headers } = decoded;
+    if received.internal {
+        // By which Pelton and NATS steered it.
+        headers.retain(|(name, _)| !name.starts_with("pelton-") && !name.starts_with("nats-"));
+    }
     let settings = &worker.record.settings;
     let source = LogSource {
         event_id: event.id.clone(),
@@ -236,11 +240,11 @@ async fn invoke(worker: &Worker, case: &Case, received: &Received, decoded: Deco
     let delivery = Delivery {
         event,
         subject: received.message.subject.clone(),
-        position: Some(Position {
+        position: (!received.internal).then(|| Position {
             stream: received.message.stream.clone(),
             sequence: received.message.sequence,
         }),
-        key: received.key.clone(),
+        key: received.key.clone().filter(|_| settings.key.is_some()),
         headers,
         attempt: case.attempt(),
         max_attempts: settings.retry.max_attempts,

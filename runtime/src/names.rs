@@ -20,6 +20,13 @@ pub const MIN_SERVER: semver::Version = semver::Version::new(2, 15, 1);
 /// Header that limits a replayed event to one function: `<app>/<function>`. Others pass it by.
 pub const ONLY_HEADER: &str = "Pelton-Only";
 
+/// Header of a message of a function's internal input: the subject that its handler sees.
+pub const DUE_SUBJECT_HEADER: &str = "Pelton-Subject";
+/// The same: its ordering key, where that is not what the function's `key` finds.
+pub const DUE_KEY_HEADER: &str = "Pelton-Key";
+/// Header that such a message has while it is under way: where it lies.
+pub const DUE_HEADER: &str = "Pelton-Due";
+
 /// Stream metadata: the app whose `deploy` created the stream.
 pub const META_APP: &str = "pelton-app";
 /// Consumer metadata: the function version that its settings come from.
@@ -114,6 +121,11 @@ impl AppNames {
         )
     }
 
+    /// Filter over the parked deliveries of all partitions of an input.
+    pub fn all_parked_filter(&self, function: &str, stream: &str) -> String {
+        format!("$PELTON.{}.park.{function}.{stream}.>", self.app)
+    }
+
     /// Attempts so far of a queue delivery that is waiting for its next one.
     pub fn attempts(&self, function: &str, stream: &str, sequence: u64) -> String {
         format!(
@@ -125,6 +137,16 @@ impl AppNames {
     /// Filter over [`attempts`](Self::attempts) of one function.
     pub fn attempts_filter(&self, function: &str) -> String {
         format!("$PELTON.{}.park.{function}.>", self.app)
+    }
+
+    /// A message to one function that comes from no stream of the user's; `id` may have several tokens.
+    pub fn due(&self, function: &str, id: &str) -> String {
+        format!("$PELTON.{}.due.{function}.{id}", self.app)
+    }
+
+    /// A function's internal input: all that is [`due`](Self::due) for it.
+    pub fn due_filter(&self, function: &str) -> String {
+        format!("$PELTON.{}.due.{function}.>", self.app)
     }
 
     /// Outbox subject of one emitted event.

@@ -141,6 +141,12 @@ impl Partition {
         sequence > progress.floor && !known
     }
 
+    /// Whether a message needs no handling any more.
+    pub fn has_done(&self, sequence: u64) -> bool {
+        let progress = self.lock();
+        sequence <= progress.floor || progress.done.contains(&sequence)
+    }
+
     /// Whether one more may be handed out.
     pub fn has_room(&self) -> bool {
         let progress = self.lock();

@@ -255,7 +255,13 @@ impl Task {
             .inputs
             .iter()
             .map(|input| self.pump(input, &worker, &running));
-        futures::future::join_all(pumps).await;
+        let internal = Input {
+            stream: AppNames::new(app.as_str()).commit_stream(),
+            subjects: Vec::new(),
+            start: 0,
+        };
+        let internal = self.pump_positions(&internal, &worker);
+        tokio::join!(futures::future::join_all(pumps), internal);
         running.close();
         running.wait().await;
         tracing::info!(app, function, version, "drained");

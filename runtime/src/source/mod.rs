@@ -19,6 +19,8 @@ pub(crate) struct Received {
     pub(crate) message: Message,
     /// When its stream was made, nanoseconds since 1970: a stream made anew is a new input.
     pub(crate) stream_created: i64,
+    /// Whether it comes from the function's internal input, not from a stream of events.
+    pub(crate) internal: bool,
     /// Its ordering key.
     pub(crate) key: Option<String>,
     /// How often it was handed out, from 1, to any node.

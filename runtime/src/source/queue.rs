@@ -102,6 +102,7 @@ impl QueueSource {
         Ok(Received {
             message,
             stream_created: self.stream_created,
+            internal: false,
             key: None,
             delivered: u64::try_from(delivered).unwrap_or(1),
             acker: Acker(Some(acker)),

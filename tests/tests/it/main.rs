@@ -16,4 +16,5 @@ mod scaffold;
 mod state;
 mod streams;
 mod tidy;
+mod timers;
 mod unreachable;

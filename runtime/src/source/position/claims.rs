@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use async_nats::jetstream::stream::InfoWithSubjects;
 use futures::StreamExt;
 use futures::future::join_all;
 
@@ -113,7 +114,12 @@ impl Claims {
             };
             context.check_input(&record).await?;
             // Before the partition is there: its floor must not follow what was passed without it.
-            passed.fetch_min(record.sequence, Ordering::AcqRel);
+            let from = match context.internal {
+                // What is left there is little, and may be done and not removed.
+                true => 0,
+                false => record.sequence,
+            };
+            passed.fetch_min(from, Ordering::AcqRel);
             gained.parked.extend(parked(context, number).await?);
             gained.partitions.push(number);
             let subject = context.position(number);
@@ -172,29 +178,43 @@ async fn take(
     Ok(revision.map(|revision| (partition, record, revision)))
 }
 
+/// Whether anything of the input is parked.
+pub(super) async fn any_parked(context: &Context) -> Result<bool, SourceError> {
+    let function = &context.worker.record.function;
+    let filter = context
+        .names
+        .all_parked_filter(function, &context.input.stream);
+    let mut subjects = park(context, filter).await?;
+    Ok(subjects
+        .next()
+        .await
+        .transpose()
+        .map_err(unreadable)?
+        .is_some())
+}
+
+fn unreadable(error: impl std::fmt::Display) -> SourceError {
+    SourceError(format!("the park cannot be read: {error}"))
+}
+
+async fn park(context: &Context, filter: String) -> Result<InfoWithSubjects, SourceError> {
+    let name = context.names.commit_stream();
+    let stream = context.js.get_stream_no_info(name).await;
+    let stream = stream.map_err(unreadable)?;
+    let subjects = stream.info_with_subjects(filter).await;
+    subjects.map_err(unreadable)
+}
+
 /// What waits in a partition's park, as the stream's leader knows it.
 async fn parked(context: &Context, partition: u16) -> Result<Vec<(Place, u64)>, SourceError> {
-    let unreadable = |error: &dyn std::fmt::Display| {
-        SourceError(format!(
-            "the park of partition {partition} cannot be read: {error}"
-        ))
-    };
     let function = &context.worker.record.function;
     let filter = context
         .names
         .parked_filter(function, &context.input.stream, partition);
-    let stream = context
-        .js
-        .get_stream_no_info(context.names.commit_stream())
-        .await;
-    let stream = stream.map_err(|error| unreadable(&error))?;
-    let mut subjects = stream
-        .info_with_subjects(filter)
-        .await
-        .map_err(|error| unreadable(&error))?;
+    let mut subjects = park(context, filter).await?;
     let mut parked = Vec::new();
     while let Some(entry) = subjects.next().await {
-        let (subject, _) = entry.map_err(|error| unreadable(&error))?;
+        let (subject, _) = entry.map_err(unreadable)?;
         let mut tokens = subject.rsplit('.');
         let sequence = tokens.next().and_then(|token| token.parse().ok());
         let (Some(sequence), Some(token)) = (sequence, tokens.next()) else {

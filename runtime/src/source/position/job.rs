@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
+use super::due;
 use super::lanes::{Body, Place};
 use crate::commit::{Fence, Origin, Partition};
 use crate::delivery::{self, TROUBLE_PAUSE};
@@ -41,7 +42,7 @@ pub(super) enum Ended {
         sequence: u64,
         body: Body,
     },
-    /// A position was brought up to date, or will be at the next tick.
+    /// A position was brought up to date, or will be at the next tick; or what is done was removed.
     Flushed,
 }
 
@@ -64,6 +65,9 @@ impl Job {
             Body::Read(message) => {
                 let case = self.case(message.stored, None);
                 let (settlement, message) = self.attempt(*message, case, permit, abort).await;
+                if let Settlement::Done | Settlement::Parked(..) = settlement {
+                    due::remove(&self.context, &message).await;
+                }
                 (settlement, Body::Read(Box::new(message)))
             }
             Body::Parked | Body::Parking => match self.load().await {
@@ -97,7 +101,10 @@ impl Job {
         let received = self.received(message);
         let settlement = park::behind(&self.context.worker, &case, &received).await;
         let body = match settlement {
-            Settlement::Parked(..) => Body::Parked,
+            Settlement::Parked(..) => {
+                due::remove(&self.context, &received.message).await;
+                Body::Parked
+            }
             _ => Body::Read(Box::new(received.message)),
         };
         Ended::Parked {
@@ -129,6 +136,7 @@ impl Job {
         Received {
             message,
             stream_created: self.context.stream_created,
+            internal: self.context.internal,
             key: self.place.1.name().map(str::to_owned),
             delivered: 1,
             acker: Acker(None),
@@ -245,5 +253,11 @@ pub(super) async fn flush(context: Arc<Context>, partition: Partition) -> Ended 
         tracing::debug!(%error, position = partition.subject(), "a position was not brought up to date");
     }
     partition.end_flush();
+    Ended::Flushed
+}
+
+/// Removes what is done from the internal input.
+pub(super) async fn remove(context: Arc<Context>, message: Message) -> Ended {
+    due::remove(&context, &message).await;
     Ended::Flushed
 }

@@ -5,6 +5,7 @@
 //! and the loop here reads the input once for all of them.
 
 mod claims;
+mod due;
 mod job;
 mod lanes;
 mod owner;
@@ -62,6 +63,8 @@ pub(crate) struct Context {
     pub(crate) js: jetstream::Context,
     pub(crate) state: NatsState,
     stream_created: i64,
+    /// Whether it is the function's internal input, which lies in the commit stream.
+    internal: bool,
 }
 
 /// One input of one function on one node.
@@ -82,6 +85,8 @@ pub(crate) struct PositionSource {
     starved: bool,
     /// A delivery is not accounted for.
     broken: bool,
+    /// Whether partitions are to be claimed: of an internal input not before something is due or parked; until then it costs nothing.
+    awake: bool,
     abort: CancellationToken,
     claimed_at: Instant,
 }
@@ -102,9 +107,21 @@ impl Context {
 
     fn place(&self, message: &Message) -> Place {
         let source = self.worker.record.settings.key.as_ref();
-        match source.and_then(|source| event::key(source, message)) {
+        let said = due::key(message)
+            .filter(|_| self.internal)
+            .map(str::to_owned);
+        match said.or_else(|| event::key(source?, message)) {
             Some(key) => (partition_of(&key), Key::Named(key)),
             None => (partition_at(message.sequence), Key::Alone(message.sequence)),
+        }
+    }
+
+    /// What is read of the stream; empty: all.
+    fn filter(&self) -> String {
+        let function = &self.worker.record.function;
+        match self.internal {
+            true => self.names.due_filter(function),
+            false => String::new(),
         }
     }
 
@@ -116,7 +133,8 @@ impl Context {
     /// A position beyond the input's end, or whose latest message is another one now, belongs to another input: events
     /// would be passed by unseen.
     async fn check_input(&self, record: &PositionRecord) -> Result<(), SourceError> {
-        if record.witness == 0 {
+        // An internal input lies in the stream of its positions.
+        if record.witness == 0 || self.internal {
             return Ok(());
         }
         let name = &self.input.stream;
@@ -184,6 +202,7 @@ impl PositionSource {
         }
         let stream_created = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default();
         let names = AppNames::new(worker.record.app.as_str());
+        let internal = input.stream == names.commit_stream();
         let owner = format!("{node}:{}", uuid::Uuid::new_v4().simple());
         let context = Context {
             worker,
@@ -195,6 +214,15 @@ impl PositionSource {
             js,
             state,
             stream_created,
+            internal,
+        };
+        // Read first: what is parked and removed meanwhile is found in the park.
+        let (reader, awake) = match internal {
+            true => {
+                let reader = open_reader(&context, &consumer, 1).await?;
+                (Some(reader), claims::any_parked(&context).await?)
+            }
+            false => (None, true),
         };
         Ok(Self {
             context: Arc::new(context),
@@ -203,11 +231,12 @@ impl PositionSource {
             claims: Claims::default(),
             lanes: Lanes::default(),
             passed: Arc::new(AtomicU64::new(u64::MAX)),
-            reader: None,
+            reader,
             stalled: None,
             jobs: JoinSet::new(),
             starved: false,
             broken: false,
+            awake,
             abort,
             claimed_at: Instant::now(),
         })
@@ -257,7 +286,7 @@ impl PositionSource {
         if let Some(message) = self.stalled.take() {
             self.hand_out(message);
         }
-        if self.claimed_at.elapsed() < CLAIMS {
+        if !self.awake || self.claimed_at.elapsed() < CLAIMS {
             return Ok(());
         }
         self.claimed_at = Instant::now();
@@ -302,7 +331,14 @@ impl PositionSource {
             }
             None => return Err(SourceError(format!("the reader of stream {name} ended"))),
         };
-        let message = super::queue::message(&message, name)?;
+        let mut message = super::queue::message(&message, name)?;
+        if self.context.internal {
+            message = due::open(message);
+            if !std::mem::replace(&mut self.awake, true) {
+                let due = self.claimed_at.checked_sub(CLAIMS);
+                self.claimed_at = due.unwrap_or(self.claimed_at);
+            }
+        }
         // A reader that the client made anew may begin too early.
         if message.sequence > self.passed.load(Ordering::Acquire) {
             self.hand_out(message);
@@ -313,8 +349,9 @@ impl PositionSource {
     /// Puts a message into its lane if its partition is ours and wants it.
     fn hand_out(&mut self, message: Message) {
         let sequence = message.sequence;
-        if self.context.handles(&message.subject) {
+        if self.context.internal || self.context.handles(&message.subject) {
             let place = self.context.place(&message);
+            self.remove_done(place.0, &message);
             if let Some(partition) = self.claims.get(place.0).filter(|one| one.wants(sequence)) {
                 if !partition.has_room() {
                     self.stalled = Some(message);
@@ -326,6 +363,15 @@ impl PositionSource {
             }
         }
         self.passed.store(sequence, Ordering::Release);
+    }
+
+    /// A message of an internal input that was left where it lay when it was done.
+    fn remove_done(&mut self, partition: u16, message: &Message) {
+        let done = |one: &Partition| self.context.internal && one.has_done(message.sequence);
+        if self.claims.get(partition).is_some_and(done) {
+            self.jobs
+                .spawn(job::remove(self.context.clone(), message.clone()));
+        }
     }
 
     fn start_jobs(&mut self, mut permit: Option<OwnedSemaphorePermit>) {
@@ -462,7 +508,8 @@ pub(crate) struct OpenContext {
 }
 
 /// All partitions are read from the least that one of them needs; what is done or under way is passed by. Without a
-/// filter: the server finds the next of several patterns by going through all subjects of a block.
+/// filter: the server finds the next of several patterns by going through all subjects of a block. An internal input is what
+/// one pattern matches of the commit stream.
 async fn open_reader(
     context: &Context,
     consumer: &jetstream::Context,
@@ -478,6 +525,7 @@ async fn open_reader(
             "Pelton function {}",
             context.worker.record.function
         )),
+        filter_subject: context.filter(),
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
         ..Default::default()
     };

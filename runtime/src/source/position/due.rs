@@ -1,0 +1,77 @@
+//! The internal input of a function: what is for it alone and comes from no stream of the user's, such as a call.
+//!
+//! Such a message lies in the app's commit stream under the function's `due` subjects, and says in headers what the handler is to see.
+//! It is handled as any other delivery, and removed once its position has moved past it: what is found there is not done yet, or was
+//! left by a node that died in between, and then the position says so. It is removed by a purge and not by a message that
+//! takes its place and expires: of a subject that was written twice, a server that is killed may bring the first back.
+
+use super::Context;
+use crate::event::{Headers, Message};
+use crate::names::{DUE_HEADER, DUE_KEY_HEADER, DUE_SUBJECT_HEADER};
+
+/// The message as the handler is to see it. Where it lies stays with it, in a header.
+pub(super) fn open(mut message: Message) -> Message {
+    let subject = header(&message.headers, DUE_SUBJECT_HEADER).map(str::to_owned);
+    let headers = &mut message.headers;
+    headers.retain(|(name, _)| !name.eq_ignore_ascii_case(DUE_HEADER));
+    headers.push((DUE_HEADER.to_owned(), message.subject.clone()));
+    if let Some(subject) = subject {
+        message.subject = subject;
+    }
+    message
+}
+
+/// The key that the message itself says.
+pub(super) fn key(message: &Message) -> Option<&str> {
+    header(&message.headers, DUE_KEY_HEADER)
+}
+
+/// Removes a message that is done, if the input is an internal one. One that stays is found again when that is read anew.
+pub(super) async fn remove(context: &Context, message: &Message) {
+    let (sequence, due) = (message.sequence, header(&message.headers, DUE_HEADER));
+    let Some(due) = due.filter(|_| context.internal) else {
+        return;
+    };
+    let name = context.names.commit_stream();
+    let removed = match context.js.get_stream_no_info(&name).await {
+        Ok(stream) => {
+            let purge = stream.purge().filter(due).sequence(sequence + 1);
+            purge.await.map(|_| ()).map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = removed {
+        tracing::debug!(error, due, "what is done was not removed");
+    }
+}
+
+fn header<'a>(headers: &'a Headers, wanted: &str) -> Option<&'a str> {
+    let found = headers
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+    found.map(|(_, value)| value.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_what_the_handler_sees() {
+        let message = open(Message {
+            subject: "$PELTON.shop.due.orders.c-1".into(),
+            headers: vec![
+                ("Pelton-Subject".into(), "orders.o-1.paid".into()),
+                ("Pelton-Key".into(), "o-1".into()),
+            ],
+            payload: Default::default(),
+            stream: "KV_shop".into(),
+            sequence: 7,
+            stored: 0,
+        });
+        assert_eq!(message.subject, "orders.o-1.paid");
+        assert_eq!(key(&message), Some("o-1"));
+        let place = header(&message.headers, DUE_HEADER);
+        assert_eq!(place, Some("$PELTON.shop.due.orders.c-1"));
+    }
+}

@@ -1,0 +1,130 @@
+//! What Pelton itself hands to a function: its internal input, which costs nothing while nothing is due and keeps nothing
+//! of what is done.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, project, within};
+use serde_json::{Value, json};
+
+const LONG: Duration = Duration::from_secs(60);
+
+struct Scene {
+    nats: Nats,
+    pelton: Pelton,
+    _project: Project,
+    _server: NatsServer,
+}
+
+async fn hostile() -> Result<Scene> {
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    let retry = "retry = { max-attempts = 9, initial-delay = \"50ms\", max-delay = \"200ms\" }";
+    text += &project::function("hostile", &build::component("hostile")?, retry);
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    let project = Project::new(&text)?;
+    let server = NatsServer::start().await?;
+    let nats = Nats::connect(&server.url()).await?;
+    let pelton = Pelton::new(&server.url(), project.path())?;
+    pelton.ok(&["deploy"]).await?;
+    Ok(Scene {
+        nats,
+        pelton,
+        _project: project,
+        _server: server,
+    })
+}
+
+/// Hands a message to the function as Pelton does.
+async fn hand(nats: &Nats, id: &str, key: &str, body: &Value) -> Result<u64> {
+    let headers = [
+        ("Pelton-Subject", "hostile.act.x"),
+        ("Pelton-Key", key),
+        ("Nats-Msg-Id", id),
+    ];
+    let subject = format!("$PELTON.shop.due.hostile.{id}");
+    nats.publish_with(&subject, &headers, body.to_string())
+        .await
+}
+
+/// The record of an event that was handled: its value and its place among all commits.
+async fn done(nats: &Nats, id: &str) -> Result<(Value, u64)> {
+    within(LONG, &format!("{id} to be handled"), || async {
+        let key = format!("done.{id}");
+        let entry = nats.state("shop").await?.entry(key.as_str()).await?;
+        let Some(entry) = entry else { return Ok(None) };
+        Ok(Some((
+            serde_json::from_slice(&entry.value)?,
+            entry.revision,
+        )))
+    })
+    .await
+}
+
+/// Waits until nothing is due, parked or on its way.
+async fn nothing_left(nats: &Nats) -> Result<()> {
+    within(LONG, "no leftovers", || async {
+        for rest in ["due", "park", "out"] {
+            let left = nats
+                .count_below("KV_shop", &format!("$PELTON.shop.{rest}.>"))
+                .await?;
+            ensure!(left == 0, "{left} left under {rest}");
+        }
+        Ok(Some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_is_due_is_handled_once_in_order_and_leaves_nothing() -> Result<()> {
+    let scene = hostile().await?;
+    let nats = &scene.nats;
+    let mut node = Node::start(&scene.pelton, &[])?;
+    let other = Node::start(&scene.pelton, &[])?;
+    nats.serving("hostile", None, 2).await?;
+    let idle = nats.count_below("KV_shop", "$PELTON.shop.pos.>").await?;
+    assert_eq!(idle, 0, "positions of what is idle");
+
+    let count = json!({ "do": "count", "counter": "c" });
+    for n in 0..60 {
+        hand(nats, &format!("n{n}"), &format!("k{}", n % 7), &count).await?;
+        if n == 30 {
+            node.kill().await?;
+        }
+    }
+    let mut last = [0; 7];
+    for n in 0..60 {
+        let (_, at) = done(nats, &format!("n{n}")).await?;
+        ensure!(at > last[n % 7], "n{n} overtook one of its key");
+        last[n % 7] = at;
+    }
+    assert_eq!(nats.value("shop", "counters.c").await?, Some(json!(60)));
+    nothing_left(nats).await?;
+    drop(other);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failure_of_what_is_due_is_retried_and_given_up_as_any() -> Result<()> {
+    let scene = hostile().await?;
+    let nats = &scene.nats;
+    let mut node = Node::start(&scene.pelton, &[])?;
+    let failing = json!({ "do": "fail", "how": "retry-after", "code": "not-yet", "well_at": 4 });
+    hand(nats, "a", "k", &failing).await?;
+    hand(nats, "b", "k", &json!({ "do": "fine" })).await?;
+    within(LONG, "both to be parked", || async {
+        let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        Ok((parked == 2).then_some(()))
+    })
+    .await?;
+    node.kill().await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    let (record, first) = done(nats, "a").await?;
+    assert_eq!(record["attempt"], 4);
+    ensure!(done(nats, "b").await?.1 > first, "b waited for a");
+
+    let rejected = json!({ "do": "fail", "how": "reject", "code": "no", "well_at": 0 });
+    let sequence = hand(nats, "c", "k", &rejected).await?;
+    let dead = nats.dead_of("shop", "KV_shop", sequence).await?;
+    assert_eq!((dead.code(), dead.header("Pelton-Event-Id")), ("no", "c"));
+    nothing_left(nats).await
+}
