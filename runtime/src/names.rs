@@ -113,17 +113,13 @@ impl AppNames {
         )
     }
 
-    /// Filter over the [parked](Self::parked) deliveries of one partition.
-    pub fn parked_filter(&self, function: &str, stream: &str, partition: u16) -> String {
+    /// Filter over the [parked](Self::parked) deliveries of one partition, or of all of an input.
+    pub fn parked_filter(&self, function: &str, stream: &str, partition: Option<u16>) -> String {
+        let partition = partition.map_or_else(|| "*".to_owned(), |one| one.to_string());
         format!(
             "$PELTON.{}.park.{function}.{stream}.{partition}.*.*",
             self.app
         )
-    }
-
-    /// Filter over the parked deliveries of all partitions of an input.
-    pub fn all_parked_filter(&self, function: &str, stream: &str) -> String {
-        format!("$PELTON.{}.park.{function}.{stream}.>", self.app)
     }
 
     /// Attempts so far of a queue delivery that is waiting for its next one.

@@ -1,6 +1,6 @@
 //! One batch on its way: sent, and, when it is refused, sent again without those whose fault that was.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use async_nats::Client;
@@ -9,6 +9,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use super::batch::{self, BatchError, BatchMessage};
 use super::committer::{CommitError, Reply};
 use super::group::{Entry, Layout, layout};
+use super::position::Partition;
 use super::state::{Last, NatsState};
 use crate::effects::StateError;
 use crate::names::AppNames;
@@ -44,6 +45,8 @@ enum Blame {
     Duplicate,
     /// The marker of a stream of the same name is in the way; it is there at this sequence, or gone (0).
     Marker(u64),
+    /// Its copy in the park is not what it was: a batch without an answer has ended it, or put it off.
+    Park,
     Keys(Vec<String>),
 }
 
@@ -80,8 +83,11 @@ impl Pilot {
         let mut tries = 0;
         while tries < TRIES && !members.is_empty() {
             tries += 1;
+            without_settled(&mut members);
+            if members.is_empty() {
+                break;
+            }
             let Some(Layout { messages, moves }) = layout(&members, &self.names) else {
-                without_lost(&mut members);
                 continue;
             };
             let (size, sent) = (messages.len(), Instant::now());
@@ -157,7 +163,7 @@ impl Pilot {
             Some((key.to_owned(), last.sequence))
         });
         seen.extend(keys);
-        let mut any = self.positions(members, &found, doubt);
+        let mut any = self.positions(members, &found).await?;
         for mut member in std::mem::take(members) {
             match self.blame(&member, &found) {
                 Blame::None => {
@@ -167,6 +173,9 @@ impl Pilot {
                 Blame::Marker(sequence) => {
                     member.marker = sequence;
                     members.push(member);
+                }
+                Blame::Park => {
+                    let _ = member.reply.send(Err(CommitError::Duplicate));
                 }
                 Blame::Duplicate => {
                     let outcome = if doubt {
@@ -186,52 +195,40 @@ impl Pilot {
     }
 
     /// Finds positions that are not what they were: another node has written them, or a batch of ours without an answer
-    /// was stored after all, and with it every member.
-    fn positions(
+    /// was stored after all. The leader is asked before anything follows from it: another server may lag behind.
+    async fn positions(
         &self,
-        members: &mut Vec<Entry<Reply>>,
+        members: &[Entry<Reply>],
         found: &HashMap<String, Last>,
-        doubt: bool,
-    ) -> bool {
-        let mut moved = Vec::new();
+    ) -> Result<bool, StateError> {
+        let mut moved: BTreeMap<&str, &Partition> = BTreeMap::new();
         for member in members.iter() {
-            let Some((partition, _)) = member.transaction.position() else {
-                continue;
-            };
-            let now = found.get(partition.subject());
-            let at = now.map_or(0, |last| last.sequence);
-            if partition.revision() != Some(at) {
-                moved.push((
-                    partition.clone(),
-                    at,
-                    now.is_some_and(|last| partition.wrote(&last.payload)),
-                ));
+            if let Some((partition, _)) = member.transaction.position() {
+                let at = found
+                    .get(partition.subject())
+                    .map_or(0, |last| last.sequence);
+                if partition.revision() != Some(at) {
+                    moved.insert(partition.subject(), partition);
+                }
             }
         }
-        if doubt && moved.iter().any(|(_, _, ours)| *ours) {
-            let layout = by_partition(members);
-            for (partition, at, _) in moved {
-                let past = layout.get(partition.subject());
-                partition.landed(past.map_or(&[][..], Vec::as_slice), at);
+        let mut any = false;
+        for (subject, partition) in moved {
+            let before = partition.revision();
+            let newest = self.state.newest(subject).await?;
+            if before != newest.as_ref().map(|last| last.sequence) {
+                partition.learn(newest.as_ref());
+                any = true;
             }
-            for member in members.drain(..) {
-                let _ = member.reply.send(Ok(()));
-            }
-            return true;
         }
-        for (partition, _, _) in &moved {
-            partition.lose();
-        }
-        without_lost(members);
-        !moved.is_empty()
+        Ok(any)
     }
 
     /// What the conditions of these members rest on, as it is now.
     async fn look(&self, members: &[Entry<Reply>]) -> Result<HashMap<String, Last>, StateError> {
         let mut subjects = HashSet::new();
         for member in members {
-            let conditions = member.transaction.conditions(&self.names);
-            subjects.extend(conditions.into_iter().map(|(subject, _)| subject));
+            subjects.extend(member.transaction.rests_on(&self.names));
             subjects.extend(member.transaction.marker(&self.names));
             let position = member.transaction.position();
             subjects.extend(position.map(|(partition, _)| partition.subject().to_owned()));
@@ -258,13 +255,14 @@ impl Pilot {
             None if member.marker != 0 => return Blame::Marker(0),
             _ => {}
         }
-        let prefix = self.names.state_prefix();
-        let changed = |(subject, expected): (String, u64)| {
-            let now = found.get(&subject).map_or(0, |last| last.sequence);
-            (now != expected).then(|| subject.strip_prefix(&prefix).unwrap_or(&subject).to_owned())
-        };
-        let conditions = transaction.conditions(&self.names);
-        let keys: Vec<String> = conditions.into_iter().filter_map(changed).collect();
+        let now = |subject: &str| found.get(subject).map_or(0, |last| last.sequence);
+        let mut parking = transaction.parking.iter();
+        if parking.any(|one| now(&one.subject) != one.revision) {
+            return Blame::Park;
+        }
+        let reads = transaction.effects.reads.iter();
+        let changed = reads.filter(|(key, at)| now(&self.names.state(key)) != **at);
+        let keys: Vec<String> = changed.map(|(key, _)| key.clone()).collect();
         if keys.is_empty() {
             Blame::None
         } else {
@@ -273,27 +271,22 @@ impl Pilot {
     }
 }
 
-/// The messages that each position moves past.
-fn by_partition(members: &[Entry<Reply>]) -> HashMap<String, Vec<(u64, i64)>> {
-    let mut all: HashMap<String, Vec<(u64, i64)>> = HashMap::new();
-    for member in members {
-        if let Some((partition, past)) = member.transaction.position() {
-            let one = all.entry(partition.subject().to_owned()).or_default();
-            one.extend(past);
-        }
-    }
-    all
-}
-
-/// Takes out those whose partition another node runs now.
-fn without_lost(members: &mut Vec<Entry<Reply>>) {
+/// Takes out those whose partition another node runs now, and those that a batch without an answer has committed or parked.
+fn without_settled(members: &mut Vec<Entry<Reply>>) {
     for member in std::mem::take(members) {
-        let position = member.transaction.position();
-        if position.is_some_and(|(partition, _)| partition.is_lost()) {
-            let _ = member.reply.send(Err(CommitError::Lost));
-        } else {
-            members.push(member);
-        }
+        let outcome = match member.transaction.position() {
+            Some((partition, _)) if partition.is_lost() => CommitError::Lost,
+            Some((partition, Some((sequence, _))))
+                if !member.transaction.was_parked() && partition.is_done(sequence) =>
+            {
+                CommitError::Duplicate
+            }
+            _ => {
+                members.push(member);
+                continue;
+            }
+        };
+        let _ = member.reply.send(Err(outcome));
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_nats::Client;
 
 use super::batch::{self, BatchError, BatchMessage};
+use super::state::{Last, NatsState};
 use super::transaction::expecting;
 use crate::effects::StateError;
 use crate::records::{FORMAT, PositionRecord};
@@ -46,6 +47,8 @@ struct Progress {
     running: BTreeSet<u64>,
     /// Those of them that are left to the next owner.
     abandoned: BTreeSet<u64>,
+    /// Nothing beyond was handed out, whatever is read for others.
+    end: Option<u64>,
     /// Latest message known to be done, and when it was stored.
     witness: (u64, i64),
     /// Whether something is done that the stored record does not say.
@@ -77,6 +80,7 @@ impl Partition {
             done: record.done_sequences().collect(),
             running: BTreeSet::new(),
             abandoned: BTreeSet::new(),
+            end: None,
             witness: (record.witness, record.witness_stored),
             dirty: false,
             flushing: false,
@@ -99,23 +103,29 @@ impl Partition {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Lets go: writes what is done, under no owner. Only when nothing of it is under way.
+    /// Lets go: writes what is done, under no owner. Only when nothing of it is under way. Whether it is another's to claim now;
+    /// if not, it is to be let go again.
     ///
     /// # Errors
-    /// NATS did not confirm it.
-    pub async fn release(&self, client: &Client) -> Result<(), StateError> {
+    /// NATS did not confirm it. It may be let go all the same.
+    pub async fn release(&self, client: &Client, state: &NatsState) -> Result<bool, StateError> {
         let Some(Advance {
             mut record,
             revision,
         }) = self.advance(&[])
         else {
-            return Ok(());
+            return Ok(true);
         };
         record.owner.clear();
+        if put(client, self.subject(), &record, revision)
+            .await?
+            .is_none()
+        {
+            self.learn(state.newest(self.subject()).await?.as_ref());
+            return Ok(self.is_lost());
+        }
         self.lose();
-        put(client, self.subject(), &record, revision)
-            .await
-            .map(|_| ())
+        Ok(true)
     }
 
     /// Whether another node has taken over: then nothing of it may be run here any more.
@@ -128,10 +138,34 @@ impl Partition {
         self.lock().revision
     }
 
-    /// Whether a stored record was written by this node.
-    pub(super) fn wrote(&self, payload: &[u8]) -> bool {
-        serde_json::from_slice::<PositionRecord>(payload)
-            .is_ok_and(|record| record.owner == self.0.owner)
+    /// Holds the record as the stream's leader has it against what is known: one that this hold wrote without getting the answer is
+    /// caught up with, any other means that the partition is another node's.
+    pub(super) fn learn(&self, last: Option<&Last>) {
+        let record = last.and_then(|last| {
+            let record = serde_json::from_slice::<PositionRecord>(&last.payload).ok()?;
+            (record.owner == self.0.owner).then_some((last.sequence, record))
+        });
+        let Some((at, record)) = record else {
+            return self.lose();
+        };
+        let mut progress = self.lock();
+        for sequence in record.done_sequences() {
+            progress.running.remove(&sequence);
+            progress.done.insert(sequence);
+        }
+        progress.running = progress.running.split_off(&(record.sequence + 1));
+        progress.floor = progress.floor.max(record.sequence);
+        progress.witness = progress
+            .witness
+            .max((record.witness, record.witness_stored));
+        progress.revision = progress.revision.map(|_| at);
+        progress.settle(self.passed());
+    }
+
+    /// Whether a message is done, or in the park.
+    pub(super) fn is_done(&self, sequence: u64) -> bool {
+        let progress = self.lock();
+        sequence <= progress.floor || progress.done.contains(&sequence)
     }
 
     /// Whether a message is still to be handled, and has not been handed out.
@@ -158,9 +192,13 @@ impl Partition {
         self.lock().running.insert(sequence);
     }
 
-    /// Messages that were handed out will not be handled here. They stay undone: the position does not move past them.
+    /// Nothing more is handed out, and these, which were, will not be handled here. They stay undone: the position does not move
+    /// past them, nor past what is read from here on.
     pub fn abandon(&self, sequences: &[u64]) {
-        self.lock().abandoned.extend(sequences);
+        let passed = self.passed();
+        let mut progress = self.lock();
+        progress.end.get_or_insert(passed);
+        progress.abandoned.extend(sequences);
     }
 
     /// A message is done that left nothing to commit. One that was committed is done already.
@@ -260,6 +298,7 @@ impl Progress {
             done: self.done.clone(),
             running: self.running.clone(),
             abandoned: BTreeSet::new(),
+            end: self.end,
             witness: self.witness,
             dirty: false,
             flushing: false,
@@ -277,7 +316,7 @@ impl Progress {
     fn settle(&mut self, passed: u64) {
         let end = match self.running.first() {
             Some(first) => first.saturating_sub(1),
-            None => passed,
+            None => passed.min(self.end.unwrap_or(u64::MAX)),
         };
         self.floor = self.floor.max(end);
         self.done = self.done.split_off(&(self.floor + 1));
@@ -383,6 +422,20 @@ mod tests {
         assert!(!partition.is_dirty());
         partition.failed();
         assert!(partition.is_dirty());
+    }
+
+    #[test]
+    fn what_is_read_while_it_is_let_go_is_left_to_the_next_owner() {
+        let (partition, passed) = partition(&claim(None, "node", 0));
+        for sequence in [1, 2] {
+            hand_out(&partition, &passed, sequence);
+        }
+        partition.abandon(&[]);
+        // 3 is one of its own, read while 2 was still under way.
+        passed.store(5, Ordering::Release);
+        partition.landed(&[(1, 10), (2, 20)], 6);
+        assert!(partition.is_idle());
+        assert_eq!(state(partition.advance(&[])), (2, vec![]));
     }
 
     #[test]

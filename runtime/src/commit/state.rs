@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self};
 use async_nats::{Client, Request, StatusCode};
 use bytes::Bytes;
@@ -49,6 +50,21 @@ impl NatsState {
         tokio::time::timeout(TIMEOUT, all)
             .await
             .map_err(|_| StateError(format!("NATS did not answer within {TIMEOUT:?}")))?
+    }
+
+    /// The last message of a subject as the stream's leader has it: other servers may not have heard of it yet.
+    pub(crate) async fn newest(&self, subject: &str) -> Result<Option<Last>, StateError> {
+        let stream = self.js.get_stream_no_info(self.names.commit_stream());
+        let stream = stream.await.map_err(unreadable)?;
+        match stream.get_last_raw_message_by_subject(subject).await {
+            Ok(found) => Ok(Some(Last {
+                sequence: found.sequence,
+                deleted: found.headers.get("KV-Operation").is_some(),
+                payload: found.payload,
+            })),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(unreadable(error)),
+        }
     }
 
     async fn last_one(&self, subject: &str) -> Result<HashMap<String, Last>, StateError> {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use super::batch::{self, BatchError, BatchMessage};
+use super::group::{Entry, layout};
 use super::position::{self, Partition, claim};
 use super::{CommitError, Committer, Fence, NatsState, Origin, Transaction, stream};
 use crate::dev::{ServerProcess, find_nats_server};
@@ -382,4 +383,39 @@ async fn of_two_owners_one_commits() {
         .commit(positioned(&new, transaction(2, &[], &["y"])))
         .await;
     assert_eq!(taken_over, Ok(()));
+}
+
+/// Stores a delivery's batch as if its answer had been lost.
+async fn unanswered(scene: &Scene, transaction: Transaction) {
+    let entry = Entry::new(Arc::new(transaction), &scene.names, ());
+    let laid_out = layout(&[entry], &scene.names).unwrap();
+    let stored = batch::publish(&scene.client, laid_out.messages, TIMEOUT).await;
+    stored.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_batch_without_an_answer_did_is_not_done_again() {
+    let scene = Scene::start().await;
+    let (partition, passed) = claimed(&scene, "a", 0).await;
+    let first = positioned(&partition, transaction(1, &[], &["x"]));
+    let second = positioned(&partition, transaction(2, &[], &["y"]));
+    passed.store(2, Ordering::Release);
+    unanswered(&scene, first).await;
+    let written = scene.revision("x").await;
+    // It ran again, and came to something else.
+    let again = positioned(&partition, transaction(1, &[("x", written)], &["x", "z"]));
+    let both = futures::join!(scene.commit(again), scene.commit(second));
+    assert_eq!(both, (Err(CommitError::Duplicate), Ok(())));
+    assert_eq!(scene.revision("x").await, written);
+    assert_eq!(scene.revision("z").await, 0);
+    assert!(!partition.wants(1) && !partition.wants(2) && partition.is_idle());
+
+    let third = positioned(&partition, transaction(3, &[], &["x"]));
+    passed.store(3, Ordering::Release);
+    unanswered(&scene, third).await;
+    let released = || partition.release(&scene.client, &scene.state);
+    assert!(!released().await.unwrap(), "it has moved on");
+    assert!(released().await.unwrap());
+    let (next, _) = claimed(&scene, "b", 0).await;
+    assert!(!next.wants(3) && next.wants(4));
 }

@@ -84,17 +84,11 @@ pub struct Transaction {
     pub parking: Option<Parking>,
 }
 
-/// A subject and the last sequence it must have.
-pub(super) type Condition = (String, u64);
-
 impl Transaction {
-    /// The conditions on state keys, and on the copy that waits, by subject.
-    pub(super) fn conditions(&self, names: &AppNames) -> Vec<Condition> {
-        let reads = self.effects.reads.iter();
-        let reads = reads.map(|(key, revision)| (names.state(key), *revision));
-        let parking = self.parking.iter();
-        let parking = parking.map(|one| (one.subject.clone(), one.revision));
-        reads.chain(parking).collect()
+    /// The subjects of the state keys that it read, and of its copy that waits.
+    pub(super) fn rests_on(&self, names: &AppNames) -> impl Iterator<Item = String> {
+        let reads = self.effects.reads.keys().map(|key| names.state(key));
+        reads.chain(self.parking.iter().map(|one| one.subject.clone()))
     }
 
     /// The partition and the message that its position moves past.
@@ -106,6 +100,11 @@ impl Transaction {
                 stored.map(|stored| (self.origin.sequence, stored)),
             )),
         }
+    }
+
+    /// Whether it waited in the park: then its position has moved past it before.
+    pub(super) fn was_parked(&self) -> bool {
+        self.parking.as_ref().is_some_and(|one| one.revision > 0)
     }
 
     /// The marker's subject, if it has one.

@@ -136,6 +136,14 @@ impl Case {
         }
     }
 
+    /// It was settled by a commit whose answer was lost; the position engine's may have been put off, too: the park tells.
+    fn settled_before(&self) -> Settlement {
+        match self.park {
+            None => Settlement::Done,
+            Some(_) => Settlement::Parked(Duration::ZERO, Return::Retry),
+        }
+    }
+
     /// This attempt's number, from 1.
     pub(crate) fn attempt(&self) -> u32 {
         self.record.attempts.saturating_add(1)
@@ -237,7 +245,7 @@ async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effe
             worker.counters.committed(emitted);
             Carried::Settled(Settlement::Done)
         }
-        Err(CommitError::Duplicate) => Carried::Settled(Settlement::Done),
+        Err(CommitError::Duplicate) => Carried::Settled(case.settled_before()),
         Err(CommitError::Lost) => Carried::Settled(Settlement::Lost),
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
         Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
@@ -309,7 +317,7 @@ async fn give_up(
             worker.counters.dead_lettered();
             Carried::Settled(Settlement::Done)
         }
-        Err(CommitError::Duplicate) => Carried::Settled(Settlement::Done),
+        Err(CommitError::Duplicate) => Carried::Settled(case.settled_before()),
         Err(CommitError::Lost) => Carried::Settled(Settlement::Lost),
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
         Err(error @ CommitError::Unavailable(_)) => hand_back(&error),

@@ -42,6 +42,13 @@ impl Claims {
         self.held.values().chain(self.leaving.values())
     }
 
+    /// Partitions that another node has taken over.
+    pub(super) fn lost(&self) -> Vec<u16> {
+        let all = self.held.iter().chain(&self.leaving);
+        let lost = all.filter(|(_, partition)| partition.is_lost());
+        lost.map(|(number, _)| *number).collect()
+    }
+
     /// Forgets a partition that another node has taken over.
     pub(super) fn lose(&mut self, partition: u16) {
         self.held.remove(&partition);
@@ -68,21 +75,20 @@ impl Claims {
             .leaving
             .iter()
             .filter(|(_, partition)| partition.is_idle());
-        let resting: Vec<u16> = resting.map(|(number, _)| *number).collect();
-        let partitions: Vec<Partition> = resting
-            .iter()
-            .filter_map(|one| self.leaving.remove(one))
-            .collect();
-        release(context, &partitions).await;
+        let resting = resting.map(|(number, partition)| (*number, partition.clone()));
+        for number in release(context, resting.collect()).await {
+            self.leaving.remove(&number);
+        }
     }
 
     /// Lets go of everything.
     pub(super) async fn let_go_of_all(&mut self, context: &Context) {
-        let held = std::mem::take(&mut self.held).into_values();
-        let all: Vec<Partition> = held
-            .chain(std::mem::take(&mut self.leaving).into_values())
+        let held = std::mem::take(&mut self.held);
+        let all: Vec<_> = held
+            .into_iter()
+            .chain(std::mem::take(&mut self.leaving))
             .collect();
-        release(context, &all).await;
+        release(context, all).await;
     }
 
     /// Claims what is this node's, was let go or belonged to a node that is gone.
@@ -108,11 +114,15 @@ impl Claims {
             let last = last.map(|last| (last.sequence, last.payload.as_ref()));
             self::take(context, members, partition, last)
         });
-        for claimed in join_all(claims).await {
-            let Some((number, record, revision)) = claimed? else {
-                continue;
-            };
-            context.check_input(&record).await?;
+        let claimed: Result<Vec<_>, _> = join_all(claims).await.into_iter().collect();
+        let claimed: Vec<Claimed> = claimed?.into_iter().flatten().collect();
+        let latest = claimed.iter().max_by_key(|(_, record, _)| record.witness);
+        let Some((_, latest, _)) = latest else {
+            return Ok(gained);
+        };
+        context.check_input(latest).await?;
+        gained.parked = parked(context, &claimed).await?;
+        for (number, record, revision) in claimed {
             // Before the partition is there: its floor must not follow what was passed without it.
             let from = match context.internal {
                 // What is left there is little, and may be done and not removed.
@@ -120,7 +130,6 @@ impl Claims {
                 false => record.sequence,
             };
             passed.fetch_min(from, Ordering::AcqRel);
-            gained.parked.extend(parked(context, number).await?);
             gained.partitions.push(number);
             let subject = context.position(number);
             let owner = context.owner.clone();
@@ -131,22 +140,30 @@ impl Claims {
     }
 }
 
-async fn release(context: &Context, partitions: &[Partition]) {
-    let released = partitions.iter().map(|one| one.release(&context.client));
-    for released in join_all(released).await {
-        if let Err(error) = released {
-            tracing::debug!(%error, "a partition was not let go; it is taken over when this node's lease ends");
+/// The partitions that were let go. The others are tried again, or taken over when this node's lease ends.
+async fn release(context: &Context, partitions: Vec<(u16, Partition)>) -> Vec<u16> {
+    let released = partitions.iter().map(|(number, partition)| async move {
+        match partition.release(&context.client, &context.state).await {
+            Ok(gone) => gone.then_some(*number),
+            Err(error) => {
+                tracing::debug!(%error, partition = number, "a partition was not let go");
+                None
+            }
         }
-    }
+    });
+    join_all(released).await.into_iter().flatten().collect()
 }
 
-/// Claims one partition if nobody alive holds it: the new record and its revision.
+/// A partition, its record and the record's revision.
+type Claimed = (u16, PositionRecord, u64);
+
+/// Claims one partition if nobody alive holds it.
 async fn take(
     context: &Context,
     members: &Members,
     partition: u16,
     last: Option<(u64, &[u8])>,
-) -> Result<Option<(u16, PositionRecord, u64)>, SourceError> {
+) -> Result<Option<Claimed>, SourceError> {
     let subject = context.position(partition);
     let stored = match last {
         None => None,
@@ -181,9 +198,8 @@ async fn take(
 /// Whether anything of the input is parked.
 pub(super) async fn any_parked(context: &Context) -> Result<bool, SourceError> {
     let function = &context.worker.record.function;
-    let filter = context
-        .names
-        .all_parked_filter(function, &context.input.stream);
+    let input = &context.input.stream;
+    let filter = context.names.parked_filter(function, input, None);
     let mut subjects = park(context, filter).await?;
     Ok(subjects
         .next()
@@ -205,12 +221,13 @@ async fn park(context: &Context, filter: String) -> Result<InfoWithSubjects, Sou
     subjects.map_err(unreadable)
 }
 
-/// What waits in a partition's park, as the stream's leader knows it.
-async fn parked(context: &Context, partition: u16) -> Result<Vec<(Place, u64)>, SourceError> {
-    let function = &context.worker.record.function;
-    let filter = context
-        .names
-        .parked_filter(function, &context.input.stream, partition);
+/// What waits in the parks of these partitions, as the stream's leader knows it.
+async fn parked(context: &Context, claimed: &[Claimed]) -> Result<Vec<(Place, u64)>, SourceError> {
+    let (function, input) = (&context.worker.record.function, &context.input.stream);
+    let filter = match claimed {
+        [(one, ..)] => context.names.parked_filter(function, input, Some(*one)),
+        _ => context.names.parked_filter(function, input, None),
+    };
     let mut subjects = park(context, filter).await?;
     let mut parked = Vec::new();
     while let Some(entry) = subjects.next().await {
@@ -218,6 +235,11 @@ async fn parked(context: &Context, partition: u16) -> Result<Vec<(Place, u64)>, 
         let mut tokens = subject.rsplit('.');
         let sequence = tokens.next().and_then(|token| token.parse().ok());
         let (Some(sequence), Some(token)) = (sequence, tokens.next()) else {
+            continue;
+        };
+        let partition = tokens.next().and_then(|token| token.parse().ok());
+        let ours = |partition: &u16| claimed.iter().any(|(one, ..)| one == partition);
+        let Some(partition) = partition.filter(ours) else {
             continue;
         };
         if let Some(key) = Key::from_token(token, sequence) {

@@ -286,6 +286,10 @@ impl PositionSource {
         if let Some(message) = self.stalled.take() {
             self.hand_out(message);
         }
+        // A flush may have found it out, with nothing of the partition under way here.
+        for partition in self.claims.lost() {
+            self.lose(partition);
+        }
         if !self.awake || self.claimed_at.elapsed() < CLAIMS {
             return Ok(());
         }
@@ -461,16 +465,18 @@ impl PositionSource {
                     .put_back(place.clone(), sequence, how, Instant::now() + after);
                 self.park_blocked(&place);
             }
-            Settlement::Lost => {
-                tracing::info!(
-                    partition = place.0,
-                    stream = self.context.input.stream,
-                    "another node has taken the partition over"
-                );
-                self.claims.lose(place.0);
-                self.lanes.drop_partition(place.0);
-            }
+            Settlement::Lost => self.lose(place.0),
         }
+    }
+
+    fn lose(&mut self, partition: u16) {
+        tracing::info!(
+            partition,
+            stream = self.context.input.stream,
+            "another node has taken the partition over"
+        );
+        self.claims.lose(partition);
+        self.lanes.drop_partition(partition);
     }
 
     fn park_blocked(&mut self, place: &Place) {
