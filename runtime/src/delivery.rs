@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_nats::Client;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use crate::call::Caller;
 use crate::commit::{self, Attempts, Committer, Locks, Room, Turn, Wanted};
 use crate::config::RetryPolicy;
 use crate::effects::{Attempt, Effects, Failure, StateReader};
@@ -42,6 +44,8 @@ pub(crate) struct Worker {
     pub(crate) state: Arc<dyn StateReader>,
     pub(crate) committer: Committer,
     pub(crate) attempts: Attempts,
+    /// For answers to callers.
+    pub(crate) client: Client,
     pub(crate) logs: LogPublisher,
     pub(crate) counters: Arc<Counters>,
     /// One for each attempt inside a handler; what waits for its commit holds none.
@@ -123,6 +127,10 @@ pub(crate) async fn position(
     worker.counters.delivered();
     if meant_for_another(worker, received) {
         return Settlement::Done;
+    }
+    let late = |caller: &Caller| caller.is_late(settle::now_ms()) && case.is_untried();
+    if received.caller.as_ref().is_some_and(late) {
+        return settle::drop_late(worker, case, received).await;
     }
     tokio::select! {
         settlement = run(worker, case, received, permit) => settlement,
@@ -249,7 +257,7 @@ async fn invoke(worker: &Worker, case: &Case, received: &Received, decoded: Deco
         attempt: case.attempt(),
         max_attempts: settings.retry.max_attempts,
         timeout: Duration::from_millis(settings.timeout_ms),
-        expects_reply: false,
+        expects_reply: received.caller.is_some(),
     };
     let (logs, mut lines) = mpsc::channel(LOG_LINES);
     let call = Call {

@@ -20,6 +20,7 @@ pub mod records;
 
 pub mod source;
 
+mod call;
 mod delivery;
 mod members;
 

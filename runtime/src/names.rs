@@ -20,12 +20,18 @@ pub const MIN_SERVER: semver::Version = semver::Version::new(2, 15, 1);
 /// Header that limits a replayed event to one function: `<app>/<function>`. Others pass it by.
 pub const ONLY_HEADER: &str = "Pelton-Only";
 
-/// Header of a message of a function's internal input: the subject that its handler sees.
+/// Header of a message of a function's internal input: the subject that its handler sees. Callers may say it.
 pub const DUE_SUBJECT_HEADER: &str = "Pelton-Subject";
 /// The same: its ordering key, where that is not what the function's `key` finds.
 pub const DUE_KEY_HEADER: &str = "Pelton-Key";
 /// Header that such a message has while it is under way: where it lies.
 pub const DUE_HEADER: &str = "Pelton-Due";
+/// Header of a call: how long its caller waits, such as `5s`.
+pub const TIMEOUT_HEADER: &str = "Pelton-Timeout";
+/// Header of a call: what makes the same call twice one call.
+pub const ID_HEADER: &str = "Nats-Msg-Id";
+/// Header of an error: its stable code.
+pub const CODE_HEADER: &str = "Pelton-Code";
 
 /// Stream metadata: the app whose `deploy` created the stream.
 pub const META_APP: &str = "pelton-app";
@@ -180,6 +186,26 @@ impl AppNames {
         format!("$PELTON.{}.part.{txn}.*", self.app)
     }
 
+    /// Subject on which a function is called.
+    pub fn call(&self, function: &str) -> String {
+        format!("pelton.call.{}.{function}", self.app)
+    }
+
+    /// A function's name among NATS micro services.
+    pub fn service(&self, function: &str) -> String {
+        format!("pelton-{}-{function}", self.app)
+    }
+
+    /// A call as the function's internal input holds it; afterwards its answer, for who asks again.
+    pub fn called(&self, function: &str, call: &str) -> String {
+        self.due(function, &format!("call.{call}"))
+    }
+
+    /// Where the node that commits a call tells its outcome to those who wait for it. No stream keeps it.
+    pub fn answer(&self, function: &str, call: &str) -> String {
+        format!("$PELTON.{}.answer.{function}.{call}", self.app)
+    }
+
     /// Registry key of the app.
     pub fn registry_app(&self) -> String {
         format!("app.{}", self.app)
@@ -199,6 +225,14 @@ impl AppNames {
     pub fn log(&self, function: &str, level: &str) -> String {
         format!("{LOGS_PREFIX}.{}.{function}.{level}", self.app)
     }
+}
+
+/// A call's id, from the one that its caller gave: one subject token of 32 hex digits.
+pub fn call(instance: uuid::Uuid, id: &str) -> String {
+    let name = format!("call\n{id}");
+    uuid::Uuid::new_v5(&instance, name.as_bytes())
+        .simple()
+        .to_string()
 }
 
 /// A transaction's id: the same for every attempt of one delivery, different after a function or its

@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod client;
+pub mod foreign;
 pub mod http;
 pub mod modules;
 pub mod node;
@@ -17,6 +18,7 @@ pub mod server;
 pub mod wait;
 
 pub use client::{Dead, Nats};
+pub use foreign::foreign;
 pub use node::Node;
 pub use pelton::{Output, Pelton};
 pub use project::Project;

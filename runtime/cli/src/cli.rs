@@ -39,6 +39,7 @@ pub enum Command {
     Deploy(c::deploy::DeployArgs),
     #[command(visible_alias = "pub")]
     Publish(c::publish::PublishArgs),
+    Call(c::call::CallArgs),
     Logs(c::logs::LogsArgs),
     Function(c::function::FunctionArgs),
     State(c::state::StateArgs),

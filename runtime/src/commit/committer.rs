@@ -178,6 +178,7 @@ impl Committer {
             dead: None,
             clear_attempts: false,
             parking: None,
+            answered: None,
         };
         self.commit(Arc::new(transaction)).await
     }

@@ -232,6 +232,7 @@ mod tests {
             dead: None,
             clear_attempts: false,
             parking: None,
+            answered: None,
         };
         Entry::new(Arc::new(transaction), &AppNames::new("app"), ())
     }

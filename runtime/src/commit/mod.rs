@@ -24,4 +24,4 @@ pub use committer::{CommitError, Committer, Expected, Room};
 pub use locks::{Locks, Turn, Wanted, touched};
 pub use position::Partition;
 pub use state::NatsState;
-pub use transaction::{DeadLetter, Fence, Origin, Parking, Transaction};
+pub use transaction::{Answered, DeadLetter, Fence, Origin, Parking, Transaction};

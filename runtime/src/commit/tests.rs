@@ -138,6 +138,7 @@ fn transaction(sequence: u64, reads: &[(&str, u64)], writes: &[&str]) -> Transac
         dead: None,
         clear_attempts: false,
         parking: None,
+        answered: None,
     }
 }
 

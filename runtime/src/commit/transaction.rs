@@ -67,6 +67,15 @@ pub struct Parking {
     pub message: Option<(Headers, Bytes)>,
 }
 
+/// What takes the place of a call in its function's internal input when it ends.
+#[derive(Debug, Clone)]
+pub struct Answered {
+    /// The subject.
+    pub subject: String,
+    /// The answer, which goes away by itself; `None`: there is none.
+    pub message: Option<(Headers, Bytes)>,
+}
+
 /// Everything that becomes durable together.
 #[derive(Debug, Clone)]
 pub struct Transaction {
@@ -82,6 +91,8 @@ pub struct Transaction {
     pub clear_attempts: bool,
     /// Its copy that waits, when it was or is to be parked.
     pub parking: Option<Parking>,
+    /// What remains of a call that may be asked again.
+    pub answered: Option<Answered>,
 }
 
 impl Transaction {
@@ -135,7 +146,12 @@ impl Transaction {
             .count();
         let dead = self.dead.as_ref().map_or(0, |dead| 1 + dead.parts.len());
         let marker = matches!(self.fence, Fence::Marker);
-        let singles = [marker, self.clear_attempts, self.parking.is_some()];
+        let singles = [
+            marker,
+            self.clear_attempts,
+            self.parking.is_some(),
+            self.answered.is_some(),
+        ];
         let singles = singles.into_iter().filter(|one| *one).count();
         checks + writes.len() + emits.len() + dead + singles
     }
@@ -148,8 +164,9 @@ impl Transaction {
         });
         let emits = self.effects.emits.iter();
         let emits = emits.map(|emit| emit.payload.len() + size(&emit.headers));
-        let parked = self.parking.iter().filter_map(|one| one.message.as_ref());
-        let parked = parked.map(|(headers, payload)| payload.len() + size(headers));
+        let parked = self
+            .aside()
+            .map(|(headers, payload)| payload.len() + size(headers));
         let dead = self.dead.iter().flat_map(|dead| {
             let letter = dead.payload.len() + size(&dead.headers);
             dead.parts.iter().map(Bytes::len).chain([letter])
@@ -162,14 +179,21 @@ impl Transaction {
             .unwrap_or(0)
     }
 
+    /// What it keeps that is no effect: the copy that waits, the answer.
+    fn aside(&self) -> impl Iterator<Item = &(Headers, Bytes)> {
+        let parked = self.parking.iter().filter_map(|one| one.message.as_ref());
+        let answered = self.answered.iter();
+        parked.chain(answered.filter_map(|one| one.message.as_ref()))
+    }
+
     /// About how many bytes it is: bodies and headers, and something for each subject.
     pub(super) fn bytes(&self) -> usize {
         let dead = self.dead.as_ref().map_or(0, |dead| {
             let parts: usize = dead.parts.iter().map(Bytes::len).sum();
             dead.payload.len() + parts + size(&dead.headers)
         });
-        let parked = self.parking.iter().filter_map(|one| one.message.as_ref());
-        let parked: usize = parked
+        let parked: usize = self
+            .aside()
             .map(|(headers, payload)| payload.len() + size(headers))
             .sum();
         self.effects.bytes() + dead + parked + self.count() * MESSAGE_OVERHEAD
@@ -215,20 +239,10 @@ impl Transaction {
             message,
         }) = &self.parking
         {
-            let mut headers = expecting(*revision);
-            messages.push(match message {
-                None => scrap(subject.clone(), headers),
-                Some((kept, payload)) => {
-                    for (name, value) in kept {
-                        headers.append(name.as_str(), value.as_str());
-                    }
-                    BatchMessage {
-                        subject: subject.clone(),
-                        headers,
-                        payload: payload.clone(),
-                    }
-                }
-            });
+            messages.push(aside(subject, expecting(*revision), message.as_ref()));
+        }
+        if let Some(Answered { subject, message }) = &self.answered {
+            messages.push(aside(subject, HeaderMap::new(), message.as_ref()));
         }
     }
 
@@ -326,6 +340,25 @@ fn scrap(subject: String, mut headers: HeaderMap) -> BatchMessage {
     }
 }
 
+/// Keeps something under a subject, or nothing any more.
+fn aside(
+    subject: &str,
+    mut headers: HeaderMap,
+    message: Option<&(Headers, Bytes)>,
+) -> BatchMessage {
+    let Some((kept, payload)) = message else {
+        return scrap(subject.to_owned(), headers);
+    };
+    for (name, value) in kept {
+        headers.append(name.as_str(), value.as_str());
+    }
+    BatchMessage {
+        subject: subject.to_owned(),
+        headers,
+        payload: payload.clone(),
+    }
+}
+
 fn size(headers: &Headers) -> usize {
     headers
         .iter()
@@ -371,6 +404,7 @@ mod tests {
             dead: None,
             clear_attempts: false,
             parking: None,
+            answered: None,
         }
     }
 

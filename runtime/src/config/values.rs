@@ -13,6 +13,8 @@ const RESERVED: [&str; 6] = [
     "$PELTON.>",
     "$PELTON_LOGS.>",
 ];
+/// Where functions are called: a stream that stored calls would answer them, too.
+const CALLS: &str = "pelton.call.>";
 
 /// Whether an app or a function may have this name, which becomes a token of subjects and a part of stream and consumer
 /// names: 1 to 32 of `a-z 0-9 -`.
@@ -62,6 +64,7 @@ pub(super) fn pattern(text: &str) -> Result<(), String> {
 pub(super) fn reserved(pattern: &str) -> Option<&'static str> {
     RESERVED
         .into_iter()
+        .chain([CALLS])
         .find(|reserved| subject::overlaps(reserved, pattern))
 }
 

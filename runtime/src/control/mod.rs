@@ -1,4 +1,4 @@
-//! What operators do from outside the data path: deploy, look, publish, replay. Everything goes over NATS, so it
+//! What operators do from outside the data path: deploy, look, publish, call, replay. Everything goes over NATS, so it
 //! works from any machine that reaches the server, whether or not a node runs.
 //!
 //! No module here prints or reads arguments: the results are values that the CLI (or another program) shows.
@@ -10,6 +10,7 @@ pub mod deploy;
 pub mod functions;
 pub mod nodes;
 
+pub mod call;
 pub mod publish;
 
 pub mod logs;

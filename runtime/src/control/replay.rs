@@ -91,12 +91,12 @@ fn check_size(
     ))
 }
 
-/// Headers of the repeated message: the original ones, without those by which NATS or an earlier replay steered the
-/// message, and with what keeps the event the same event.
+/// Headers of the repeated message: the original ones, without those by which NATS or Pelton steered the message (a
+/// replay, a call), and with what keeps the event the same event.
 fn headers(names: &AppNames, letter: &DeadLetter, body: &Bytes) -> Headers {
     let steering = |name: &str| {
         let name = name.to_ascii_lowercase();
-        name.starts_with("nats-") || name == ONLY_HEADER.to_ascii_lowercase()
+        name.starts_with("nats-") || name.starts_with("pelton-")
     };
     let original = letter.headers.iter().filter(|(name, _)| !steering(name));
     let mut headers: Headers = original.cloned().collect();

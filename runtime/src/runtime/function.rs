@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::call::Endpoint;
 use crate::commit::{Attempts, Committer, NatsState};
 use crate::config::{DeliveryMode, InstanceMode};
 use crate::delivery::{self, Worker};
@@ -239,6 +240,8 @@ impl Task {
             }
             return;
         };
+        // Before the predecessor's is gone, so that there is always one.
+        let endpoint = self.open_endpoint().await;
         if let Some(predecessor) = predecessor {
             predecessor.retire(&self.shared);
         }
@@ -264,7 +267,24 @@ impl Task {
         tokio::join!(futures::future::join_all(pumps), internal);
         running.close();
         running.wait().await;
+        if let Some(endpoint) = endpoint {
+            let _ = endpoint.await;
+        }
         tracing::info!(app, function, version, "drained");
+    }
+
+    /// Lets the function be called. A task of its own: it ends with the tokens, whatever becomes of this one.
+    async fn open_endpoint(&self) -> Option<JoinHandle<()>> {
+        let (client, js) = (self.shared.publisher.clone(), self.shared.js.clone());
+        match Endpoint::open(client, js, self.record.clone()).await {
+            Ok(endpoint) => Some(tokio::spawn(
+                endpoint.serve(self.stop.clone(), self.abort.clone()),
+            )),
+            Err(error) => {
+                tracing::warn!(%error, function = self.record.function, "it cannot be called on this node");
+                None
+            }
+        }
     }
 
     /// Until it is loaded or the function stops.
@@ -321,6 +341,7 @@ impl Task {
             committer: self.shared.committer(&names, &state),
             attempts: Attempts::new(self.shared.js.clone(), state.clone(), names.clone()),
             state: Arc::new(state),
+            client: self.shared.publisher.clone(),
             logs: self.shared.logs.clone(),
             counters: self.counters.clone(),
             handlers: Arc::new(Semaphore::new(concurrency)),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::call::Answer;
 use crate::commit::{CommitError, DeadLetter, Earlier, Fence, Origin, Parking, Transaction};
 use crate::delivery::{TROUBLE_PAUSE, Worker};
 use crate::effects::{Attempt, Effects, Failure, StateError};
@@ -133,6 +134,7 @@ impl Case {
                 revision: *revision,
                 message: None,
             }),
+            answered: None,
         }
     }
 
@@ -142,6 +144,11 @@ impl Case {
             None => Settlement::Done,
             Some(_) => Settlement::Parked(Duration::ZERO, Return::Retry),
         }
+    }
+
+    /// Whether no handler has seen it yet.
+    pub(crate) fn is_untried(&self) -> bool {
+        self.record.attempts == 0 && self.record.deferrals == 0
     }
 
     /// This attempt's number, from 1.
@@ -232,17 +239,28 @@ pub(crate) async fn carry_out(
     }
 }
 
-async fn commit(worker: &Worker, case: &Case, received: &Received, effects: Effects) -> Carried {
-    if effects.is_empty() && !case.stored {
+async fn commit(
+    worker: &Worker,
+    case: &Case,
+    received: &Received,
+    mut effects: Effects,
+) -> Carried {
+    let caller = received.caller.as_ref();
+    let answer = caller.map(|_| Answer::done(effects.reply.take()));
+    let answered = caller.and_then(|caller| caller.answered(&worker.record, answer.as_ref()));
+    if effects.is_empty() && !case.stored && answered.is_none() {
         worker.counters.committed(0);
+        tell(worker, received, answer).await;
         return Carried::Settled(Settlement::Done);
     }
     let emitted = effects.emits.len();
-    let transaction = case.ending(effects, None);
+    let mut transaction = case.ending(effects, None);
+    transaction.answered = answered;
     let transaction = Arc::new(transaction);
     match worker.committer.commit(transaction.clone()).await {
         Ok(()) => {
             worker.counters.committed(emitted);
+            tell(worker, received, answer).await;
             Carried::Settled(Settlement::Done)
         }
         Err(CommitError::Duplicate) => Carried::Settled(case.settled_before()),
@@ -311,10 +329,15 @@ async fn give_up(
         "dead letter"
     );
     let letter = dead::letter(worker, case, received, &failure, &errors);
-    let transaction = case.ending(reads, Some(letter));
+    let mut transaction = case.ending(reads, Some(letter));
+    let caller = received.caller.as_ref();
+    let answer = caller.map(|_| Answer::given_up(&failure));
+    transaction.answered =
+        caller.and_then(|caller| caller.answered(&worker.record, answer.as_ref()));
     match worker.committer.commit(Arc::new(transaction)).await {
         Ok(()) => {
             worker.counters.dead_lettered();
+            tell(worker, received, answer).await;
             Carried::Settled(Settlement::Done)
         }
         Err(CommitError::Duplicate) => Carried::Settled(case.settled_before()),
@@ -322,6 +345,34 @@ async fn give_up(
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
         Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
         Err(error) => stuck(&error),
+    }
+}
+
+/// Lets go of a call that nobody waits for any more and no handler has seen.
+pub(crate) async fn drop_late(worker: &Worker, case: &Case, received: &Received) -> Settlement {
+    tracing::info!("a call was not begun within its caller's time; it is dropped");
+    let mut transaction = case.ending(Effects::default(), None);
+    let caller = received.caller.as_ref();
+    transaction.answered = caller.and_then(|caller| caller.answered(&worker.record, None));
+    if transaction.answered.is_none() && !case.stored {
+        return Settlement::Done;
+    }
+    match worker.committer.commit(Arc::new(transaction)).await {
+        Ok(()) => Settlement::Done,
+        Err(CommitError::Duplicate) => case.settled_before(),
+        Err(CommitError::Lost) => Settlement::Lost,
+        Err(error) => {
+            tracing::warn!(%error, "a late call could not be dropped; it is tried again");
+            Settlement::Again(TROUBLE_PAUSE)
+        }
+    }
+}
+
+/// Tells the caller, if there is one, what was committed.
+async fn tell(worker: &Worker, received: &Received, answer: Option<Answer>) {
+    if let (Some(caller), Some(answer)) = (&received.caller, answer) {
+        let told = answer.tell(caller, &worker.client, &worker.record, now_ms());
+        told.await;
     }
 }
 
@@ -338,7 +389,8 @@ fn hand_back(error: &CommitError) -> Carried {
     ))
 }
 
-fn now_ms() -> i64 {
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> i64 {
     i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 pub(crate) use position::{OpenContext, PositionSource};
 pub(crate) use queue::{QueueSource, SourceError, ensure_consumer};
 
+use crate::call::Caller;
 use crate::event::Message;
 
 /// One message taken from a stream.
@@ -21,6 +22,8 @@ pub(crate) struct Received {
     pub(crate) stream_created: i64,
     /// Whether it comes from the function's internal input, not from a stream of events.
     pub(crate) internal: bool,
+    /// Who waits for a reply, if it is a call.
+    pub(crate) caller: Option<Caller>,
     /// Its ordering key.
     pub(crate) key: Option<String>,
     /// How often it was handed out, from 1, to any node.

@@ -103,6 +103,7 @@ impl QueueSource {
             message,
             stream_created: self.stream_created,
             internal: false,
+            caller: None,
             key: None,
             delivered: u64::try_from(delivered).unwrap_or(1),
             acker: Acker(Some(acker)),

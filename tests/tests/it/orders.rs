@@ -1,12 +1,9 @@
 //! The order system: what its events come to, whoever publishes them.
 
-use std::process::Stdio;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use pelton_tests::orders::{STEPS, body, completed, subject};
-use pelton_tests::{Scene, build, eventually, project, server};
-use serde_json::{Value, json};
-use tokio::process::Command;
+use pelton_tests::{Scene, build, eventually, foreign, project};
+use serde_json::json;
 
 async fn shop() -> Result<Scene> {
     let orders = build::component("orders")?;
@@ -32,24 +29,8 @@ async fn notified(scene: &Scene) -> Result<u64> {
 #[tokio::test]
 async fn a_client_of_another_language_drives_an_order_to_its_end() -> Result<()> {
     let scene = shop().await?;
-    let script = build::root()?.join("tests/foreign/orders.py");
-    let mut python = Command::new("python3");
-    python
-        .arg(script)
-        .arg(scene.server.url())
-        .arg("o-1")
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    let library = match std::env::var_os("PELTON_PYTHONPATH") {
-        Some(folder) => folder.into(),
-        None => server::cache_home()?.join("pelton/python"),
-    };
-    if library.is_dir() {
-        python.env("PYTHONPATH", library);
-    }
-    let output = python.output().await.context("python3 does not start")?;
-    ensure!(output.status.success(), "{output:?}");
-    let order: Value = serde_json::from_slice(&output.stdout)?;
+    let args = [scene.server.url(), "o-1".into()];
+    let order = foreign("orders.py", &args).await?;
     assert_eq!(order, completed("o-1"));
     assert!(scene.nats.dead("shop").await?.is_empty());
     Ok(())

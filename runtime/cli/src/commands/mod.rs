@@ -2,6 +2,7 @@
 
 pub mod add;
 pub mod build;
+pub mod call;
 pub mod check;
 pub mod completions;
 pub mod dead_letter;
@@ -30,6 +31,7 @@ pub async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Run(args) => run::run(args, global).await,
         Command::Deploy(args) => deploy::run(args, global).await,
         Command::Publish(args) => publish::run(args, global).await,
+        Command::Call(args) => call::run(args, global).await,
         Command::Logs(args) => logs::run(args, global).await,
         Command::Function(args) => function::run(args, global).await,
         Command::State(args) => state::run(args, global).await,

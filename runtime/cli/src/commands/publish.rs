@@ -88,7 +88,8 @@ fn text(published: &Published) -> String {
     }
 }
 
-fn headers(given: &[String]) -> anyhow::Result<Headers> {
+/// Headers as `publish` and `call` take them.
+pub fn headers(given: &[String]) -> anyhow::Result<Headers> {
     given
         .iter()
         .map(|header| {

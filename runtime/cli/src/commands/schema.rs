@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use pelton_runtime::control::{dead_letters, functions, logs, publish, state};
+use pelton_runtime::control::{call, dead_letters, functions, logs, publish, state};
 use schemars::{Schema, schema_for};
 
 use crate::global::Global;
@@ -45,6 +45,7 @@ fn schemas() -> BTreeMap<&'static str, Schema> {
         ("dev", schema_for!(super::dev::DevEvent)),
         ("deploy", schema_for!(super::deploy::DeployReport)),
         ("publish", schema_for!(publish::Published)),
+        ("call", schema_for!(call::Called)),
         ("logs", schema_for!(logs::LogRecord)),
         ("function-ls", schema_for!(Vec<functions::FunctionStatus>)),
         ("function-info", schema_for!(functions::FunctionInfo)),

@@ -6,6 +6,7 @@
 //! takes its place and expires: of a subject that was written twice, a server that is killed may bring the first back.
 
 use super::Context;
+use crate::call::Caller;
 use crate::event::{Headers, Message};
 use crate::names::{DUE_HEADER, DUE_KEY_HEADER, DUE_SUBJECT_HEADER};
 
@@ -29,7 +30,9 @@ pub(super) fn key(message: &Message) -> Option<&str> {
 /// Removes a message that is done, if the input is an internal one. One that stays is found again when that is read anew.
 pub(super) async fn remove(context: &Context, message: &Message) {
     let (sequence, due) = (message.sequence, header(&message.headers, DUE_HEADER));
-    let Some(due) = due.filter(|_| context.internal) else {
+    // A call that may be asked again stays until its answer takes its place, in the batch that ends it.
+    let stays = Caller::of(&message.headers).is_some_and(|caller| caller.stays());
+    let Some(due) = due.filter(|_| context.internal && !stays) else {
         return;
     };
     let name = context.names.commit_stream();

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use super::due;
 use super::lanes::{Body, Place};
+use crate::call::Caller;
 use crate::commit::{Fence, Origin, Partition};
 use crate::delivery::{self, TROUBLE_PAUSE};
 use crate::event::{Headers, Message};
@@ -133,10 +134,12 @@ impl Job {
     }
 
     fn received(&self, message: Message) -> Received {
+        let internal = self.context.internal;
         Received {
+            caller: internal.then(|| Caller::of(&message.headers)).flatten(),
             message,
             stream_created: self.context.stream_created,
-            internal: self.context.internal,
+            internal,
             key: self.place.1.name().map(str::to_owned),
             delivered: 1,
             acker: Acker(None),

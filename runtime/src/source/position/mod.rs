@@ -29,6 +29,7 @@ use self::lanes::{Body, Key, Lanes, Place};
 use self::owner::{owner, partition_at, partition_of};
 use super::queue::stream_error;
 use super::{Settlement, SourceError};
+use crate::call;
 use crate::commit::{NatsState, Partition};
 use crate::delivery::Worker;
 use crate::event::{self, Message, subject};
@@ -337,6 +338,10 @@ impl PositionSource {
         };
         let mut message = super::queue::message(&message, name)?;
         if self.context.internal {
+            if call::is_left(&message.headers) {
+                self.passed.fetch_max(message.sequence, Ordering::AcqRel);
+                return Ok(());
+            }
             message = due::open(message);
             if !std::mem::replace(&mut self.awake, true) {
                 let due = self.claimed_at.checked_sub(CLAIMS);

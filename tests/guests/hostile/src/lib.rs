@@ -60,7 +60,7 @@ pub enum Act {
     },
     /// Reject unless the configuration says `mended = yes`.
     NeedsMending,
-    /// Add one to a counter.
+    /// Add one to a counter, and reply what it is then.
     Count {
         /// Which one.
         counter: String,
@@ -147,7 +147,12 @@ fn perform(act: Act, ctx: &mut Context) -> Result {
             _ => reject!("not-mended", "the configuration does not say mended = yes"),
         },
         Act::Count { counter } => {
-            COUNTERS.update(ctx, &counter, |count| Ok(Some(count.unwrap_or(0) + 1)))
+            let mut now = 0;
+            COUNTERS.update(ctx, &counter, |count| {
+                now = count.unwrap_or(0) + 1;
+                Ok(Some(now))
+            })?;
+            ctx.reply(&now)
         }
     }
 }

@@ -1,0 +1,369 @@
+//! From a caller's request to a delivery, purely: what is asked of which handler, and for how long somebody waits.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::answer::Refusal;
+use crate::event::{self, Headers, Message, attribute_headers, decode, subject};
+use crate::names::{self, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT_HEADER};
+use crate::records::{FORMAT, FunctionRecord};
+
+/// How long a caller is taken to wait who does not say.
+const DEFAULT_WAIT: Duration = Duration::from_secs(30);
+/// How long one may say: each caller who waits takes a place on the node that was asked.
+const MAX_WAIT: Duration = Duration::from_secs(600);
+/// Source of an event that its caller did not send as one.
+const SOURCE: &str = "/pelton/call";
+/// Handlers that a refusal names.
+const MAX_NAMED: usize = 20;
+
+/// Until when the caller waits, milliseconds since 1970.
+const DEADLINE: &str = "Pelton-Deadline";
+/// The call's id.
+const CALL: &str = "Pelton-Call";
+/// On a call whose caller gave an id and may ask again: its answer takes its place.
+const KEPT: &str = "Pelton-Kept";
+/// What a call leaves of the largest message: waiting for another attempt it lies beside its errors and a copy of its
+/// headers.
+const RESERVE: usize = 64 << 10;
+/// Bytes of headers of a call: the server takes 64 KiB, and a parked one has as much again beside them.
+const MAX_HEADERS: usize = 16 << 10;
+/// How long a call may lie there: many times longer than any caller waits.
+const TTL: &str = "1h";
+
+/// What was asked.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// The call's id, a subject token.
+    pub(super) call: String,
+    /// How long the caller waits, and whether it said so.
+    pub(super) wait: (Duration, bool),
+    /// What the internal input is to hold.
+    pub(super) headers: Headers,
+    pub(super) payload: Bytes,
+}
+
+/// What the delivery of a call must know of its caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// The call's id.
+    pub(super) call: String,
+    /// Whether the answer is kept for who asks again.
+    pub(super) named: bool,
+    /// Milliseconds since 1970.
+    pub(super) deadline_ms: i64,
+}
+
+impl Caller {
+    /// Of a message of the internal input; `None`: it is no call.
+    pub(crate) fn of(headers: &Headers) -> Option<Self> {
+        Some(Self {
+            call: value(headers, CALL)?.to_owned(),
+            named: value(headers, KEPT).is_some(),
+            deadline_ms: value(headers, DEADLINE)?.parse().ok()?,
+        })
+    }
+
+    /// Whether the call stays where it is until its answer takes its place.
+    pub(crate) fn stays(&self) -> bool {
+        self.named
+    }
+
+    /// Whether nobody waits any more; `now` is in milliseconds since 1970.
+    pub(crate) fn is_late(&self, now: i64) -> bool {
+        now > self.deadline_ms
+    }
+}
+
+/// Reads a request of `record`'s function. `now` is in nanoseconds since 1970.
+pub(super) fn read(
+    record: &FunctionRecord,
+    headers: &Headers,
+    payload: Bytes,
+    now: i64,
+    max_payload: usize,
+) -> Result<Asked, Refusal> {
+    let subject = handled(record, value(headers, DUE_SUBJECT_HEADER))?;
+    let given = value(headers, ID_HEADER);
+    let id = given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned);
+    let said = value(headers, TIMEOUT_HEADER).map(wait).transpose()?;
+    let wait = said.unwrap_or(DEFAULT_WAIT);
+    let message = Message {
+        subject: subject.clone(),
+        headers: with_id(headers, &id),
+        payload,
+        stream: SOURCE.to_owned(),
+        sequence: 0,
+        stored: now,
+    };
+    let decoded = decode(&message)
+        .map_err(|why| Refusal::invalid("pelton-event-malformed", why.to_string()))?;
+    let source = record.settings.key.as_ref();
+    if source.is_some_and(|source| event::key(source, &message).is_none()) {
+        let why = format!(
+            "the call has no key where `key` of function {} says",
+            record.function
+        );
+        return Err(Refusal::invalid("pelton-key-missing", why));
+    }
+    let deadline = now / 1_000_000 + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+    let call = names::call(record.instance, &id);
+    let own = [
+        ("Pelton-Format", FORMAT.to_string()),
+        (DUE_SUBJECT_HEADER, subject),
+        (DEADLINE, deadline.to_string()),
+        (CALL, call.clone()),
+    ];
+    let kept = given.map(|_| [(KEPT, "yes".to_owned()), ("Nats-TTL", TTL.to_owned())]);
+    // In binary mode, whatever it came in: the event keeps its id and time from here on.
+    let others = decoded.headers.into_iter().filter(passes);
+    let attributes = attribute_headers(&decoded.event);
+    let own = own
+        .into_iter()
+        .chain(kept.into_iter().flatten())
+        .map(|(name, value)| (name.to_owned(), value));
+    let asked = Asked {
+        call,
+        wait: (wait, said.is_some()),
+        headers: own.chain(attributes).chain(others).collect(),
+        payload: decoded.event.data,
+    };
+    fits(&asked, max_payload)?;
+    Ok(asked)
+}
+
+/// The subject that is asked for, or the only one that there is.
+fn handled(record: &FunctionRecord, wanted: Option<&str>) -> Result<String, Refusal> {
+    let refused = |what: String| {
+        let all = record.handlers.iter().map(|one| one.subject.as_str());
+        let all: Vec<&str> = all.take(MAX_NAMED).collect();
+        let why = format!(
+            "{what}; function {} handles {}: name the subject in header {DUE_SUBJECT_HEADER} (--subject)",
+            record.function,
+            all.join(", ")
+        );
+        Refusal::invalid("pelton-call-invalid", why)
+    };
+    match (wanted, record.handlers.as_slice()) {
+        (Some(wanted), _) if !subject::is_subject(wanted) => {
+            Err(refused(format!("{wanted:?} is no subject")))
+        }
+        (Some(wanted), handlers) => {
+            let takes = |pattern: &str| subject::matches(pattern, wanted);
+            match handlers.iter().any(|one| takes(&one.subject)) {
+                true => Ok(wanted.to_owned()),
+                false => Err(refused(format!("no handler takes {wanted}"))),
+            }
+        }
+        (None, [only]) if subject::is_subject(&only.subject) => Ok(only.subject.clone()),
+        (None, _) => Err(refused(
+            "the call does not say which handler it is for".into(),
+        )),
+    }
+}
+
+fn wait(text: &str) -> Result<Duration, Refusal> {
+    let range = Duration::from_millis(1)..=MAX_WAIT;
+    let found = humantime::parse_duration(text.trim()).ok();
+    found.filter(|wait| range.contains(wait)).ok_or_else(|| {
+        let why = format!(
+            "header {TIMEOUT_HEADER} is {text:?}; it says how long the caller waits, 1ms to {}, such as 5s",
+            humantime::format_duration(MAX_WAIT)
+        );
+        Refusal::invalid("pelton-call-invalid", why)
+    })
+}
+
+/// A plain message takes its id from there.
+fn with_id(headers: &Headers, id: &str) -> Headers {
+    let others = headers
+        .iter()
+        .filter(|(name, _)| !name.eq_ignore_ascii_case(ID_HEADER));
+    others
+        .cloned()
+        .chain([(ID_HEADER.to_owned(), id.to_owned())])
+        .collect()
+}
+
+/// What steers NATS or Pelton is not the caller's to say; the media type of a structured event is not that of its data.
+fn passes((name, value): &(String, String)) -> bool {
+    let steers = name.starts_with("nats-") || name.starts_with("pelton-");
+    let structured = name == "content-type" && value.contains("application/cloudevents");
+    !steers && !structured
+}
+
+fn fits(asked: &Asked, max_payload: usize) -> Result<(), Refusal> {
+    let headers = asked.headers.iter();
+    let headers: usize = headers
+        .map(|(name, value)| name.len() + value.len() + 4)
+        .sum();
+    // A small server takes small calls.
+    let reserve = RESERVE.min(max_payload / 2);
+    let (size, max) = (headers + asked.payload.len(), max_payload - reserve);
+    if size <= max && headers <= MAX_HEADERS {
+        return Ok(());
+    }
+    Err(Refusal {
+        status: 413,
+        code: "pelton-too-large".into(),
+        message: format!(
+            "the call has {size} bytes, {headers} of them headers, and may have {max} and {MAX_HEADERS}; put large data \
+             into the object store and call with a reference"
+        ),
+    })
+}
+
+/// The first header of this name, in any case.
+fn value<'a>(headers: &'a Headers, wanted: &str) -> Option<&'a str> {
+    let found = headers
+        .iter()
+        .find(|(name, value)| name.eq_ignore_ascii_case(wanted) && !value.is_empty());
+    found.map(|(_, value)| value.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{FunctionSettings, KeySource};
+    use crate::records::Handler;
+
+    const NOW: i64 = 1_700_000_000_000_000_000;
+
+    fn function(subjects: &[&str]) -> FunctionRecord {
+        let handlers = subjects.iter().map(|subject| Handler {
+            handler: "h".into(),
+            subject: (*subject).to_owned(),
+        });
+        FunctionRecord {
+            format: FORMAT,
+            app: "shop".into(),
+            function: "orders".into(),
+            version: 2,
+            instance: Uuid::nil(),
+            digest: String::new(),
+            contract: String::new(),
+            deployed_at: String::new(),
+            handlers: handlers.collect(),
+            inputs: Vec::new(),
+            targets: Vec::new(),
+            settings: FunctionSettings::default(),
+        }
+    }
+
+    fn asked(record: &FunctionRecord, headers: &[(&str, &str)]) -> Result<Asked, Refusal> {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        read(record, &headers, "{}".into(), NOW, 1 << 20)
+    }
+
+    fn header<'a>(asked: &'a Asked, name: &str) -> &'a str {
+        value(&asked.headers, name).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_subject_is_the_callers_or_the_only_one() {
+        let (one, two) = (function(&["a.b"]), function(&["a.*", "c.>"]));
+        let subject = |record, headers: &[(&str, &str)]| {
+            asked(record, headers).map(|asked| header(&asked, DUE_SUBJECT_HEADER).to_owned())
+        };
+        assert_eq!(subject(&one, &[]).unwrap(), "a.b");
+        let named = [("pelton-subject", "c.d.e")];
+        assert_eq!(subject(&two, &named).unwrap(), "c.d.e");
+        for (record, headers, says) in [
+            (&two, &[][..], "handles a.*, c.>"),
+            (&function(&["a.*"]), &[], "handles a.*"),
+            (&two, &[(DUE_SUBJECT_HEADER, "x.y")], "no handler takes x.y"),
+            (&two, &[(DUE_SUBJECT_HEADER, "c.*")], "is no subject"),
+            (&one, &[(TIMEOUT_HEADER, "soon")], "such as 5s"),
+            (&one, &[(TIMEOUT_HEADER, "1h")], "1ms to 10m"),
+            (&one, &[("ce-specversion", "1.0")], "`id` is missing"),
+        ] {
+            let refusal = asked(record, headers).unwrap_err();
+            assert_eq!(refusal.status, 400);
+            assert!(refusal.message.contains(says), "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_is_an_event_and_its_headers_steer_nothing() {
+        let record = function(&["a.b"]);
+        let plain = asked(
+            &record,
+            &[
+                ("X", "y"),
+                ("Nats-Rollup", "all"),
+                ("Pelton-Only", "a/b"),
+                (ID_HEADER, "7"),
+                ("Content-Type", "text/plain"),
+                (TIMEOUT_HEADER, "1500ms"),
+            ],
+        )
+        .unwrap();
+        for (name, expected) in [
+            ("ce-id", "7"),
+            ("ce-source", SOURCE),
+            ("ce-type", "a.b"),
+            ("ce-datacontenttype", "text/plain"),
+            ("x", "y"),
+            ("Nats-Rollup", ""),
+            ("Pelton-Only", ""),
+            (ID_HEADER, ""),
+            (TIMEOUT_HEADER, ""),
+            (DEADLINE, "1700000001500"),
+            (KEPT, "yes"),
+        ] {
+            assert_eq!(header(&plain, name), expected, "{name}");
+        }
+        assert_eq!(plain.wait, (Duration::from_millis(1500), true));
+        let caller = Caller::of(&plain.headers).unwrap();
+        assert!(caller.named && !caller.is_late(1_700_000_001_500));
+        assert!(caller.is_late(1_700_000_001_501));
+
+        let structured =
+            r#"{"specversion":"1.0","id":"e","source":"/s","type":"t","data":{"k":1}}"#;
+        let headers = vec![(
+            "Content-Type".to_owned(),
+            "application/cloudevents+json".to_owned(),
+        )];
+        let asked = read(&record, &headers, structured.into(), NOW, 1 << 20).unwrap();
+        assert_eq!(header(&asked, "ce-id"), "e");
+        assert_eq!(header(&asked, "content-type"), "");
+        assert_eq!(asked.payload, r#"{"k":1}"#);
+        assert_eq!(asked.wait, (DEFAULT_WAIT, false));
+        assert!(!Caller::of(&asked.headers).unwrap().named);
+    }
+
+    #[test]
+    fn the_same_id_is_the_same_call_and_only_that() {
+        let record = function(&["a.b"]);
+        let of = |headers: &[(&str, &str)]| asked(&record, headers).unwrap().call;
+        assert_eq!(of(&[(ID_HEADER, "7")]), of(&[(ID_HEADER, "7")]));
+        assert_ne!(of(&[(ID_HEADER, "7")]), of(&[(ID_HEADER, "8")]));
+        assert_ne!(of(&[]), of(&[]));
+    }
+
+    #[test]
+    fn what_could_not_be_handled_is_not_taken() {
+        let mut record = function(&["a.b"]);
+        record.settings.key = Some(KeySource::Data("/id".into()));
+        assert_eq!(asked(&record, &[]).unwrap_err().code, "pelton-key-missing");
+        record.settings.key = None;
+        let large = read(
+            &record,
+            &Headers::new(),
+            vec![0; 1 << 20].into(),
+            NOW,
+            1 << 20,
+        );
+        assert_eq!(large.unwrap_err().status, 413);
+        let header = [("x", "y".repeat(MAX_HEADERS))];
+        let header = header
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str()));
+        assert_eq!(asked(&record, &header).unwrap_err().status, 413);
+    }
+}

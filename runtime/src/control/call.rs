@@ -1,0 +1,166 @@
+//! Calling a function and waiting for its reply, as any NATS client may.
+
+use std::time::Duration;
+
+use async_nats::client::RequestErrorKind;
+use async_nats::jetstream;
+use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
+use async_nats::{Client, HeaderMap, Message, Request};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::publish::header_map;
+use super::{ControlError, functions};
+use crate::event::Headers;
+use crate::names::{AppNames, CODE_HEADER, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT_HEADER};
+
+/// What a node may take to say that the time is over, beyond the caller's own.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// How a function is called.
+#[derive(Debug, Clone)]
+pub struct CallOptions {
+    /// Which of its handlers; none: the only one, if it has no wildcard.
+    pub subject: Option<String>,
+    /// What makes the same call twice one call; none: every call is its own.
+    pub id: Option<String>,
+    /// Further headers; CloudEvents attributes among them.
+    pub headers: Headers,
+    /// How long to wait for the reply; a call that has not begun by then is not done.
+    pub timeout: Duration,
+}
+
+/// What a function replied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Called {
+    /// The app.
+    pub app: String,
+    /// The function.
+    pub function: String,
+    /// Media type of the reply; none when it is empty.
+    pub content_type: Option<String>,
+    /// The reply, when it is JSON or other UTF-8 text.
+    pub reply: Option<serde_json::Value>,
+    /// The reply in Base64, when it is not.
+    pub reply_base64: Option<String>,
+    /// The reply byte for byte.
+    #[serde(skip)]
+    pub data: Bytes,
+}
+
+/// Calls a function and waits for its reply, which leaves when the call has committed.
+///
+/// # Errors
+/// No node serves the function; the call was refused or given up on, with the function's code; no reply in time; NATS
+/// trouble.
+pub async fn call(
+    client: &Client,
+    app: &str,
+    function: &str,
+    options: CallOptions,
+    body: Bytes,
+) -> Result<Called, ControlError> {
+    let timeout = options.timeout;
+    let subject = AppNames::new(app).call(function);
+    let request = Request::new()
+        .headers(headers(options)?)
+        .payload(body)
+        .timeout(Some(timeout + GRACE));
+    let answer = match client.send_request(subject.clone(), request).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            return Err(match error.kind() {
+                RequestErrorKind::NoResponders => nobody(client, app, function).await,
+                RequestErrorKind::TimedOut => ControlError::new(
+                    super::ErrorKind::Nats,
+                    format!(
+                        "function {function} did not reply within {timeout:?}; the call may still be done"
+                    ),
+                    "call again with the same --id, which does it once and gets its reply; or wait longer with --timeout",
+                ),
+                RequestErrorKind::MaxPayloadExceeded => ControlError::refused(
+                    format!("the call is too large: {error}"),
+                    "put large data into the object store and call with a reference",
+                ),
+                _ => ControlError::nats(format!("call {subject}"), error),
+            });
+        }
+    };
+    if let Some(error) = refusal(function, &answer) {
+        return Err(error);
+    }
+    let header = |name: &str| {
+        let value = answer.headers.as_ref()?.get(name)?;
+        Some(value.as_str().to_owned())
+    };
+    let content_type = header("Content-Type");
+    let data = answer.payload;
+    let reply = serde_json::from_slice(&data).ok();
+    let reply = reply.or_else(|| Some(std::str::from_utf8(&data).ok()?.into()));
+    let reply_base64 = reply.is_none().then(|| STANDARD.encode(&data));
+    Ok(Called {
+        app: app.to_owned(),
+        function: function.to_owned(),
+        content_type,
+        reply,
+        reply_base64,
+        data,
+    })
+}
+
+fn headers(options: CallOptions) -> Result<HeaderMap, ControlError> {
+    let timeout = humantime::format_duration(options.timeout).to_string();
+    let own = [
+        (DUE_SUBJECT_HEADER, options.subject),
+        (ID_HEADER, options.id),
+        (TIMEOUT_HEADER, Some(timeout)),
+    ];
+    let own = own
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    header_map(&own.chain(options.headers).collect())
+}
+
+/// What a reply says that is an error by the micro service protocol.
+fn refusal(function: &str, answer: &Message) -> Option<ControlError> {
+    let headers = answer.headers.as_ref()?;
+    let text = |name: &str| headers.get(name).map(|value| value.as_str());
+    let message = text(NATS_SERVICE_ERROR)?;
+    let status = text(NATS_SERVICE_ERROR_CODE).unwrap_or_default();
+    let code = text(CODE_HEADER).unwrap_or(status);
+    let what = format!("function {function}: {code}: {message}");
+    Some(match status {
+        "400" | "413" => ControlError::refused(what, "call it as the message says"),
+        "422" => ControlError::refused(
+            what,
+            "nothing was changed; the handler says why, and `pelton dead-letter ls` has the call",
+        ),
+        "500" => ControlError::refused(
+            what,
+            "nothing was changed; look at the attempts with `pelton dead-letter show` and at `pelton logs`",
+        ),
+        _ => ControlError::new(
+            super::ErrorKind::Nats,
+            what,
+            "try again; with the same --id it is done once",
+        ),
+    })
+}
+
+/// Why nobody answers to the function's subject.
+async fn nobody(client: &Client, app: &str, function: &str) -> ControlError {
+    let js = jetstream::new(client.clone());
+    match functions::info(&js, app, function).await {
+        Err(error) => error,
+        Ok(info) => ControlError::not_found(
+            format!(
+                "no node answers for function {function} of app {app} (status: {})",
+                info.status.summary()
+            ),
+            "start one with `pelton run`, or see with `pelton function info` why it does not serve the function",
+        ),
+    }
+}
