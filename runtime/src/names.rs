@@ -33,6 +33,11 @@ pub const ID_HEADER: &str = "Nats-Msg-Id";
 /// Header of an error: its stable code.
 pub const CODE_HEADER: &str = "Pelton-Code";
 
+/// The same: the record of the timer that it is of. It counts only if that record names it.
+pub const TIMER_HEADER: &str = "Pelton-Timer";
+/// The same: the stream that the event goes to; no handler sees it.
+pub const DUE_TARGET_HEADER: &str = "Pelton-Target";
+
 /// Stream metadata: the app whose `deploy` created the stream.
 pub const META_APP: &str = "pelton-app";
 /// Consumer metadata: the function version that its settings come from.
@@ -81,7 +86,7 @@ impl AppNames {
     pub fn commit_subjects(&self) -> Vec<String> {
         let mut all = vec![format!("$KV.{}.>", self.app)];
         all.extend(
-            ["pos", "park", "txn", "out", "due"]
+            ["pos", "park", "txn", "out", "due", "at", "timer", "tick"]
                 .map(|kind| format!("$PELTON.{}.{kind}.>", self.app)),
         );
         all
@@ -149,6 +154,22 @@ impl AppNames {
     /// A function's internal input: all that is [`due`](Self::due) for it.
     pub fn due_filter(&self, function: &str) -> String {
         format!("$PELTON.{}.due.{function}.>", self.app)
+    }
+
+    /// A message that the server puts where it is [`due`](Self::due) when its time has come. Written once: what is written
+    /// again could come back with a server that was killed.
+    pub fn at(&self, id: &str) -> String {
+        format!("$PELTON.{}.at.{id}", self.app)
+    }
+
+    /// Record of the latest timer that functions set under a name.
+    pub fn timer(&self, name: &str) -> String {
+        format!("$PELTON.{}.timer.{name}", self.app)
+    }
+
+    /// Record of the next tick of a function's schedule.
+    pub fn tick(&self, function: &str) -> String {
+        format!("$PELTON.{}.tick.{function}", self.app)
     }
 
     /// Outbox subject of one emitted event.

@@ -120,6 +120,25 @@ pub struct AttemptsRecord {
     pub errors: Vec<AttemptError>,
 }
 
+/// The latest timer of its name, at `$PELTON.<app>.timer.<name>` or, the next tick of a schedule, `$PELTON.<app>.tick.<function>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TimerRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Which one.
+    pub id: String,
+    /// When it is due, RFC 3339.
+    pub at: String,
+}
+
+impl TimerRecord {
+    /// Reads one; `None`: it is none that this release knows.
+    pub fn read(stored: &[u8]) -> Option<Self> {
+        let record: Self = serde_json::from_slice(stored).ok()?;
+        (record.format == FORMAT).then_some(record)
+    }
+}
+
 /// How far one partition of a function's input is done, at
 /// `$PELTON.<app>.pos.<function>.<input stream>.<partition>`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -87,7 +87,12 @@ impl Pilot {
             if members.is_empty() {
                 break;
             }
-            let Some(Layout { messages, moves }) = layout(&members, &self.names) else {
+            let Some(Layout {
+                messages,
+                moves_at,
+                moves,
+            }) = layout(&members, &self.names)
+            else {
                 continue;
             };
             let (size, sent) = (messages.len(), Instant::now());
@@ -96,7 +101,7 @@ impl Pilot {
                 Ok(first) => {
                     tracing::debug!(deliveries = members.len(), messages = size, took = ?sent.elapsed(), "batch stored");
                     // Before anybody goes on: the next batch rests on these.
-                    let at = first + (size - moves.len()) as u64;
+                    let at = first + moves_at;
                     for (revision, one) in (at..).zip(moves) {
                         one.partition.landed(&one.past, revision);
                     }
@@ -262,7 +267,12 @@ impl Pilot {
         }
         let reads = transaction.effects.reads.iter();
         let changed = reads.filter(|(key, at)| now(&self.names.state(key)) != **at);
-        let keys: Vec<String> = changed.map(|(key, _)| key.clone()).collect();
+        let timers = transaction.effects.timers.iter();
+        let moved = timers.filter(|(record, change)| now(record) != change.revision);
+        let changed = changed
+            .map(|(key, _)| key)
+            .chain(moved.map(|(record, _)| record));
+        let keys: Vec<String> = changed.cloned().collect();
         if keys.is_empty() {
             Blame::None
         } else {

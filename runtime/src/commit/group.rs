@@ -45,7 +45,13 @@ impl<R> Entry<R> {
         let marker = transaction.marker(names);
         let footprint = Footprint {
             reads: only_read.map(|(key, at)| (key.clone(), *at)).collect(),
-            writes: effects.writes.keys().cloned().chain(marker).collect(),
+            writes: effects
+                .writes
+                .keys()
+                .chain(effects.timers.keys())
+                .cloned()
+                .chain(marker)
+                .collect(),
             position: transaction
                 .position()
                 .map(|(partition, _)| partition.subject().to_owned()),
@@ -162,7 +168,9 @@ impl<R> Group<R> {
 /// A batch laid out.
 pub(super) struct Layout {
     pub(super) messages: Vec<BatchMessage>,
-    /// The positions at its end, in that order.
+    /// Where the positions begin.
+    pub(super) moves_at: u64,
+    /// The positions, in that order.
     pub(super) moves: Vec<Move>,
 }
 
@@ -172,7 +180,8 @@ pub(super) struct Move {
     pub(super) past: Vec<(u64, i64)>,
 }
 
-/// Delivery by delivery, each with its marker, what it rests on, its writes and its outbox; then each position once.
+/// Delivery by delivery, each with its marker, what it rests on, its writes and its outbox; then each position once; then what
+/// is set for later.
 /// What several rest on is checked once. `None`: a partition was lost meanwhile.
 pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Option<Layout> {
     let mut messages = Vec::new();
@@ -190,6 +199,7 @@ pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Option<Layout
         }
     }
     let moves: Vec<Move> = moves.into_values().collect();
+    let moves_at = messages.len() as u64;
     for Move { partition, past } in &moves {
         let advance = partition.advance(past)?;
         messages.push(BatchMessage {
@@ -198,7 +208,14 @@ pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Option<Layout
             payload: serde_json::to_vec(&advance.record).ok()?.into(),
         });
     }
-    Some(Layout { messages, moves })
+    for member in members {
+        member.transaction.push_schedules(names, &mut messages);
+    }
+    Some(Layout {
+        messages,
+        moves_at,
+        moves,
+    })
 }
 
 #[cfg(test)]

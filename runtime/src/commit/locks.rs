@@ -38,7 +38,8 @@ enum Guard {
 pub fn touched(effects: &Effects) -> Wanted {
     let reads = effects.reads.keys().map(|key| (key.clone(), false));
     let writes = effects.writes.keys().map(|key| (key.clone(), true));
-    reads.chain(writes).collect()
+    let timers = effects.timers.keys().map(|record| (record.clone(), true));
+    reads.chain(writes).chain(timers).collect()
 }
 
 impl Locks {

@@ -163,7 +163,7 @@ impl Partition {
     }
 
     /// Whether a message is done, or in the park.
-    pub(super) fn is_done(&self, sequence: u64) -> bool {
+    pub fn is_done(&self, sequence: u64) -> bool {
         let progress = self.lock();
         sequence <= progress.floor || progress.done.contains(&sequence)
     }
@@ -173,12 +173,6 @@ impl Partition {
         let progress = self.lock();
         let known = progress.done.contains(&sequence) || progress.running.contains(&sequence);
         sequence > progress.floor && !known
-    }
-
-    /// Whether a message needs no handling any more.
-    pub fn has_done(&self, sequence: u64) -> bool {
-        let progress = self.lock();
-        sequence <= progress.floor || progress.done.contains(&sequence)
     }
 
     /// Whether one more may be handed out.

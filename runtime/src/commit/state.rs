@@ -163,17 +163,18 @@ impl StateReader for NatsState {
         async move {
             let subjects: Vec<String> = keys.iter().map(|key| self.names.state(key)).collect();
             let found = self.last(subjects.clone()).await?;
-            let value = |subject| match found.get(subject) {
-                None => Versioned {
-                    value: None,
-                    revision: 0,
-                },
-                Some(last) => Versioned {
-                    value: (!last.deleted).then(|| last.payload.clone()),
-                    revision: last.sequence,
-                },
-            };
-            Ok(subjects.iter().map(value).collect())
+            Ok(subjects
+                .iter()
+                .map(|subject| versioned(found.get(subject)))
+                .collect())
+        }
+        .boxed()
+    }
+
+    fn record<'a>(&'a self, subject: &'a str) -> BoxFuture<'a, Result<Versioned, StateError>> {
+        async move {
+            let found = self.last(vec![subject.to_owned()]).await?;
+            Ok(versioned(found.get(subject)))
         }
         .boxed()
     }
@@ -196,6 +197,15 @@ impl StateReader for NatsState {
                 .collect())
         }
         .boxed()
+    }
+}
+
+fn versioned(last: Option<&Last>) -> Versioned {
+    Versioned {
+        value: last
+            .filter(|last| !last.deleted)
+            .map(|last| last.payload.clone()),
+        revision: last.map_or(0, |last| last.sequence),
     }
 }
 

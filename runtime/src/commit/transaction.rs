@@ -7,9 +7,10 @@ use bytes::Bytes;
 
 use super::batch::BatchMessage;
 use super::position::Partition;
-use crate::effects::{Effects, Write};
-use crate::event::Headers;
+use crate::effects::{Effects, Timer, Write};
+use crate::event::{Headers, timestamp};
 use crate::names::AppNames;
+use crate::records::{FORMAT, TimerRecord};
 
 /// How long a marker suppresses duplicates of its delivery.
 const MARKER_TTL: &str = "1h";
@@ -17,6 +18,9 @@ const MARKER_TTL: &str = "1h";
 const SCRAP_TTL: &str = "1s";
 /// What a message adds to its body: subject, headers of the batch, and what the server keeps of it.
 const MESSAGE_OVERHEAD: usize = 256;
+
+/// What a schedule's own headers may have, beyond those that a commit adds anyway.
+const SCHEDULE_OVERHEAD: usize = 512;
 
 /// Where a delivery comes from, as far as its commit must know.
 #[derive(Debug, Clone)]
@@ -96,10 +100,13 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// The subjects of the state keys that it read, and of its copy that waits.
+    /// The subjects of the state keys that it read, of its copy that waits, and of records of timers.
     pub(super) fn rests_on(&self, names: &AppNames) -> impl Iterator<Item = String> {
         let reads = self.effects.reads.keys().map(|key| names.state(key));
-        reads.chain(self.parking.iter().map(|one| one.subject.clone()))
+        let parked = self.parking.iter().map(|one| one.subject.clone());
+        reads
+            .chain(parked)
+            .chain(self.effects.timers.keys().cloned())
     }
 
     /// The partition and the message that its position moves past.
@@ -138,6 +145,7 @@ impl Transaction {
             reads,
             writes,
             emits,
+            timers,
             ..
         } = &self.effects;
         let checks = reads
@@ -153,7 +161,8 @@ impl Transaction {
             self.answered.is_some(),
         ];
         let singles = singles.into_iter().filter(|one| *one).count();
-        checks + writes.len() + emits.len() + dead + singles
+        let timers = timers.len() + self.effects.set_timers().count();
+        checks + writes.len() + emits.len() + timers + dead + singles
     }
 
     /// Bytes of its largest message: body and the headers that are its own.
@@ -167,6 +176,8 @@ impl Transaction {
         let parked = self
             .aside()
             .map(|(headers, payload)| payload.len() + size(headers));
+        let timers = self.effects.set_timers();
+        let timers = timers.map(|one| one.payload.len() + size(&one.headers) + SCHEDULE_OVERHEAD);
         let dead = self.dead.iter().flat_map(|dead| {
             let letter = dead.payload.len() + size(&dead.headers);
             dead.parts.iter().map(Bytes::len).chain([letter])
@@ -175,6 +186,7 @@ impl Transaction {
             .chain(emits)
             .chain(dead)
             .chain(parked)
+            .chain(timers)
             .max()
             .unwrap_or(0)
     }
@@ -226,6 +238,7 @@ impl Transaction {
         }
         self.push_checks(names, checked, messages);
         self.push_writes(names, messages);
+        self.push_timers(names, messages);
         self.push_outbox(names, messages);
         if self.clear_attempts {
             messages.push(scrap(
@@ -286,6 +299,51 @@ impl Transaction {
                 subject: names.state(key),
                 headers,
                 payload,
+            });
+        }
+    }
+
+    /// What each timer's name holds from now on. The same message takes away what it held: a message of its own in that place
+    /// could expire, and a server that is killed would bring the timer back.
+    fn push_timers(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
+        for (subject, change) in &self.effects.timers {
+            let mut headers = expecting(change.revision);
+            if let Some(before) = &change.before {
+                headers.insert("Nats-Scheduler", names.at(before));
+                headers.insert("Nats-Schedule-Next", "purge");
+            }
+            messages.push(match &change.next {
+                None => scrap(subject.clone(), headers),
+                Some(Timer { id, at, .. }) => {
+                    let record = TimerRecord {
+                        format: FORMAT,
+                        id: id.clone(),
+                        at: timestamp::format(*at),
+                    };
+                    BatchMessage {
+                        subject: subject.clone(),
+                        headers,
+                        payload: serde_json::to_vec(&record).unwrap_or_default().into(),
+                    }
+                }
+            });
+        }
+    }
+
+    /// The timers themselves, which stand at a batch's end.
+    pub(super) fn push_schedules(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
+        for timer in self.effects.set_timers() {
+            let due = names.due(&self.origin.function, &timer.id);
+            let mut headers = header_map(&timer.headers);
+            headers.insert(
+                "Nats-Schedule",
+                format!("@at {}", timestamp::format(timer.at)),
+            );
+            headers.insert("Nats-Schedule-Target", due);
+            messages.push(BatchMessage {
+                subject: names.at(&timer.id),
+                headers,
+                payload: timer.payload.clone(),
             });
         }
     }

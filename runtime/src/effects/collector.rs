@@ -13,6 +13,10 @@ use super::{
 };
 use crate::event::{Delivery, Draft, DraftDefaults, content_type, encode};
 
+mod timers;
+
+use timers::Pending;
+
 /// Most keys that one listing may ask for.
 const MAX_LIST: u32 = 1000;
 
@@ -26,6 +30,9 @@ pub struct Collector {
     seen: BTreeMap<String, Versioned>,
     writes: BTreeMap<String, Write>,
     emits: Vec<Emit>,
+    /// Events made so far, whether they leave at once or later.
+    drafts: usize,
+    timers: BTreeMap<String, Pending>,
     expects_reply: bool,
     reply: Option<Reply>,
     state_bytes: usize,
@@ -55,6 +62,8 @@ impl Collector {
             seen: BTreeMap::new(),
             writes: BTreeMap::new(),
             emits: Vec::new(),
+            drafts: 0,
+            timers: BTreeMap::new(),
             expects_reply: delivery.expects_reply,
             reply: None,
             state_bytes: 0,
@@ -63,17 +72,19 @@ impl Collector {
     }
 
     /// What was collected.
-    pub fn finish(self) -> Effects {
-        Effects {
-            reads: self
-                .seen
-                .into_iter()
+    pub fn finish(mut self) -> Effects {
+        let seen = std::mem::take(&mut self.seen).into_iter();
+        let mut effects = Effects {
+            reads: seen
                 .map(|(key, versioned)| (key, versioned.revision))
                 .collect(),
-            writes: self.writes,
-            emits: self.emits,
-            reply: self.reply,
-        }
+            writes: std::mem::take(&mut self.writes),
+            emits: std::mem::take(&mut self.emits),
+            timers: BTreeMap::new(),
+            reply: self.reply.take(),
+        };
+        self.finish_timers(&mut effects);
+        effects
     }
 
     /// The contract's `state.get`.
@@ -186,7 +197,14 @@ impl Collector {
     /// # Errors
     /// `pelton-event-invalid`, `pelton-not-allowed`, `pelton-limit`.
     pub fn emit(&mut self, draft: Draft) -> Result<(), Failure> {
-        if self.emits.len() >= MAX_EMITS {
+        let (_, emit) = self.prepare(draft, now())?;
+        self.emits.push(emit);
+        Ok(())
+    }
+
+    /// An event within the limits, and its number; `time` is what it says if the draft does not.
+    fn prepare(&mut self, draft: Draft, time: i64) -> Result<(usize, Emit), Failure> {
+        if self.drafts >= MAX_EMITS {
             return Err(Failure::reject(
                 "pelton-limit",
                 format!(
@@ -197,9 +215,9 @@ impl Collector {
         let rules = Arc::clone(&self.rules);
         let target = rules.target(&draft.subject)?;
         let defaults = DraftDefaults {
-            id: format!("{}.{}", self.txn, self.emits.len()),
+            id: format!("{}.{}", self.txn, self.drafts),
             source: format!("/{}/{}", rules.app, rules.function),
-            time: now(),
+            time,
             trace: self.trace.clone(),
         };
         let message =
@@ -215,13 +233,15 @@ impl Collector {
             ));
         }
         self.emit_bytes = bytes;
-        self.emits.push(Emit {
+        let n = self.drafts;
+        self.drafts += 1;
+        let emit = Emit {
             target: target.stream.clone(),
             subject: message.subject,
             headers: message.headers,
             payload: message.payload,
-        });
-        Ok(())
+        };
+        Ok((n, emit))
     }
 
     /// The contract's `events.reply`: the last one counts; ignored when nobody waits for one.

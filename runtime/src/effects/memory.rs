@@ -72,6 +72,15 @@ impl StateReader for MemoryState {
         futures::future::ready(Ok(found)).boxed()
     }
 
+    fn record<'a>(&'a self, subject: &'a str) -> BoxFuture<'a, Result<Versioned, StateError>> {
+        let found = self.lock().keys.get(subject).cloned();
+        let absent = Versioned {
+            value: None,
+            revision: 0,
+        };
+        futures::future::ready(Ok(found.unwrap_or(absent))).boxed()
+    }
+
     fn list<'a>(
         &'a self,
         prefix: &'a str,

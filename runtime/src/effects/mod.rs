@@ -62,6 +62,30 @@ pub struct Reply {
     pub data: Bytes,
 }
 
+/// What is to happen at a time: a message to the function's internal input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timer {
+    /// Names it among all of the app; one subject token.
+    pub id: String,
+    /// When, nanoseconds since 1970.
+    pub at: i64,
+    /// What the message says of itself, and the headers of the event.
+    pub headers: Headers,
+    /// The data.
+    pub payload: Bytes,
+}
+
+/// A change of the record that says which timer of its name is the latest: only that one counts when it is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimerChange {
+    /// The record's revision that the change rests on; 0: there is none.
+    pub revision: u64,
+    /// The timer that it held, which is taken away.
+    pub before: Option<String>,
+    /// The one that it holds from now on; `None`: none.
+    pub next: Option<Timer>,
+}
+
 /// Everything one attempt wants to change, and the reads it rests on.
 #[derive(Debug, Clone, Default)]
 pub struct Effects {
@@ -71,6 +95,8 @@ pub struct Effects {
     pub writes: BTreeMap<String, Write>,
     /// In the order emitted.
     pub emits: Vec<Emit>,
+    /// Timers set and taken back, by the subject of their record.
+    pub timers: BTreeMap<String, TimerChange>,
     /// The last one counts; none: the caller gets an empty reply. Always none when nobody waits for one.
     pub reply: Option<Reply>,
 }
@@ -78,7 +104,17 @@ pub struct Effects {
 impl Effects {
     /// Whether nothing was read, written or emitted.
     pub fn is_empty(&self) -> bool {
-        self.reads.is_empty() && self.writes.is_empty() && self.emits.is_empty()
+        self.reads.is_empty()
+            && self.writes.is_empty()
+            && self.emits.is_empty()
+            && self.timers.is_empty()
+    }
+
+    /// Timers that are set.
+    pub fn set_timers(&self) -> impl Iterator<Item = &Timer> {
+        self.timers
+            .values()
+            .filter_map(|change| change.next.as_ref())
     }
 
     /// Bytes of all values and events, and of the reply.
@@ -90,13 +126,16 @@ impl Effects {
                     Write::Delete => 0,
                 }
         });
-        let emits = self.emits.iter().map(|emit| {
-            let headers = emit.headers.iter();
-            let headers: usize = headers.map(|(name, value)| name.len() + value.len()).sum();
-            emit.payload.len() + headers
-        });
+        let size = |headers: &Headers| -> usize {
+            let headers = headers.iter();
+            headers.map(|(name, value)| name.len() + value.len()).sum()
+        };
+        let emits = self.emits.iter();
+        let emits = emits.map(|emit| emit.payload.len() + size(&emit.headers));
+        let timers = self.set_timers();
+        let timers = timers.map(|timer| timer.payload.len() + size(&timer.headers));
         let reply = self.reply.iter().map(|reply| reply.data.len());
-        writes.chain(emits).chain(reply).sum()
+        writes.chain(emits).chain(timers).chain(reply).sum()
     }
 
     /// The same reads with nothing to change: what a failed attempt's verdict rests on.
@@ -133,6 +172,9 @@ pub trait StateReader: Send + Sync + 'static {
         &'a self,
         keys: &'a [String],
     ) -> BoxFuture<'a, Result<Vec<Versioned>, StateError>>;
+
+    /// A record of Pelton's own in the commit stream, by its subject.
+    fn record<'a>(&'a self, subject: &'a str) -> BoxFuture<'a, Result<Versioned, StateError>>;
 
     /// Live keys below `prefix` (whole tokens; empty: all), in byte order, from behind `after`, at most `limit`.
     fn list<'a>(

@@ -25,6 +25,8 @@ const MAX_ERRORS: usize = 100;
 const OLD_MESSAGE_BYTES: usize = 512;
 /// Pause after the server refused even the dead letter: somebody has to look.
 const STUCK_PAUSE: Duration = Duration::from_secs(30);
+/// Pause before what a commit without a handler rests on is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A delivery and what is known of its earlier attempts.
 pub(crate) struct Case {
@@ -266,7 +268,7 @@ async fn commit(
         Err(CommitError::Duplicate) => Carried::Settled(case.settled_before()),
         Err(CommitError::Lost) => Carried::Settled(Settlement::Lost),
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
-        Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
+        Err(error @ CommitError::Unavailable(_)) => Carried::Settled(hand_back(&error)),
         Err(error) if error.is_size() => {
             let why = format!("the effects of this attempt are too large for the server: {error}");
             give_up(
@@ -278,6 +280,18 @@ async fn commit(
             )
             .await
         }
+        Err(error) => Carried::Settled(stuck(&error)),
+    }
+}
+
+/// Commits what no handler was asked for. What it rests on may have changed: then it is to be looked at anew.
+pub(crate) async fn pass_on(worker: &Worker, case: &Case, effects: Effects) -> Settlement {
+    let transaction = case.ending(effects, None);
+    match worker.committer.commit(Arc::new(transaction)).await {
+        Ok(()) | Err(CommitError::Duplicate) => Settlement::Done,
+        Err(CommitError::Lost) => Settlement::Lost,
+        Err(CommitError::Conflict(_)) => Settlement::Again(LOOK_AGAIN),
+        Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
         Err(error) => stuck(&error),
     }
 }
@@ -343,8 +357,8 @@ async fn give_up(
         Err(CommitError::Duplicate) => Carried::Settled(case.settled_before()),
         Err(CommitError::Lost) => Carried::Settled(Settlement::Lost),
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
-        Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
-        Err(error) => stuck(&error),
+        Err(error @ CommitError::Unavailable(_)) => Carried::Settled(hand_back(&error)),
+        Err(error) => Carried::Settled(stuck(&error)),
     }
 }
 
@@ -377,16 +391,14 @@ async fn tell(worker: &Worker, received: &Received, answer: Option<Answer>) {
 }
 
 /// Nothing is let go: the message comes again, and again, until somebody has looked.
-fn stuck(error: &CommitError) -> Carried {
+fn stuck(error: &CommitError) -> Settlement {
     tracing::error!(%error, "a delivery cannot be settled; it is handed back for {STUCK_PAUSE:?}");
-    Carried::Settled(Settlement::Again(STUCK_PAUSE))
+    Settlement::Again(STUCK_PAUSE)
 }
 
-fn hand_back(error: &CommitError) -> Carried {
+fn hand_back(error: &CommitError) -> Settlement {
     tracing::warn!(%error, "could not commit; the delivery is handed back");
-    Carried::Settled(Settlement::Again(
-        TROUBLE_PAUSE.mul_f64(1.0 + fastrand::f64()),
-    ))
+    Settlement::Again(TROUBLE_PAUSE.mul_f64(1.0 + fastrand::f64()))
 }
 
 /// Milliseconds since 1970.

@@ -18,9 +18,10 @@ struct Scene {
 
 async fn hostile() -> Result<Scene> {
     let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    text += "[streams.LATER]\nsubjects = [\"later.>\"]\n";
     let retry = "retry = { max-attempts = 9, initial-delay = \"50ms\", max-delay = \"200ms\" }";
     text += &project::function("hostile", &build::component("hostile")?, retry);
-    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    text += "[functions.hostile.allow]\nemit = [\"later.>\"]\nhttp = [\"127.0.0.1:9\"]\n";
     let project = Project::new(&text)?;
     let server = NatsServer::start().await?;
     let nats = Nats::connect(&server.url()).await?;
@@ -63,7 +64,7 @@ async fn done(nats: &Nats, id: &str) -> Result<(Value, u64)> {
 /// Waits until nothing is due, parked or on its way.
 async fn nothing_left(nats: &Nats) -> Result<()> {
     within(LONG, "no leftovers", || async {
-        for rest in ["due", "park", "out"] {
+        for rest in ["due", "park", "out", "at", "timer"] {
             let left = nats
                 .count_below("KV_shop", &format!("$PELTON.shop.{rest}.>"))
                 .await?;
@@ -127,4 +128,80 @@ async fn a_failure_of_what_is_due_is_retried_and_given_up_as_any() -> Result<()>
     let dead = nats.dead_of("shop", "KV_shop", sequence).await?;
     assert_eq!((dead.code(), dead.header("Pelton-Event-Id")), ("no", "c"));
     nothing_left(nats).await
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> i64 {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Has the function set a timer and waits until that is committed.
+async fn set(nats: &Nats, name: &str, at_ms: i64) -> Result<()> {
+    let subject = format!("later.{name}");
+    act(
+        nats,
+        &json!({ "do": "later", "name": name, "at_ms": at_ms, "subject": subject }),
+    )
+    .await
+}
+
+async fn act(nats: &Nats, act: &Value) -> Result<()> {
+    let sequence = nats.publish("hostile.act.a", act.to_string()).await?;
+    done(nats, &format!("HOSTILE=3A{sequence}")).await?;
+    Ok(())
+}
+
+/// Events that came, by subject: when each was stored, milliseconds since 1970.
+async fn came(nats: &Nats) -> Result<Vec<(String, i64)>> {
+    let messages = nats.messages("LATER").await?;
+    let came = messages.into_iter().map(|one| {
+        let at = i64::try_from(one.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+        (one.subject.to_string(), at)
+    });
+    Ok(came.collect())
+}
+
+async fn come(nats: &Nats, count: usize) -> Result<Vec<(String, i64)>> {
+    within(LONG, &format!("{count} delayed events"), || async {
+        let came = came(nats).await?;
+        ensure!(came.len() >= count, "{came:?}");
+        Ok(Some(came))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_delayed_event_comes_once_at_its_time_and_a_cancelled_one_never() -> Result<()> {
+    let scene = hostile().await?;
+    let nats = &scene.nats;
+    let _node = Node::start(&scene.pelton, &[])?;
+    let now = now_ms();
+    set(nats, "past", now - 1000).await?;
+    let late = now_ms() + 4000;
+    set(nats, "moved", late - 2000).await?;
+    set(nats, "moved", late).await?;
+    set(nats, "never", late - 2000).await?;
+    act(nats, &json!({ "do": "cancel", "name": "never" })).await?;
+    act(nats, &json!({ "do": "cancel", "name": "unheard-of" })).await?;
+    set(nats, "soon", late - 1000).await?;
+
+    let came = come(nats, 3).await?;
+    let order: Vec<&str> = came.iter().map(|(subject, _)| subject.as_str()).collect();
+    assert_eq!(order, ["later.past", "later.soon", "later.moved"]);
+    ensure!(
+        came[1].1 >= late - 1000 && came[2].1 >= late,
+        "{came:?} came before {late}"
+    );
+    ensure!(came[2].1 < late + 3000, "{came:?} came long after {late}");
+    let event = nats.messages("LATER").await?.pop().map(|one| one.headers);
+    let headers = event.unwrap_or_default();
+    let steering = headers.iter().map(|(name, _)| name.to_string());
+    let steering: Vec<String> = steering
+        .filter(|name| name.starts_with("Pelton-") || name.starts_with("Nats-Sched"))
+        .collect();
+    ensure!(steering.is_empty(), "{steering:?} left with the event");
+    nothing_left(nats).await?;
+    assert_eq!(self::came(nats).await?.len(), 3);
+    Ok(())
 }

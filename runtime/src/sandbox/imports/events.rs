@@ -1,4 +1,4 @@
-//! `pelton:function/events`: what leaves when the attempt commits.
+//! `pelton:function/events`: what leaves when the attempt commits, or at a time.
 
 use bytes::Bytes;
 use wasmtime::StoreContextMut;
@@ -20,16 +20,22 @@ pub(super) fn add(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             Ok((result.map_err(Error::from),))
         },
     )?;
-    events.func_wrap(
+    events.func_wrap_async(
         "emit-at",
-        |_: StoreContextMut<'_, Host>, _: (String, i64, Draft)| -> Answer {
-            Ok((Err(unsupported("emit-at").into()),))
+        |mut store: StoreContextMut<'_, Host>, (name, time, draft): (String, i64, Draft)| {
+            Box::new(async move {
+                let result = emit_at(store.data_mut(), name, time, draft).await;
+                Ok((result.map_err(Error::from),))
+            })
         },
     )?;
-    events.func_wrap(
+    events.func_wrap_async(
         "cancel",
-        |_: StoreContextMut<'_, Host>, _: (String,)| -> Answer {
-            Ok((Err(unsupported("cancel").into()),))
+        |mut store: StoreContextMut<'_, Host>, (name,): (String,)| {
+            Box::new(async move {
+                let result = cancel(store.data_mut(), name).await;
+                Ok((result.map_err(Error::from),))
+            })
         },
     )?;
     events.func_wrap(
@@ -45,11 +51,10 @@ pub(super) fn add(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-fn unsupported(what: &str) -> Failure {
-    Failure::reject(
-        "pelton-not-supported",
-        format!(
-            "this node does not offer {what} yet: delayed events come with a later release of Pelton"
-        ),
-    )
+async fn emit_at(host: &mut Host, name: String, time: i64, draft: Draft) -> Result<(), Failure> {
+    host.attempt()?.emit_at(name, time, draft.into()).await
+}
+
+async fn cancel(host: &mut Host, name: String) -> Result<(), Failure> {
+    host.attempt()?.cancel(name).await
 }

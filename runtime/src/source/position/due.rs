@@ -8,7 +8,7 @@
 use super::Context;
 use crate::call::Caller;
 use crate::event::{Headers, Message};
-use crate::names::{DUE_HEADER, DUE_KEY_HEADER, DUE_SUBJECT_HEADER};
+use crate::names::{DUE_HEADER, DUE_KEY_HEADER, DUE_SUBJECT_HEADER, TIMER_HEADER};
 
 /// The message as the handler is to see it. Where it lies stays with it, in a header.
 pub(super) fn open(mut message: Message) -> Message {
@@ -22,9 +22,10 @@ pub(super) fn open(mut message: Message) -> Message {
     message
 }
 
-/// The key that the message itself says.
+/// The key that the message itself says; timers of one name follow each other.
 pub(super) fn key(message: &Message) -> Option<&str> {
-    header(&message.headers, DUE_KEY_HEADER)
+    let said = |name| header(&message.headers, name);
+    said(DUE_KEY_HEADER).or_else(|| said(TIMER_HEADER))
 }
 
 /// Removes a message that is done, if the input is an internal one. One that stays is found again when that is read anew.
@@ -48,7 +49,7 @@ pub(super) async fn remove(context: &Context, message: &Message) {
     }
 }
 
-fn header<'a>(headers: &'a Headers, wanted: &str) -> Option<&'a str> {
+pub(super) fn header<'a>(headers: &'a Headers, wanted: &str) -> Option<&'a str> {
     let found = headers
         .iter()
         .find(|(name, _)| name.eq_ignore_ascii_case(wanted));

@@ -10,12 +10,13 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use super::due;
 use super::lanes::{Body, Place};
+use super::timer::{self, Timed};
 use crate::call::Caller;
 use crate::commit::{Fence, Origin, Partition};
 use crate::delivery::{self, TROUBLE_PAUSE};
 use crate::event::{Headers, Message};
 use crate::names;
-use crate::settle::{Case, park};
+use crate::settle::{self, Case, park};
 use crate::source::{Acker, Received, Settlement};
 
 /// A delivery and its place.
@@ -64,8 +65,7 @@ impl Job {
     ) -> Ended {
         let (settlement, body) = match body {
             Body::Read(message) => {
-                let case = self.case(message.stored, None);
-                let (settlement, message) = self.attempt(*message, case, permit, abort).await;
+                let (settlement, message) = self.first(*message, permit, abort).await;
                 if let Settlement::Done | Settlement::Parked(..) = settlement {
                     due::remove(&self.context, &message).await;
                 }
@@ -114,6 +114,31 @@ impl Job {
             sequence: self.sequence,
             body,
         }
+    }
+
+    /// The first attempt: a timer's message may be none at all, or want no handler.
+    async fn first(
+        &self,
+        message: Message,
+        permit: OwnedSemaphorePermit,
+        abort: CancellationToken,
+    ) -> (Settlement, Message) {
+        let case = self.case(message.stored, None);
+        let settlement = match timer::look(&self.context, &message).await {
+            Ok(Timed::No) => return self.attempt(message, case, permit, abort).await,
+            Ok(Timed::Stale) => Settlement::Done,
+            Ok(Timed::Event(effects)) => {
+                settle::pass_on(&self.context.worker, &case, effects).await
+            }
+            Err(error) => {
+                tracing::warn!(error, "a timer's record cannot be read; it is tried again");
+                Settlement::Again(TROUBLE_PAUSE)
+            }
+        };
+        if settlement == Settlement::Done {
+            self.partition.finish(self.sequence, message.stored);
+        }
+        (settlement, message)
     }
 
     async fn attempt(

@@ -9,6 +9,7 @@ mod due;
 mod job;
 mod lanes;
 mod owner;
+mod timer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -376,7 +377,7 @@ impl PositionSource {
 
     /// A message of an internal input that was left where it lay when it was done.
     fn remove_done(&mut self, partition: u16, message: &Message) {
-        let done = |one: &Partition| self.context.internal && one.has_done(message.sequence);
+        let done = |one: &Partition| self.context.internal && one.is_done(message.sequence);
         if self.claims.get(partition).is_some_and(done) {
             self.jobs
                 .spawn(job::remove(self.context.clone(), message.clone()));

@@ -37,6 +37,20 @@ pub enum Act {
         /// Length of each one's data.
         bytes: usize,
     },
+    /// Emit an event at a time.
+    Later {
+        /// The timer's name, which is also the event's data.
+        name: String,
+        /// When, milliseconds since 1970.
+        at_ms: i64,
+        /// The event's subject.
+        subject: String,
+    },
+    /// Take a timer back.
+    Cancel {
+        /// Its name.
+        name: String,
+    },
     /// Write a value under a key.
     Write {
         /// The id in the table `written`.
@@ -139,6 +153,16 @@ fn perform(act: Act, ctx: &mut Context) -> Result {
             count,
             bytes,
         } => emit(&subject, count, bytes, ctx),
+        Act::Later {
+            name,
+            at_ms,
+            subject,
+        } => ctx.emit_at(
+            &name,
+            pelton_sdk::Timestamp(at_ms * 1_000_000),
+            Draft::new(&subject, &name),
+        ),
+        Act::Cancel { name } => ctx.cancel(&name),
         Act::Write { id, bytes } => WRITTEN.set(ctx, &id, &"x".repeat(bytes)),
         Act::Http { url } => ask(&url, ctx),
         Act::Fail { how, code, well_at } => fail(&how, &code, well_at, ctx),

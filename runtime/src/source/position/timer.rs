@@ -1,0 +1,76 @@
+//! What a timer comes to when it is due: its event leaves for its stream, or a tick reaches its handler.
+//!
+//! The server may put a message where it is due twice, should it be killed as it does so, and a timer may have been moved or
+//! cancelled while its message lay there. So only what the timer's record names counts, and the batch that takes the message
+//! changes that record, under the condition that it is still the one that was read.
+
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
+
+use super::Context;
+use super::due::header;
+use crate::effects::{Effects, Emit, TimerChange};
+use crate::event::Message;
+use crate::names::{DUE_HEADER, DUE_TARGET_HEADER, TIMER_HEADER};
+use crate::records::TimerRecord;
+
+/// What a message of the internal input is.
+pub(super) enum Timed {
+    /// No timer's.
+    No,
+    /// One that was moved, cancelled, or done.
+    Stale,
+    /// An event that is to leave, with the change of its record.
+    Event(Effects),
+}
+
+/// Looks at the timer's record as the stream's leader knows it: an older one would let go what is due.
+pub(super) async fn look(context: &Context, message: &Message) -> Result<Timed, String> {
+    let said = |name| header(&message.headers, name);
+    let Some(subject) = said(TIMER_HEADER).filter(|_| context.internal) else {
+        return Ok(Timed::No);
+    };
+    let prefix = context.names.due(&context.worker.record.function, "");
+    let id = said(DUE_HEADER).and_then(|due| due.strip_prefix(&prefix));
+    let found = last(context, subject).await?;
+    let Some((revision, record)) = found.filter(|(_, record)| Some(record.id.as_str()) == id)
+    else {
+        return Ok(Timed::Stale);
+    };
+    let change = TimerChange {
+        revision,
+        // Should the server have been killed between putting the message there and removing the schedule.
+        before: Some(record.id),
+        next: None,
+    };
+    let mut effects = Effects::default();
+    effects.timers.insert(subject.to_owned(), change);
+    effects.emits.extend(event(message));
+    Ok(Timed::Event(effects))
+}
+
+/// The event as it leaves: without the headers by which Pelton and NATS steered it.
+fn event(message: &Message) -> Option<Emit> {
+    let target = header(&message.headers, DUE_TARGET_HEADER)?.to_owned();
+    let steering = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        name.starts_with("pelton-") || name.starts_with("nats-")
+    };
+    let headers = message.headers.iter().filter(|(name, _)| !steering(name));
+    Some(Emit {
+        target,
+        subject: message.subject.clone(),
+        headers: headers.cloned().collect(),
+        payload: message.payload.clone(),
+    })
+}
+
+async fn last(context: &Context, subject: &str) -> Result<Option<(u64, TimerRecord)>, String> {
+    let name = context.names.commit_stream();
+    let stream = context.js.get_stream_no_info(name).await;
+    let stream = stream.map_err(|error| error.to_string())?;
+    match stream.get_last_raw_message_by_subject(subject).await {
+        Ok(found) => Ok(TimerRecord::read(&found.payload).map(|record| (found.sequence, record))),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
