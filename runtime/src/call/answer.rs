@@ -14,8 +14,9 @@ use crate::records::FunctionRecord;
 /// How long an answer is kept for who asks again: the usual duplicate window of a stream.
 const KEPT: &str = "2m";
 
-/// `200`, or the status of a refusal: tells an answer from a call.
+/// `200`, the status of a refusal, or `dropped`: tells an answer from a call.
 const ANSWER: &str = "Pelton-Answer";
+const DROPPED: &str = "dropped";
 const REASON: &str = "Pelton-Reason";
 const CONTENT_TYPE: &str = "Content-Type";
 
@@ -31,6 +32,8 @@ pub(crate) enum Answer {
     },
     /// It was given up on, or not taken at all.
     Refused(Refusal),
+    /// It was not begun in its caller's time: who asked again meanwhile has to ask anew.
+    Dropped,
 }
 
 /// Why a call was not done.
@@ -104,6 +107,7 @@ impl Answer {
                 ],
                 &Bytes::new(),
             ),
+            Self::Dropped => (vec![(ANSWER, DROPPED.to_owned())], &Bytes::new()),
         };
         let headers = headers.into_iter();
         let headers = headers.map(|(name, value)| (name.to_owned(), value));
@@ -113,7 +117,11 @@ impl Answer {
     /// What [`write`](Self::write) made; `None`: it is no answer.
     pub(super) fn read(headers: &HeaderMap, payload: Bytes) -> Option<Self> {
         let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
-        Some(match text(ANSWER)?.parse().ok()? {
+        let answer = text(ANSWER)?;
+        if answer == DROPPED {
+            return Some(Self::Dropped);
+        }
+        Some(match answer.parse().ok()? {
             200 => Self::Reply {
                 content_type: text(CONTENT_TYPE),
                 data: payload,
@@ -126,17 +134,8 @@ impl Answer {
         })
     }
 
-    /// Tells those who wait for it; nobody, when it comes too late. `now` is in milliseconds since 1970.
-    pub(crate) async fn tell(
-        &self,
-        caller: &Caller,
-        client: &Client,
-        record: &FunctionRecord,
-        now: i64,
-    ) {
-        if caller.is_late(now) {
-            return;
-        }
+    /// Tells those who wait for it; there may be others than the first, whose time may be over.
+    pub(crate) async fn tell(&self, caller: &Caller, client: &Client, record: &FunctionRecord) {
         let (headers, data) = self.write();
         let names = AppNames::new(record.app.as_str());
         let subject = names.answer(&record.function, &caller.call);
@@ -204,6 +203,7 @@ mod tests {
         let content_type = "text/plain".to_owned();
         for answer in [
             Answer::done(None),
+            Answer::Dropped,
             Answer::done(Some(Reply { content_type, data })),
             Answer::given_up(&Failure::reject("payment-unknown", "no payment p-1")),
             Answer::given_up(&Failure::retry("shop-closed", "try tomorrow")),

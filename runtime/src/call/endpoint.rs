@@ -172,6 +172,7 @@ impl Desk {
                 };
                 request.respond_with_headers(Err(error), headers).await
             }
+            Answer::Dropped => return,
         };
         if let Err(error) = told {
             tracing::debug!(%error, "a caller could not be answered");
@@ -214,16 +215,19 @@ impl Desk {
             .subscribe(subject)
             .await
             .map_err(|error| unavailable(error.to_string()))?;
-        if let Some(answer) = self.store(asked).await.map_err(unavailable)? {
-            return Ok(answer);
-        }
-        while let Some(message) = answers.next().await {
-            let headers = message.headers.unwrap_or_default();
-            if let Some(answer) = Answer::read(&headers, message.payload) {
+        // Anew when an earlier caller's was dropped, which ends with this one's time.
+        loop {
+            if let Some(answer) = self.store(asked).await.map_err(unavailable)? {
                 return Ok(answer);
             }
+            let message = answers.next().await;
+            let message = message.ok_or_else(|| unavailable("the connection closed".into()))?;
+            let headers = message.headers.unwrap_or_default();
+            match Answer::read(&headers, message.payload) {
+                Some(Answer::Dropped) | None => {}
+                Some(answer) => return Ok(answer),
+            }
         }
-        Err(unavailable("the connection closed".into()))
     }
 
     /// Puts the call into the internal input, unless it is there; then its answer, if it has one by now.

@@ -11,13 +11,14 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::publish::header_map;
 use super::{ControlError, functions};
 use crate::event::Headers;
 use crate::names::{AppNames, CODE_HEADER, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT_HEADER};
 
-/// What a node may take to say that the time is over, beyond the caller's own.
+/// How long a reply that left in time may be on its way.
 const GRACE: Duration = Duration::from_millis(250);
 
 /// How a function is called.
@@ -25,7 +26,7 @@ const GRACE: Duration = Duration::from_millis(250);
 pub struct CallOptions {
     /// Which of its handlers; none: the only one, if it has no wildcard.
     pub subject: Option<String>,
-    /// What makes the same call twice one call; none: every call is its own.
+    /// What makes the same call twice one call; none: a new one.
     pub id: Option<String>,
     /// Further headers; CloudEvents attributes among them.
     pub headers: Headers,
@@ -40,6 +41,8 @@ pub struct Called {
     pub app: String,
     /// The function.
     pub function: String,
+    /// The call's id: with it, the same call again gets the same reply.
+    pub id: String,
     /// Media type of the reply; none when it is empty.
     pub content_type: Option<String>,
     /// The reply, when it is JSON or other UTF-8 text.
@@ -60,10 +63,14 @@ pub async fn call(
     client: &Client,
     app: &str,
     function: &str,
-    options: CallOptions,
+    mut options: CallOptions,
     body: Bytes,
 ) -> Result<Called, ControlError> {
     let timeout = options.timeout;
+    let id = options
+        .id
+        .get_or_insert_with(|| Uuid::now_v7().to_string())
+        .clone();
     let subject = AppNames::new(app).call(function);
     let request = Request::new()
         .headers(headers(options)?)
@@ -79,7 +86,9 @@ pub async fn call(
                     format!(
                         "function {function} did not reply within {timeout:?}; the call may still be done"
                     ),
-                    "call again with the same --id, which does it once and gets its reply; or wait longer with --timeout",
+                    format!(
+                        "call again with --id {id}, which does it once and gets its reply; wait longer with --timeout"
+                    ),
                 ),
                 RequestErrorKind::MaxPayloadExceeded => ControlError::refused(
                     format!("the call is too large: {error}"),
@@ -89,7 +98,7 @@ pub async fn call(
             });
         }
     };
-    if let Some(error) = refusal(function, &answer) {
+    if let Some(error) = refusal(function, &id, &answer) {
         return Err(error);
     }
     let header = |name: &str| {
@@ -104,6 +113,7 @@ pub async fn call(
     Ok(Called {
         app: app.to_owned(),
         function: function.to_owned(),
+        id,
         content_type,
         reply,
         reply_base64,
@@ -125,7 +135,7 @@ fn headers(options: CallOptions) -> Result<HeaderMap, ControlError> {
 }
 
 /// What a reply says that is an error by the micro service protocol.
-fn refusal(function: &str, answer: &Message) -> Option<ControlError> {
+fn refusal(function: &str, id: &str, answer: &Message) -> Option<ControlError> {
     let headers = answer.headers.as_ref()?;
     let text = |name: &str| headers.get(name).map(|value| value.as_str());
     let message = text(NATS_SERVICE_ERROR)?;
@@ -145,7 +155,7 @@ fn refusal(function: &str, answer: &Message) -> Option<ControlError> {
         _ => ControlError::new(
             super::ErrorKind::Nats,
             what,
-            "try again; with the same --id it is done once",
+            format!("try again with --id {id}: so it is done once"),
         ),
     })
 }

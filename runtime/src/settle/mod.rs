@@ -372,7 +372,10 @@ pub(crate) async fn drop_late(worker: &Worker, case: &Case, received: &Received)
         return Settlement::Done;
     }
     match worker.committer.commit(Arc::new(transaction)).await {
-        Ok(()) => Settlement::Done,
+        Ok(()) => {
+            tell(worker, received, Some(Answer::Dropped)).await;
+            Settlement::Done
+        }
         Err(CommitError::Duplicate) => case.settled_before(),
         Err(CommitError::Lost) => Settlement::Lost,
         Err(error) => {
@@ -385,7 +388,7 @@ pub(crate) async fn drop_late(worker: &Worker, case: &Case, received: &Received)
 /// Tells the caller, if there is one, what was committed.
 async fn tell(worker: &Worker, received: &Received, answer: Option<Answer>) {
     if let (Some(caller), Some(answer)) = (&received.caller, answer) {
-        let told = answer.tell(caller, &worker.client, &worker.record, now_ms());
+        let told = answer.tell(caller, &worker.client, &worker.record);
         told.await;
     }
 }

@@ -169,6 +169,28 @@ async fn without_a_node_the_caller_is_told_at_once() -> Result<()> {
 }
 
 #[tokio::test]
+async fn who_ran_out_of_time_is_told_how_to_get_the_reply() -> Result<()> {
+    let scene = hostile().await?;
+    let slow = fails("retry-after", 3);
+    let mut args = vec!["call", "hostile", &slow, "--subject", SUBJECT];
+    let mut late = args.clone();
+    late.extend(["--timeout", "150ms"]);
+    let refused = scene
+        .pelton
+        .refused(&late, &["did not reply", "--id"])
+        .await?;
+    let mut words = refused.stderr.split_whitespace();
+    let id = words.find(|word| *word == "--id").and(words.next());
+    let id = id.context("no id")?.trim_end_matches(',');
+    args.extend(["--id", id]);
+    scene.pelton.ok(&args).await?;
+    let key = format!("done.{id}");
+    let done = scene.nats.value("shop", &key).await?.context("no record")?;
+    assert_eq!(done["attempt"], 3, "one call, taken to its end");
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_same_id_is_done_once_and_answered_every_time() -> Result<()> {
     let scene = hostile().await?;
     let _other = scene.node()?;

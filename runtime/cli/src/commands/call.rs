@@ -28,7 +28,7 @@ pub struct CallArgs {
     /// A header, NAME:VALUE; may be repeated.
     #[arg(long, short = 'H', value_name = "NAME:VALUE")]
     header: Vec<String>,
-    /// What makes the same call twice one call.
+    /// What makes the same call twice one call. Default: a new one.
     #[arg(long)]
     id: Option<String>,
     /// How long to wait for the reply, up to 10m.
