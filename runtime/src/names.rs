@@ -107,6 +107,11 @@ impl AppNames {
         format!("$PELTON.{}.pos.{function}.{stream}.{partition}", self.app)
     }
 
+    /// Filter over the [positions](Self::position) of one input.
+    pub fn positions_filter(&self, function: &str, stream: &str) -> String {
+        format!("$PELTON.{}.pos.{function}.{stream}.*", self.app)
+    }
+
     /// A delivery that waits for its next attempt, with its message.
     pub fn parked(
         &self,
@@ -141,9 +146,14 @@ impl AppNames {
         )
     }
 
-    /// Filter over [`attempts`](Self::attempts) of one function.
-    pub fn attempts_filter(&self, function: &str) -> String {
-        format!("$PELTON.{}.park.{function}.>", self.app)
+    /// Filter over all deliveries of one input that wait: [`parked`](Self::parked), and [`attempts`](Self::attempts).
+    pub fn waiting_filter(&self, function: &str, stream: &str) -> String {
+        format!("$PELTON.{}.park.{function}.{stream}.>", self.app)
+    }
+
+    /// Whether a subject under [`waiting_filter`](Self::waiting_filter) is of the queue engine.
+    pub fn is_of_queue(&self, subject: &str) -> bool {
+        subject.rsplit('.').nth(2) == Some("queue")
     }
 
     /// A message to one function that comes from no stream of the user's; `id` may have several tokens.

@@ -69,10 +69,13 @@ pub struct Input {
     /// The position engine begins behind this sequence, as the first deploy found it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub start: u64,
+    /// When the stream that `start` is about was made, nanoseconds since 1970; 0: the queue engine's, or not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub created: i64,
 }
 
-fn is_zero(number: &u64) -> bool {
-    *number == 0
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 /// A stream that a function may emit to.
@@ -158,6 +161,9 @@ pub struct PositionRecord {
     /// When that one was stored, nanoseconds since 1970: another time there means another stream.
     #[serde(default)]
     pub witness_stored: i64,
+    /// A deploy handed the input to the queue engine: nobody claims it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closed: bool,
 }
 
 impl PositionRecord {
@@ -177,6 +183,7 @@ impl PositionRecord {
             done: done.collect(),
             witness,
             witness_stored,
+            closed: false,
         }
     }
 

@@ -212,15 +212,15 @@ async fn function(
 ) -> Result<f64> {
     let mut text = project::SHOP_STREAMS.to_owned();
     text += "[streams.PLAIN]\nsubjects = [\"plain.>\"]\n";
-    text += &project::function(name, component, "");
+    text += &match engine {
+        Engine::Queue => project::function(name, component, ""),
+        Engine::Positions => project::keyed(name, component, 2, ""),
+    };
     let project = Project::new(&text)?;
     let server = NatsServer::start().await?;
     let nats = Nats::connect(&server.url()).await?;
     let pelton = Pelton::new(&server.url(), project.path())?;
     pelton.ok(&["deploy"]).await?;
-    if let Engine::Positions = engine {
-        nats.by_position("shop", name, Some(2)).await?;
-    }
     fill(&nats, count, event).await?;
     let _node = Node::start(&pelton, &[])?;
     // Heartbeats come every second: the first one with work begins the measurement, the first with all of it ends it.

@@ -115,8 +115,7 @@ fn build_components() -> Result<PathBuf> {
     manifest += "[streams.ALL]\nsubjects = [\"orders.>\", \"notifications.>\", \"hostile.>\"]\n";
     for (name, place) in FUNCTIONS {
         let place = root()?.join(place);
-        manifest +=
-            &format!("[functions.{name}]\ncomponent = {place:?}\ndelivery = \"at-least-once\"\n");
+        manifest += &format!("[functions.{name}]\ncomponent = {place:?}\n");
     }
     std::fs::write(folder.join("pelton.toml"), manifest)?;
     let output = Command::new(pelton()?)

@@ -167,24 +167,6 @@ impl Nats {
         .await
     }
 
-    /// Switches a deployed function to the position engine, which `pelton.toml` does not offer yet; `token` of the subject
-    /// is the key.
-    ///
-    /// # Errors
-    /// It is not deployed.
-    pub async fn by_position(&self, app: &str, function: &str, token: Option<u32>) -> Result<()> {
-        let registry = self.js.get_key_value("PELTON_REGISTRY").await?;
-        let key = format!("function.{app}.{function}");
-        let stored = registry.get(&key).await?.context("a record")?;
-        let mut record: Value = serde_json::from_slice(&stored)?;
-        record["settings"]["delivery"] = "exactly-once".into();
-        record["settings"]["key"] = token
-            .map(|token| serde_json::json!({ "token": token }))
-            .into();
-        registry.put(&key, record.to_string().into()).await?;
-        Ok(())
-    }
-
     /// Deliveries that live nodes have committed since they started, as their heartbeats say.
     ///
     /// # Errors

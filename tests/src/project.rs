@@ -68,19 +68,44 @@ impl Project {
     }
 }
 
-/// The tables of one function: `more` is further keys and sub-tables (`[functions.NAME.retry]` …) in full.
+/// The tables of one function with the default delivery, in order per `token` of the subject: `more` is further keys and
+/// sub-tables.
+pub fn keyed(name: &str, component: &Path, token: u32, more: &str) -> String {
+    format!(
+        "\n[functions.{name}]\ncomponent = {component:?}\nkey = {{ token = {token} }}\n{more}\n"
+    )
+}
+
+/// The tables of one function on a plain queue: `more` is further keys and sub-tables (`[functions.NAME.retry]` …) in full.
 pub fn function(name: &str, component: &Path, more: &str) -> String {
     format!(
         "\n[functions.{name}]\ncomponent = {component:?}\ndelivery = \"at-least-once\"\n{more}\n"
     )
 }
 
-/// Keys and tables of `orders` and `notifier` as the repository's own manifest has them.
+/// `orders` and `notifier` on plain queues.
 pub fn shop(orders: &Path, notifier: &Path) -> String {
+    let orders = function("orders", orders, QUICK_RETRY);
+    shop_of(
+        &orders,
+        &function("notifier", notifier, "subjects = [\"orders.>\"]"),
+    )
+}
+
+/// `orders` and `notifier` with the default delivery, in order per order.
+pub fn shop_in_order(orders: &Path, notifier: &Path) -> String {
+    let orders = keyed("orders", orders, 2, QUICK_RETRY);
+    shop_of(
+        &orders,
+        &keyed("notifier", notifier, 2, "subjects = [\"orders.>\"]"),
+    )
+}
+
+fn shop_of(orders: &str, notifier: &str) -> String {
     let mut text = SHOP_STREAMS.to_owned();
-    text += &function("orders", orders, QUICK_RETRY);
+    text += orders;
     text += "[functions.orders.allow]\nemit = [\"orders.*.payment-failed\"]\n";
-    text += &function("notifier", notifier, "subjects = [\"orders.>\"]");
+    text += notifier;
     text += "[functions.notifier.allow]\nemit = [\"notifications.email\"]\n";
     text
 }

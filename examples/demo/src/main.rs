@@ -54,7 +54,7 @@ async fn tell_and_check(node: &Node, report: &mut Report) -> Result<()> {
     let client = async_nats::connect(node.url())
         .await
         .with_context(|| format!("the node says its NATS is at {}", node.url()))?;
-    let observer = Observer::new(client.clone());
+    let observer = Observer::new(client.clone(), node.url());
     let serving = observer.serving(&["orders", "notifier"]).await?;
     report.check(true, &format!("{} serves {serving}", node.url()));
 

@@ -114,7 +114,7 @@ async fn keep_last(mut output: Lines<BufReader<ChildStdout>>, kept: Arc<Mutex<Ve
 }
 
 /// The `pelton` binary: cargo puts it beside this one.
-fn binary() -> Result<PathBuf> {
+pub(crate) fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("PELTON_BIN") {
         return Ok(path.into());
     }

@@ -1,11 +1,14 @@
-//! What can be seen from outside, with an ordinary NATS client: the state bucket, streams, consumers, live nodes.
+//! What can be seen from outside, with an ordinary NATS client: the state bucket, streams, live nodes; and with `pelton function ls`
+//! what is pending.
 
 use anyhow::{Context, Result, ensure};
-use async_nats::jetstream::{self, consumer::PullConsumer, message::StreamMessage};
+use async_nats::jetstream::{self, message::StreamMessage};
 use futures::TryStreamExt;
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::process::Command;
 
+use crate::node::binary;
 use crate::wait::until;
 
 /// The app of the repository's `pelton.toml`.
@@ -14,6 +17,7 @@ const APP: &str = "shop";
 /// Looks; changes nothing.
 pub(crate) struct Observer {
     js: jetstream::Context,
+    url: String,
 }
 
 /// Everything that the story should have come to.
@@ -86,9 +90,10 @@ struct Serving {
 }
 
 impl Observer {
-    pub(crate) fn new(client: async_nats::Client) -> Self {
+    pub(crate) fn new(client: async_nats::Client, url: &str) -> Self {
         Self {
             js: jetstream::new(client),
+            url: url.to_owned(),
         }
     }
 
@@ -148,9 +153,21 @@ impl Observer {
     pub(crate) async fn deferred(&self, sequence: u64) -> Result<()> {
         until("the early event to be deferred", || async {
             let stream = self.js.get_stream(format!("KV_{APP}")).await?;
-            let subject = format!("$PELTON.{APP}.park.orders.ORDERS.queue.-.{sequence}");
-            let record = stream.get_last_raw_message_by_subject(&subject).await?;
-            let record: Value = serde_json::from_slice(&record.payload)?;
+            let filter = format!("$PELTON.{APP}.park.orders.ORDERS.*.*.{sequence}");
+            let parked: Vec<_> = stream
+                .info_with_subjects(filter)
+                .await?
+                .try_collect()
+                .await?;
+            let Some((subject, _)) = parked.first() else {
+                return Ok(None);
+            };
+            let parked = stream.get_last_raw_message_by_subject(subject).await?;
+            let record = parked
+                .headers
+                .get("Pelton-Attempts")
+                .context("no attempts")?;
+            let record: Value = serde_json::from_str(record.as_str())?;
             Ok(record["deferrals"]
                 .as_u64()
                 .filter(|deferrals| *deferrals > 0)
@@ -159,27 +176,27 @@ impl Observer {
         .await
     }
 
-    /// Waits until both functions have nothing left to do: nothing pending, nothing unacknowledged.
+    /// Waits until no function has anything left to do, as `pelton function ls` sees it.
     pub(crate) async fn idle(&self) -> Result<()> {
-        for function in ["orders", "notifier"] {
-            until(&format!("{function} to be idle"), || async {
-                let stream = self.js.get_stream("ORDERS").await?;
-                let name = format!("pelton_{APP}_{function}");
-                let consumer = stream.get_consumer(&name).await;
-                let mut consumer: PullConsumer =
-                    consumer.map_err(|error| anyhow::anyhow!("{error}"))?;
-                let info = consumer.info().await?;
-                ensure!(
-                    info.num_pending == 0 && info.num_ack_pending == 0,
-                    "{} pending, {} unacknowledged",
-                    info.num_pending,
-                    info.num_ack_pending
-                );
-                Ok(Some(()))
-            })
-            .await?;
-        }
-        Ok(())
+        until("all functions to be idle", || async {
+            let output = Command::new(binary()?)
+                .args([
+                    "function", "ls", "--json", "--app", APP, "--server", &self.url,
+                ])
+                .output()
+                .await?;
+            ensure!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            let functions: Vec<Value> = serde_json::from_slice(&output.stdout)?;
+            for function in &functions {
+                ensure!(function["pending"] == 0, "{function}");
+            }
+            Ok((functions.len() == 2).then_some(()))
+        })
+        .await
     }
 
     /// Waits until there is an e-mail about this order.

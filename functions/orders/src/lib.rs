@@ -1,8 +1,8 @@
 //! The function `orders`: keeps each order's state from the events of its life.
 //!
-//! Events come at least once, and those of one order may be handled side by side, so each handler decides from the
-//! state alone: a step that is done already changes nothing, one whose predecessor is missing waits for it, and one
-//! that contradicts what is done is given up.
+//! Those of one order come in the order in which they were published, which need not be the order of its life, and a producer
+//! may publish one twice. So each handler decides from the state alone: a step that is done already changes nothing, one whose
+//! predecessor is missing waits for it, and one that contradicts what is done is given up.
 
 mod order;
 mod price;

@@ -24,4 +24,5 @@ pub use committer::{CommitError, Committer, Expected, Room};
 pub use locks::{Locks, Turn, Wanted, touched};
 pub use position::Partition;
 pub use state::NatsState;
+pub(crate) use transaction::MARKER_TTL;
 pub use transaction::{Answered, DeadLetter, Fence, Origin, Parking, Transaction};

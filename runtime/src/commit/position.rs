@@ -51,6 +51,8 @@ struct Progress {
     end: Option<u64>,
     /// Latest message known to be done, and when it was stored.
     witness: (u64, i64),
+    /// The floor that was written last.
+    written: u64,
     /// Whether something is done that the stored record does not say.
     dirty: bool,
     /// Whether it is being brought up to date.
@@ -82,6 +84,7 @@ impl Partition {
             abandoned: BTreeSet::new(),
             end: None,
             witness: (record.witness, record.witness_stored),
+            written: record.sequence,
             dirty: false,
             flushing: false,
         };
@@ -229,6 +232,14 @@ impl Partition {
         progress.dirty && progress.revision.is_some()
     }
 
+    /// Whether the input was passed on without it: nothing is lost by that, but whoever takes over, or asks how far the
+    /// function is, reads all of it again.
+    pub fn is_behind(&self) -> bool {
+        let passed = self.passed();
+        let progress = self.lock();
+        progress.revision.is_some() && progress.reach(passed) > progress.written
+    }
+
     /// The record when these are done too; `None`: the partition is lost.
     pub(super) fn advance(&self, sequences: &[(u64, i64)]) -> Option<Advance> {
         // Before the lock: whatever was handed out up to here is among those that run, or done.
@@ -239,6 +250,7 @@ impl Partition {
         drop(progress);
         next.settle(passed);
         let revision = next.revision?;
+        self.lock().written = next.floor;
         Some(Advance {
             record: PositionRecord::new(
                 &self.0.owner,
@@ -294,6 +306,7 @@ impl Progress {
             abandoned: BTreeSet::new(),
             end: self.end,
             witness: self.witness,
+            written: self.written,
             dirty: false,
             flushing: false,
         };
@@ -308,12 +321,16 @@ impl Progress {
     /// Moves the floor up to the first that is under way, or to the end of what was handed out: what lies between belongs to
     /// other partitions or is done. Never beyond that: a record that is taken over may know of later ones that are done.
     fn settle(&mut self, passed: u64) {
-        let end = match self.running.first() {
+        self.floor = self.floor.max(self.reach(passed));
+        self.done = self.done.split_off(&(self.floor + 1));
+    }
+
+    /// Up to here everything is done, or belongs to others.
+    fn reach(&self, passed: u64) -> u64 {
+        match self.running.first() {
             Some(first) => first.saturating_sub(1),
             None => passed.min(self.end.unwrap_or(u64::MAX)),
-        };
-        self.floor = self.floor.max(end);
-        self.done = self.done.split_off(&(self.floor + 1));
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::names::AppNames;
 use crate::records::{FORMAT, TimerRecord};
 
 /// How long a marker suppresses duplicates of its delivery.
-const MARKER_TTL: &str = "1h";
+pub(crate) const MARKER_TTL: &str = "1h";
 /// Leftovers that only carried a condition or cleared a record; the shortest the server knows.
 const SCRAP_TTL: &str = "1s";
 /// What a message adds to its body: subject, headers of the batch, and what the server keeps of it.

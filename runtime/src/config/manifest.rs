@@ -154,24 +154,17 @@ impl Manifest {
         &self.file
     }
 
-    /// What the file may say and this release cannot do yet; to be refused by whatever would run or deploy it.
+    /// What the file may say and no engine of this release does; to be refused by whatever would run or deploy it.
     pub fn unsupported(&self) -> Vec<ConfigError> {
         let mut found = Vec::new();
         for (name, function) in &self.functions {
             let at = |key: &str| format!("functions.{name}.{key}");
             let settings = &function.settings;
-            if settings.delivery == DeliveryMode::ExactlyOnce {
-                found.push(self.error_at(
-                    &at("delivery"),
-                    format!("function {name}: exactly-once delivery (the default) comes with the position engine of a later release"),
-                    "say delivery = \"at-least-once\"",
-                ));
-            }
-            if settings.key.is_some() {
+            if settings.delivery == DeliveryMode::AtLeastOnce && settings.key.is_some() {
                 found.push(self.error_at(
                     &at("key"),
-                    format!("function {name}: order per `key` comes with the position engine of a later release"),
-                    "remove `key`; events are then handled in parallel, and `defer` lets one wait for another",
+                    format!("function {name}: delivery = \"at-least-once\" has no order, so `key` would order nothing"),
+                    "remove `key`, or `delivery`: the default, \"exactly-once\", keeps the order",
                 ));
             }
             if settings.max_in_flight.is_some() {

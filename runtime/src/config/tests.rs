@@ -64,7 +64,8 @@ fn the_manifest_of_this_repository() {
     assert_eq!(manifest.app, "shop");
     assert_eq!(manifest.streams["ORDERS"].subjects, ["orders.>"]);
     let orders = &manifest.functions["orders"];
-    assert_eq!(orders.settings.delivery, DeliveryMode::AtLeastOnce);
+    assert_eq!(orders.settings.delivery, DeliveryMode::ExactlyOnce);
+    assert_eq!(orders.settings.key, Some(KeySource::Token(2)));
     assert_eq!(orders.settings.config["currency"], "EUR");
     assert_eq!(orders.settings.allow.emit, ["orders.*.payment-failed"]);
     assert_eq!(manifest.unsupported(), []);

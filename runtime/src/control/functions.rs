@@ -7,10 +7,11 @@ use async_nats::jetstream::{self};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::lag::{self, InputStatus};
 use super::scan::{Scan, ordered, scan};
-use super::{ControlError, nodes, open, rfc3339};
+use super::{ControlError, nodes, open};
 use crate::names::{AppNames, REGISTRY_BUCKET};
-use crate::records::{FORMAT, FunctionRecord, Input, NodeRecord};
+use crate::records::{FORMAT, FunctionRecord, NodeRecord};
 
 /// Records of the functions of one app, or of all, with their revisions.
 ///
@@ -87,10 +88,12 @@ pub struct FunctionStatus {
     pub inputs: Vec<InputStatus>,
     /// Events not yet done with, over all inputs.
     pub pending: u64,
-    /// Age of the oldest of them, milliseconds.
+    /// Age of the oldest of them, milliseconds: since it was stored.
     pub oldest_pending_ms: Option<u64>,
-    /// Deliveries that wait for another attempt or for another event.
-    pub waiting: u64,
+    /// Of the pending events, those that wait for another attempt, or behind such a one of their key.
+    pub retrying: u64,
+    /// Of the pending events, those that wait for another event.
+    pub deferred: u64,
     /// Deliveries given up on and still kept.
     pub dead_letters: u64,
 }
@@ -106,27 +109,6 @@ pub struct OnNode {
     pub version: u64,
     /// `running`, `starting`, or `failed: ` and why.
     pub status: String,
-}
-
-/// An input stream of a function.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct InputStatus {
-    /// The stream.
-    pub stream: String,
-    /// The subjects taken from it.
-    pub subjects: Vec<String>,
-    /// The durable consumer there.
-    pub consumer: String,
-    /// Events not yet done with; none: there is no such consumer (any more).
-    pub pending: Option<u64>,
-    /// Of these, how many were handed to nodes.
-    pub in_flight: u64,
-    /// Sequence of the oldest.
-    pub oldest_sequence: Option<u64>,
-    /// When it was stored, RFC 3339.
-    pub oldest_stored_at: Option<String>,
-    /// Its age, milliseconds.
-    pub oldest_pending_ms: Option<u64>,
 }
 
 impl FunctionStatus {
@@ -217,12 +199,9 @@ async fn status(
         })
     });
     let mut inputs = Vec::new();
-    for one in &record.inputs {
-        inputs.push(input(js, one, names.consumer(function)).await?);
+    for input in &record.inputs {
+        inputs.push(lag::of(js, &names, record, input).await?);
     }
-    let recorded = count(js, &names.commit_stream(), &names.attempts_filter(function)).await?;
-    // A record that was cleared lingers for a second; what waits is in flight for its consumer, too.
-    let waiting = recorded.min(inputs.iter().map(|one| one.in_flight).sum());
     let dead = count(js, &names.dead_stream(), &names.dead_subject(function)).await?;
     Ok(FunctionStatus {
         app: app.clone(),
@@ -232,62 +211,11 @@ async fn status(
         nodes: on_nodes.collect(),
         pending: inputs.iter().filter_map(|one| one.pending).sum(),
         oldest_pending_ms: inputs.iter().filter_map(|one| one.oldest_pending_ms).max(),
+        retrying: inputs.iter().map(|one| one.retrying).sum(),
+        deferred: inputs.iter().map(|one| one.deferred).sum(),
         inputs,
-        waiting,
         dead_letters: dead,
     })
-}
-
-async fn input(
-    js: &jetstream::Context,
-    input: &Input,
-    consumer: String,
-) -> Result<InputStatus, ControlError> {
-    let mut status = InputStatus {
-        stream: input.stream.clone(),
-        subjects: input.subjects.clone(),
-        consumer,
-        pending: None,
-        in_flight: 0,
-        oldest_sequence: None,
-        oldest_stored_at: None,
-        oldest_pending_ms: None,
-    };
-    let Some(stream) = open(js, &input.stream).await? else {
-        return Ok(status);
-    };
-    // No consumer: no node has served the function yet, or somebody deleted it.
-    let Ok(info) = stream.consumer_info(&status.consumer).await else {
-        return Ok(status);
-    };
-    status.in_flight = info.num_ack_pending as u64;
-    let pending = info.num_pending + status.in_flight;
-    status.pending = Some(pending);
-    if pending == 0 {
-        return Ok(status);
-    }
-    // Nothing up to the ack floor is pending, so the first match behind it is the oldest.
-    let from = info.ack_floor.stream_sequence + 1;
-    for subject in &input.subjects {
-        let message = stream
-            .raw_message_builder()
-            .sequence(from)
-            .next_by_subject(subject)
-            .send()
-            .await;
-        // An error means that none is left of this subject.
-        let Ok(message) = message else { continue };
-        if status
-            .oldest_sequence
-            .is_none_or(|known| message.sequence < known)
-        {
-            let age = time::OffsetDateTime::now_utc() - message.time;
-            status.oldest_sequence = Some(message.sequence);
-            status.oldest_stored_at = Some(rfc3339(message.time));
-            status.oldest_pending_ms = u64::try_from(age.whole_milliseconds()).ok();
-        }
-    }
-    Ok(status)
 }
 
 /// How many messages a stream keeps under a subject filter; the server counts, nothing is read.

@@ -8,6 +8,7 @@ mod handlers;
 pub mod deploy;
 
 pub mod functions;
+pub mod lag;
 pub mod nodes;
 
 pub mod call;
@@ -20,6 +21,7 @@ pub mod state;
 pub mod dead_letters;
 mod replay;
 
+mod progress;
 mod scan;
 
 use async_nats::jetstream;

@@ -262,6 +262,7 @@ impl Task {
             stream: AppNames::new(app.as_str()).commit_stream(),
             subjects: Vec::new(),
             start: 0,
+            created: 0,
         };
         let internal = self.pump_positions(&internal, &worker);
         tokio::join!(futures::future::join_all(pumps), internal);

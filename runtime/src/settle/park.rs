@@ -32,6 +32,8 @@ pub(crate) struct Parked {
     pub(crate) record: AttemptsRecord,
     /// The message; `None`: it is in the input, being too large to be kept beside its record.
     pub(crate) message: Option<Message>,
+    /// When the message was stored in the input, nanoseconds since 1970.
+    pub(crate) stored: i64,
 }
 
 /// Parks a delivery in the batch that moves its position past it.
@@ -114,6 +116,7 @@ pub(crate) fn read(
 ) -> Option<Parked> {
     let text = |name: &str| headers.get(name).map(|value| value.as_str());
     let record = serde_json::from_str(text(RECORD)?).ok()?;
+    let stored = text(STORED)?.parse().ok()?;
     let message = || {
         Some(Message {
             subject: text(SUBJECT)?.to_owned(),
@@ -121,12 +124,16 @@ pub(crate) fn read(
             payload,
             stream: stream.to_owned(),
             sequence,
-            stored: text(STORED)?.parse().ok()?,
+            stored,
         })
     };
     let message = match text(BODY)? {
         "inline" => Some(message()?),
         _ => None,
     };
-    Some(Parked { record, message })
+    Some(Parked {
+        record,
+        message,
+        stored,
+    })
 }

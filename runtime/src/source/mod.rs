@@ -8,8 +8,8 @@ mod queue;
 
 use std::time::Duration;
 
-pub(crate) use position::{OpenContext, PositionSource};
-pub(crate) use queue::{QueueSource, SourceError, ensure_consumer};
+pub(crate) use position::{OpenContext, PARTITIONS, PositionSource, partition};
+pub(crate) use queue::{QueueSource, SourceError, ensure_consumer, ensure_consumer_from, message};
 
 use crate::call::Caller;
 use crate::event::Message;

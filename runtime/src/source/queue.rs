@@ -130,7 +130,7 @@ pub(super) fn stream_error(stream: &str, error: &GetStreamError) -> SourceError 
 }
 
 /// A message as it came from a consumer.
-pub(super) fn message(taken: &jetstream::Message, stream: &str) -> Result<Message, SourceError> {
+pub(crate) fn message(taken: &jetstream::Message, stream: &str) -> Result<Message, SourceError> {
     let info = taken.info().map_err(|error| misplaced(&error))?;
     let headers: Headers = taken
         .headers
@@ -164,6 +164,17 @@ pub(crate) async fn ensure_consumer(
         None => deliver_policy(record.settings.start.as_ref())?,
     };
     put(stream, record, input, begin).await
+}
+
+/// Makes the consumer, which does not exist, to begin with this sequence.
+pub(crate) async fn ensure_consumer_from(
+    stream: &Stream,
+    record: &FunctionRecord,
+    input: &Input,
+    start_sequence: u64,
+) -> Result<(), SourceError> {
+    let begin = DeliverPolicy::ByStartSequence { start_sequence };
+    put(stream, record, input, begin).await.map(|_| ())
 }
 
 /// Brings the consumer up to date: what a node does. It makes none: where that would begin, in a stream that holds

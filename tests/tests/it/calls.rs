@@ -283,9 +283,16 @@ async fn done(nats: &Nats, id: &str) -> Result<Option<(Value, u64)>> {
 
 #[tokio::test]
 async fn calls_keep_the_order_of_their_key_and_late_ones_are_dropped() -> Result<()> {
-    let scene = hostile().await?;
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    text += &project::keyed(
+        "hostile",
+        &build::component("hostile")?,
+        3,
+        project::QUICK_RETRY,
+    );
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    let scene = Scene::start(&text).await?;
     let nats = &scene.nats;
-    nats.by_position("shop", "hostile", Some(3)).await?;
     let fine = || json!({ "do": "fine" }).to_string();
     let ask = |id: &'static str, subject: &'static str, body: String, wait: u64| async move {
         let said = format!("{wait}ms");

@@ -62,9 +62,19 @@ async fn each_mistake_has_its_line() -> Result<()> {
         ("timeout = \"5s\"", "timeout = 5", 10, "timeout"),
         ("memory = \"64MiB\"", "memory = \"64TiB\"", 11, "memory"),
         ("\"at-least-once\"", "\"at-most-once\"", 9, "at-most-once"),
-        ("\"at-least-once\"", "\"exactly-once\"", 9, "at-least-once"),
+        (
+            "max-attempts = 5",
+            "on-exhausted = \"pause\"",
+            12,
+            "dead-letter",
+        ),
         ("max-attempts = 5", "max-attempt = 5", 12, "max-attempt"),
-        ("timeout = \"5s\"", "key = { token = 2 }", 10, "key"),
+        (
+            "timeout = \"5s\"",
+            "key = { token = 2 }",
+            10,
+            "exactly-once",
+        ),
     ];
     for (from, to, line, word) in cases {
         let project = Project::verbatim(&GOOD.replace(from, to))?;

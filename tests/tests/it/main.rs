@@ -16,6 +16,7 @@ mod retry;
 mod scaffold;
 mod state;
 mod streams;
+mod switch;
 mod tidy;
 mod timers;
 mod unreachable;

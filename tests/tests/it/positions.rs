@@ -1,5 +1,4 @@
-//! The position engine: order per key and each effect once, whoever dies. `pelton.toml` does not offer it yet; these tests
-//! switch a deployed function to it in the registry.
+//! The position engine: order per key and each effect once, whoever dies.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -18,22 +17,18 @@ struct Scene {
     _server: NatsServer,
 }
 
-/// The order system, deployed, with both functions on the position engine and keyed by order. No node runs yet.
+/// The order system, deployed, in order per order. No node runs yet.
 async fn shop() -> Result<Scene> {
-    let text = project::shop(&build::component("orders")?, &build::component("notifier")?);
-    deployed(&text, &[("orders", 2), ("notifier", 2)]).await
+    let text = project::shop_in_order(&build::component("orders")?, &build::component("notifier")?);
+    deployed(&text).await
 }
 
-/// A manifest, deployed, with these functions on the position engine and keyed by a token of the subject.
-async fn deployed(text: &str, functions: &[(&str, u32)]) -> Result<Scene> {
+async fn deployed(text: &str) -> Result<Scene> {
     let project = Project::new(text)?;
     let server = NatsServer::start().await?;
     let nats = Nats::connect(&server.url()).await?;
     let pelton = Pelton::new(&server.url(), project.path())?;
     pelton.ok(&["deploy"]).await?;
-    for (function, token) in functions {
-        nats.by_position("shop", function, Some(*token)).await?;
-    }
     Ok(Scene {
         nats,
         pelton,
@@ -178,9 +173,9 @@ async fn a_node_that_sleeps_beyond_its_lease_does_no_harm() -> Result<()> {
 async fn hostile() -> Result<Scene> {
     let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
     let retry = "retry = { max-attempts = 9, initial-delay = \"50ms\", max-delay = \"200ms\" }";
-    text += &project::function("hostile", &build::component("hostile")?, retry);
+    text += &project::keyed("hostile", &build::component("hostile")?, 3, retry);
     text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
-    deployed(&text, &[("hostile", 3)]).await
+    deployed(&text).await
 }
 
 /// The record of an event that was handled: its value and its place among all commits.

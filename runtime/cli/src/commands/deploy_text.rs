@@ -1,7 +1,7 @@
 //! A deploy's plan and outcome as a person reads them.
 
 use pelton_runtime::control::deploy::{
-    Change, ConsumerAction, FunctionAction, FunctionPlan, Plan, StreamAction,
+    Change, FunctionAction, FunctionPlan, InputAction, Plan, StreamAction,
 };
 use pelton_runtime::control::nodes::Rollout;
 
@@ -31,7 +31,7 @@ pub fn plan(output: &Output, plan: &Plan) -> String {
             function_action(function.action).to_owned(),
             function.version.to_string(),
             component(function),
-            consumers(function),
+            inputs(function),
             function.targets.join(", "),
         ]
     });
@@ -81,19 +81,15 @@ fn component(function: &FunctionPlan) -> String {
     format!("{digest} ({kib} KiB{upload})")
 }
 
-fn consumers(function: &FunctionPlan) -> String {
-    let inputs = function.consumers.iter().map(|consumer| {
-        let action = match consumer.action {
-            ConsumerAction::Create => " (new)",
-            ConsumerAction::Update => " (changed)",
-            ConsumerAction::Keep => "",
-            ConsumerAction::Remove => " (removed)",
+fn inputs(function: &FunctionPlan) -> String {
+    let inputs = function.inputs.iter().map(|input| {
+        let action = match input.action {
+            InputAction::Create => " (new)",
+            InputAction::Update => " (changed)",
+            InputAction::Keep => "",
+            InputAction::Remove => " (removed)",
         };
-        format!(
-            "{}: {}{action}",
-            consumer.stream,
-            consumer.subjects.join(", ")
-        )
+        format!("{}: {}{action}", input.stream, input.subjects.join(", "))
     });
     inputs.collect::<Vec<_>>().join("; ")
 }

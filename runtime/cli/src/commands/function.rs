@@ -2,7 +2,9 @@
 
 use async_nats::jetstream;
 use clap::{Args, Subcommand};
-use pelton_runtime::control::functions::{self, FunctionInfo, FunctionStatus, InputStatus};
+use pelton_runtime::config::{DeliveryMode, FunctionSettings, KeySource};
+use pelton_runtime::control::functions::{self, FunctionInfo, FunctionStatus};
+use pelton_runtime::control::lag::InputStatus;
 
 use crate::global::Global;
 use crate::output::{Output, duration_ms};
@@ -74,12 +76,14 @@ fn table(output: &Output, all: &[FunctionStatus]) -> String {
             one.pending.to_string(),
             one.oldest_pending_ms
                 .map_or_else(|| "-".into(), duration_ms),
-            one.waiting.to_string(),
+            one.retrying.to_string(),
+            one.deferred.to_string(),
             one.dead_letters.to_string(),
         ]
     });
     let header = [
-        "APP", "FUNCTION", "VERSION", "STATUS", "NODES", "PENDING", "OLDEST", "WAITING", "DEAD",
+        "APP", "FUNCTION", "VERSION", "STATUS", "NODES", "PENDING", "OLDEST", "RETRYING",
+        "DEFERRED", "DEAD",
     ];
     output.table(&header, rows.collect())
 }
@@ -148,13 +152,32 @@ fn facts(output: &Output, info: &FunctionInfo) -> String {
         ("emits to", list(targets)),
         ("limits", limits),
         ("retries", retries),
+        ("delivery", delivery(settings)),
         ("pending", format!("{} events", status.pending)),
         (
             "waiting",
-            format!("{} for another attempt or event", status.waiting),
+            format!(
+                "{} for another attempt, {} for another event",
+                status.retrying, status.deferred
+            ),
         ),
         ("dead letters", status.dead_letters.to_string()),
     ])
+}
+
+fn delivery(settings: &FunctionSettings) -> String {
+    let mode = match settings.delivery {
+        DeliveryMode::ExactlyOnce => "exactly-once",
+        DeliveryMode::AtLeastOnce => "at-least-once",
+    };
+    match &settings.key {
+        None => format!("{mode}, in no order"),
+        Some(KeySource::Token(at)) => format!("{mode}, in order per token {at} of the subject"),
+        Some(KeySource::Attribute(name)) => format!("{mode}, in order per attribute {name}"),
+        Some(KeySource::Data(pointer)) => {
+            format!("{mode}, in order per field {pointer} of the data")
+        }
+    }
 }
 
 fn input(input: &InputStatus) -> Vec<String> {
@@ -168,9 +191,11 @@ fn input(input: &InputStatus) -> Vec<String> {
         input
             .pending
             .map_or_else(|| "no consumer".into(), |n| n.to_string()),
-        input.in_flight.to_string(),
+        input
+            .in_flight
+            .map_or_else(|| "-".into(), |n| n.to_string()),
         oldest,
-        input.consumer.clone(),
+        input.consumer.clone().unwrap_or_else(|| "none".into()),
     ]
 }
 

@@ -11,11 +11,13 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 
+use super::begin::begin;
 use super::clean_up;
 use super::plan::{FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan};
+use super::switch::to_queue;
 use crate::commit::stream::{self, StreamError};
 use crate::component::Component;
-use crate::config::Manifest;
+use crate::config::{DeliveryMode, Manifest};
 use crate::control::{ControlError, ErrorKind, rfc3339};
 use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
 use crate::records::{AppRecord, FORMAT, FunctionRecord};
@@ -91,9 +93,16 @@ pub async fn apply(
                 function.function, function.version
             ));
         }
-        ensure_consumers(js, &names, function).await?;
+        let record = match function.record.settings.delivery {
+            DeliveryMode::AtLeastOnce => {
+                to_queue(js, &names, function, &mut step).await?;
+                ensure_consumers(js, &names, function).await?;
+                function.record.clone()
+            }
+            DeliveryMode::ExactlyOnce => begin(js, &names, function, &mut step).await?,
+        };
         if function.action != FunctionAction::Unchanged {
-            register(js, &names, function).await?;
+            register(js, &names, function, record).await?;
         }
     }
     Ok(())
@@ -210,10 +219,10 @@ async fn register(
     js: &jetstream::Context,
     names: &AppNames,
     function: &FunctionPlan,
+    mut record: FunctionRecord,
 ) -> Result<(), ControlError> {
     let name = &function.function;
     // The time of registering, not of planning: nodes tell by it that the streams of this deploy are not newer.
-    let mut record = function.record.clone();
     record.deployed_at = rfc3339(time::OffsetDateTime::now_utc());
     let (key, body) = (names.registry_function(name), json_bytes(&record)?);
     let store = registry_bucket(js).await?;

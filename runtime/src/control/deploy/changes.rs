@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
+use time::OffsetDateTime;
 
+use crate::control::rfc3339;
 use crate::records::FunctionRecord;
 
 /// One setting that differs.
@@ -35,6 +37,7 @@ pub(super) fn between(old: &FunctionRecord, new: &FunctionRecord) -> Vec<Change>
             "contract": record.contract,
             "handlers": record.handlers.iter().map(|one| format!("{} {}", one.handler, one.subject)).collect::<Vec<_>>(),
             "inputs": record.inputs.iter().map(|one| (one.stream.clone(), Value::from(one.subjects.clone()))).collect::<serde_json::Map<_, _>>(),
+            "input": record.inputs.iter().filter(|one| one.created != 0).map(|one| (one.stream.clone(), Value::from(format!("made at {}", made(one.created))))).collect::<serde_json::Map<_, _>>(),
             "targets": record.targets.iter().map(|one| one.stream.clone()).collect::<Vec<_>>(),
             "target": record.targets.iter().map(|one| (one.stream.clone(), serde_json::json!({
                 "subjects": one.subjects, "max_message_size": one.max_message_size,
@@ -76,6 +79,12 @@ fn compare(what: &str, old: &Value, new: &Value, changes: &mut Vec<Change>) {
             changes,
         );
     }
+}
+
+/// When a stream was made, as people read it.
+fn made(nanoseconds: i64) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanoseconds))
+        .map_or_else(|_| nanoseconds.to_string(), rfc3339)
 }
 
 fn shown(value: &Value) -> Option<String> {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::config::DeliveryMode;
 use crate::control::{ControlError, functions, nodes};
 use crate::names::AppNames;
 use crate::records::FunctionRecord;
@@ -77,7 +78,9 @@ async fn clean(
         let named = found.iter().filter_map(Value::as_str);
         left.extend(named.filter_map(|name| {
             let record = settled.get(name)?;
-            let reads = record.inputs.iter().any(|input| input.stream == stream);
+            // The position engine has none: what is left is from before the function was switched to it.
+            let reads = record.settings.delivery == DeliveryMode::AtLeastOnce
+                && record.inputs.iter().any(|input| input.stream == stream);
             (!reads).then(|| (name.to_owned(), *record))
         }));
         if found.is_empty() || seen as u64 >= page["total"].as_u64().unwrap_or(0) {
@@ -112,7 +115,7 @@ async fn remove(
 }
 
 /// An answer of the JetStream API; null when what it is about does not exist, or no longer.
-async fn request(
+pub(super) async fn request(
     js: &jetstream::Context,
     subject: &str,
     body: Value,
@@ -141,7 +144,7 @@ mod tests {
     use crate::records::{FORMAT, Input};
     use crate::registry;
 
-    fn record(deployed_at: OffsetDateTime) -> FunctionRecord {
+    fn record(deployed_at: OffsetDateTime, delivery: DeliveryMode) -> FunctionRecord {
         FunctionRecord {
             format: FORMAT,
             app: "shop".into(),
@@ -156,9 +159,13 @@ mod tests {
                 stream: "READ".into(),
                 subjects: vec!["read.>".into()],
                 start: 0,
+                created: 0,
             }],
             targets: Vec::new(),
-            settings: FunctionSettings::default(),
+            settings: FunctionSettings {
+                delivery,
+                ..FunctionSettings::default()
+            },
         }
     }
 
@@ -191,8 +198,8 @@ mod tests {
             .get_key_value(crate::names::REGISTRY_BUCKET)
             .await
             .unwrap();
-        let deploy = async |at: OffsetDateTime| {
-            let body = serde_json::to_vec(&record(at)).unwrap();
+        let deploy = async |at: OffsetDateTime, delivery| {
+            let body = serde_json::to_vec(&record(at, delivery)).unwrap();
             bucket
                 .put("function.shop.orders", body.into())
                 .await
@@ -206,15 +213,19 @@ mod tests {
             names
         };
 
-        deploy(OffsetDateTime::now_utc() - Duration::from_secs(3600)).await;
+        let queue = DeliveryMode::AtLeastOnce;
+        deploy(OffsetDateTime::now_utc() - Duration::from_secs(3600), queue).await;
         assert_eq!(
             consumers("LEFT").await.len(),
             3,
             "made since: of a later deploy"
         );
 
-        deploy(OffsetDateTime::now_utc()).await;
+        deploy(OffsetDateTime::now_utc(), queue).await;
         assert_eq!(consumers("LEFT").await, ["pelton_shop_other", "someone"]);
         assert_eq!(consumers("READ").await.len(), 3);
+
+        deploy(OffsetDateTime::now_utc(), DeliveryMode::ExactlyOnce).await;
+        assert_eq!(consumers("READ").await, ["pelton_shop_other", "someone"]);
     }
 }

@@ -5,12 +5,15 @@
 //! the versions before needed.
 
 mod apply;
+mod begin;
 mod changes;
 mod clean_up;
 mod coverage;
+mod inputs;
 mod plan;
 mod streams;
 mod survey;
+mod switch;
 
 #[cfg(test)]
 mod tests;
@@ -19,8 +22,7 @@ pub use apply::apply;
 pub use changes::Change;
 pub use clean_up::clean_up;
 pub use plan::{
-    ConsumerAction, ConsumerPlan, FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan,
-    plan,
+    FunctionAction, FunctionPlan, InputAction, InputPlan, Plan, StreamAction, StreamPlan, plan,
 };
 pub use survey::{Registered, Retention, StreamView, View, survey};
 

@@ -7,11 +7,11 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::changes::between;
-use super::coverage::{self, cover};
+use super::coverage::cover;
 use super::survey::{Retention, StreamView, View};
 use super::{Change, Problem, streams};
 use crate::component::Component;
-use crate::config::{DeliveryMode, FunctionManifest, Manifest, OnExhausted, Start};
+use crate::config::{DeliveryMode, FunctionManifest, Manifest, OnExhausted};
 use crate::control::handlers_match;
 use crate::names::AppNames;
 use crate::records::{FORMAT, FunctionRecord, Input, Target};
@@ -93,20 +93,23 @@ pub struct FunctionPlan {
     pub upload: bool,
     /// What differs from the version that runs.
     pub changes: Vec<Change>,
-    /// Its consumers.
-    pub consumers: Vec<ConsumerPlan>,
+    /// Where its events come from.
+    pub inputs: Vec<InputPlan>,
     /// Streams that its events may go to.
     pub targets: Vec<String>,
     #[serde(skip)]
     pub(super) record: FunctionRecord,
     #[serde(skip)]
     pub(super) revision: Option<u64>,
+    /// The version before.
+    #[serde(skip)]
+    pub(super) previous: Option<FunctionRecord>,
 }
 
-/// What becomes of a consumer.
+/// What becomes of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum ConsumerAction {
+pub enum InputAction {
     /// The function did not take from this stream.
     Create,
     /// It takes other subjects now.
@@ -117,16 +120,16 @@ pub enum ConsumerAction {
     Remove,
 }
 
-/// A durable consumer of a function on one of its input streams.
+/// An input stream of a function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct ConsumerPlan {
+pub struct InputPlan {
     /// The stream.
     pub stream: String,
-    /// The consumer.
-    pub consumer: String,
+    /// The durable consumer there; none: positions say how far the function is.
+    pub consumer: Option<String>,
     /// What becomes of it.
-    pub action: ConsumerAction,
-    /// Its filters.
+    pub action: InputAction,
+    /// The subjects taken from it.
     pub subjects: Vec<String>,
 }
 
@@ -195,16 +198,16 @@ pub fn plan(
 }
 
 /// One function's part of the plan.
-struct Planner<'a> {
-    name: &'a str,
-    declared: &'a FunctionManifest,
-    component: &'a Component,
-    manifest: &'a Manifest,
-    names: &'a AppNames,
-    view: &'a View,
-    streams: &'a BTreeMap<String, StreamView>,
-    problems: &'a mut Vec<Problem>,
-    notes: &'a mut Vec<String>,
+pub(super) struct Planner<'a> {
+    pub(super) name: &'a str,
+    pub(super) declared: &'a FunctionManifest,
+    pub(super) component: &'a Component,
+    pub(super) manifest: &'a Manifest,
+    pub(super) names: &'a AppNames,
+    pub(super) view: &'a View,
+    pub(super) streams: &'a BTreeMap<String, StreamView>,
+    pub(super) problems: &'a mut Vec<Problem>,
+    pub(super) notes: &'a mut Vec<String>,
 }
 
 impl Planner<'_> {
@@ -249,18 +252,19 @@ impl Planner<'_> {
             bytes: self.component.bytes.len(),
             upload: !self.view.modules.contains(&record.digest),
             changes,
-            consumers: self.consumers(&record.inputs),
+            inputs: self.input_plans(&record.inputs),
             targets: record
                 .targets
                 .iter()
                 .map(|one| one.stream.clone())
                 .collect(),
             revision: previous.map(|one| one.revision),
+            previous: previous.map(|one| one.record.clone()),
             record,
         })
     }
 
-    fn problem(&mut self, entry: &[&str], what: String, fix: String) {
+    pub(super) fn problem(&mut self, entry: &[&str], what: String, fix: String) {
         let keys: Vec<&str> = ["functions", self.name]
             .iter()
             .chain(entry)
@@ -281,89 +285,6 @@ impl Planner<'_> {
                 }
                 None
             }
-        }
-    }
-
-    fn inputs(&mut self, subjects: &[String]) -> Vec<Input> {
-        let mut parts = Vec::new();
-        for subject in subjects {
-            let covered = cover(subject, self.streams);
-            if covered.parts.is_empty() {
-                self.problem(
-                    &["subjects"],
-                    format!(
-                        "no stream covers {subject}, so no such event would ever be kept or handled"
-                    ),
-                    format!("declare one: [streams.NAME] with subjects = [\"{subject}\"]"),
-                );
-            } else if !covered.whole {
-                self.notes.push(format!(
-                    "function {}: only a part of {subject} is covered by streams: {}",
-                    self.name,
-                    covered
-                        .parts
-                        .iter()
-                        .flat_map(|(_, subjects)| subjects.clone())
-                        .collect::<Vec<_>>()
-                        .join(", ")
-                ));
-            }
-            parts.extend(covered.parts);
-        }
-        let inputs = coverage::inputs(parts);
-        if let Some((one, other)) = coverage::entangled(&inputs) {
-            let (what, fix) = (
-                format!(
-                    "its subjects {one} and {other} have some in common, which a consumer cannot take"
-                ),
-                format!(
-                    "name one pattern that covers both, such as {}",
-                    wider(one, other)
-                ),
-            );
-            self.problem(&["subjects"], what, fix);
-        }
-        for input in &inputs {
-            self.check_start(input);
-        }
-        inputs
-    }
-
-    /// Where to begin has to be said when there is a choice, and a work queue leaves none.
-    fn check_start(&mut self, input: &Input) {
-        let Some(stream) = self.streams.get(&input.stream) else {
-            return;
-        };
-        let start = self.declared.settings.start.as_ref();
-        if stream.retention == Retention::WorkQueue {
-            if matches!(start, Some(Start::New | Start::Time(_))) {
-                self.problem(
-                    &["start"],
-                    format!(
-                        "stream {} is a work queue: its messages wait until they are handled",
-                        input.stream
-                    ),
-                    "say start = \"all\", or leave it out".into(),
-                );
-            }
-            return;
-        }
-        let known = self.view.functions.get(self.name).is_some_and(|one| {
-            one.record
-                .inputs
-                .iter()
-                .any(|known| known.stream == input.stream)
-        });
-        if start.is_none() && !known && stream.messages > 0 {
-            self.problem(
-                &["start"],
-                format!(
-                    "stream {} holds {} messages already; shall they be handled?",
-                    input.stream, stream.messages
-                ),
-                "say start = \"all\" (from the first one), \"new\" (only what comes) or a time"
-                    .into(),
-            );
         }
     }
 
@@ -414,18 +335,11 @@ impl Planner<'_> {
     /// What this release has no engine for is refused, not ignored.
     fn check_supported(&mut self) {
         let settings = &self.declared.settings;
-        if settings.delivery != DeliveryMode::AtLeastOnce {
-            self.problem(
-                &["delivery"],
-                "exactly-once delivery (the default) comes with the position engine of a later release".into(),
-                "say delivery = \"at-least-once\"".into(),
-            );
-        }
-        if settings.key.is_some() {
+        if settings.delivery == DeliveryMode::AtLeastOnce && settings.key.is_some() {
             self.problem(
                 &["key"],
-                "order per `key` comes with the position engine of a later release".into(),
-                "remove `key`; events are then handled in parallel, and `defer` lets one wait for another".into(),
+                "delivery = \"at-least-once\" has no order, so `key` would order nothing".into(),
+                "remove `key`, or `delivery`: the default keeps the order".into(),
             );
         }
         if settings.retry.on_exhausted == OnExhausted::Pause {
@@ -459,30 +373,6 @@ impl Planner<'_> {
                 self.name
             ));
         }
-    }
-
-    fn consumers(&self, inputs: &[Input]) -> Vec<ConsumerPlan> {
-        let previous = self.view.functions.get(self.name);
-        let before = previous.map_or(&[] as &[Input], |one| &one.record.inputs);
-        let entry = |input: &Input, action| ConsumerPlan {
-            stream: input.stream.clone(),
-            consumer: self.names.consumer(self.name),
-            action,
-            subjects: input.subjects.clone(),
-        };
-        let wanted = inputs.iter().map(|input| {
-            let action = match before.iter().find(|old| old.stream == input.stream) {
-                None => ConsumerAction::Create,
-                Some(old) if old.subjects == input.subjects => ConsumerAction::Keep,
-                Some(_) => ConsumerAction::Update,
-            };
-            entry(input, action)
-        });
-        let gone = before
-            .iter()
-            .filter(|old| !inputs.iter().any(|input| input.stream == old.stream))
-            .map(|old| entry(old, ConsumerAction::Remove));
-        wanted.chain(gone).collect()
     }
 }
 
@@ -542,22 +432,4 @@ fn shared_work(
         }
     }
     None
-}
-
-/// A pattern that covers two others: equal tokens stay, `*` where they differ, `>` where one ends.
-fn wider(one: &str, other: &str) -> String {
-    let (mut one, mut other) = (one.split('.'), other.split('.'));
-    let mut tokens = Vec::new();
-    loop {
-        match (one.next(), other.next()) {
-            (None, None) => break,
-            (Some(a), Some(b)) if a == b => tokens.push(a),
-            (Some(a), Some(b)) if a != ">" && b != ">" => tokens.push("*"),
-            _ => {
-                tokens.push(">");
-                break;
-            }
-        }
-    }
-    tokens.join(".")
 }

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_nats::jetstream::{self};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::commit::stream;
 use crate::component::Component;
@@ -44,6 +46,8 @@ pub struct StreamView {
     pub messages: u64,
     /// Copies in the cluster.
     pub replicas: u32,
+    /// When it was made, nanoseconds since 1970; 0: it is yet to be.
+    pub created: i64,
     /// Age at which messages go, milliseconds.
     pub max_age_ms: Option<u64>,
     /// Bytes at which the oldest go.
@@ -174,10 +178,18 @@ fn seen(info: &Value) -> Option<StreamView> {
         replicas: positive("num_replicas")
             .and_then(|replicas| u32::try_from(replicas).ok())
             .unwrap_or(1),
+        created: info["created"].as_str().map_or(0, nanoseconds),
         max_age_ms: positive("max_age").map(|ns| ns / 1_000_000),
         max_bytes: positive("max_bytes"),
         duplicate_window_ms: positive("duplicate_window").map(|ns| ns / 1_000_000),
     })
+}
+
+fn nanoseconds(time: &str) -> i64 {
+    OffsetDateTime::parse(time, &Rfc3339)
+        .ok()
+        .and_then(|time| i64::try_from(time.unix_timestamp_nanos()).ok())
+        .unwrap_or(0)
 }
 
 /// The app's functions in the registry.

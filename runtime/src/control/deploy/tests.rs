@@ -6,7 +6,7 @@ use time::macros::datetime;
 
 use super::*;
 use crate::component::Component;
-use crate::config::{DeliveryMode, FunctionSettings, Manifest, Start, StreamManifest};
+use crate::config::{DeliveryMode, FunctionSettings, KeySource, Manifest, Start, StreamManifest};
 use crate::records::Handler;
 
 fn stream(subjects: &[&str]) -> StreamManifest {
@@ -114,10 +114,10 @@ fn a_first_deploy_creates_everything() {
         (FunctionAction::New, 1)
     );
     assert!(function.upload && function.changes.is_empty());
-    let consumer = &function.consumers[0];
-    assert_eq!(consumer.consumer, "pelton_shop_orders");
-    assert_eq!(consumer.subjects, ["orders.*.created"]);
-    assert_eq!(consumer.action, ConsumerAction::Create);
+    let input = &function.inputs[0];
+    assert_eq!(input.consumer.as_deref(), Some("pelton_shop_orders"));
+    assert_eq!(input.subjects, ["orders.*.created"]);
+    assert_eq!(input.action, InputAction::Create);
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn subjects_and_handlers_must_belong_together() {
     );
     given(&mut manifest, &["orders.eu.>"]);
     let plan = planned(&manifest, &component(&["orders.>"]), &View::default()).unwrap();
-    assert_eq!(plan.functions[0].consumers[0].subjects, ["orders.eu.>"]);
+    assert_eq!(plan.functions[0].inputs[0].subjects, ["orders.eu.>"]);
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn a_subject_that_no_stream_covers_is_refused() {
     let elsewhere = view(&[("PAY", existing(&["payments.>"], None, 0))]);
     let plan = planned(&manifest(), &component(&["payments.*"]), &elsewhere).unwrap();
     assert_eq!(
-        plan.functions[0].consumers[0].stream, "PAY",
+        plan.functions[0].inputs[0].stream, "PAY",
         "a stream of somebody else is an input all the same"
     );
 }
@@ -282,19 +282,49 @@ fn a_bucket_of_somebody_else_is_not_taken() {
 }
 
 #[test]
-fn what_this_release_has_no_engine_for_is_refused() {
+fn a_key_wants_positions_and_positions_want_a_stream_that_keeps() {
+    let mut manifest = manifest();
+    let components = component(&["orders.>"]);
+    settings(&mut manifest).key = Some(KeySource::Token(2));
+    let (at, text) = problem(planned(&manifest, &components, &View::default()));
+    assert_eq!(at, "functions.orders.key");
+    assert!(text.contains("fix: remove `key`, or `delivery`"), "{text}");
+    settings(&mut manifest).delivery = DeliveryMode::ExactlyOnce;
+    let plan = planned(&manifest, &components, &View::default()).unwrap();
+    assert_eq!(plan.functions[0].inputs[0].consumer, None);
+    for retention in [Retention::WorkQueue, Retention::Interest] {
+        let mut stream = existing(&["orders.>"], None, 3);
+        stream.retention = retention;
+        let view = view(&[("ORDERS", stream)]);
+        let (at, text) = problem(planned(&manifest, &components, &view));
+        assert_eq!(at, "functions.orders.delivery");
+        assert!(text.contains("say delivery = \"at-least-once\""), "{text}");
+    }
+}
+
+#[test]
+fn a_start_is_kept_until_the_stream_is_another_one() {
     let mut manifest = manifest();
     settings(&mut manifest).delivery = DeliveryMode::ExactlyOnce;
-    let (at, text) = problem(planned(
-        &manifest,
-        &component(&["orders.>"]),
-        &View::default(),
-    ));
-    assert_eq!(at, "functions.orders.delivery");
-    assert!(
-        text.ends_with("fix: say delivery = \"at-least-once\""),
-        "{text}"
-    );
+    let components = component(&["orders.>"]);
+    let mut first = planned(&manifest, &components, &View::default()).unwrap();
+    let input = &mut first.functions[0].record.inputs[0];
+    (input.start, input.created) = (42, 7);
+    let mut view = applied(&first, View::default());
+    let stream = view.streams.get_mut("ORDERS").unwrap();
+    (stream.created, stream.messages) = (7, 50);
+    let again = planned(&manifest, &components, &view).unwrap();
+    assert_eq!(again.functions[0].action, FunctionAction::Unchanged);
+    assert_eq!(again.functions[0].record.inputs[0].start, 42);
+
+    view.streams.get_mut("ORDERS").unwrap().created = 8;
+    let (at, _) = problem(planned(&manifest, &components, &view));
+    assert_eq!(at, "functions.orders.start");
+    settings(&mut manifest).start = Some(Start::All);
+    let anew = planned(&manifest, &components, &view).unwrap();
+    assert_eq!(anew.functions[0].action, FunctionAction::Changed);
+    let input = &anew.functions[0].record.inputs[0];
+    assert_eq!((input.start, input.created), (0, 8));
 }
 
 #[test]
@@ -322,15 +352,15 @@ fn an_input_that_is_no_longer_read_loses_its_consumer() {
     let view = applied(&first, View::default());
     let second = planned(&manifest, &component(&["orders.*"]), &view).unwrap();
     let actions: Vec<_> = second.functions[0]
-        .consumers
+        .inputs
         .iter()
         .map(|one| (one.stream.as_str(), one.action))
         .collect();
     assert_eq!(
         actions,
         [
-            ("ORDERS", ConsumerAction::Update),
-            ("MAIL", ConsumerAction::Remove)
+            ("ORDERS", InputAction::Update),
+            ("MAIL", InputAction::Remove)
         ]
     );
 }

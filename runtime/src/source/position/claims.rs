@@ -179,6 +179,9 @@ async fn take(
             Some((at, record))
         }
     };
+    if stored.as_ref().is_some_and(|(_, record)| record.closed) {
+        return Ok(None);
+    }
     let held = stored.as_ref().map(|(_, record)| record.owner.as_str());
     let node = held.and_then(|owner| owner.split(':').next());
     if node.is_some_and(|node| node != context.node && members.is_alive(node)) {

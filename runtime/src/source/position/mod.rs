@@ -27,11 +27,13 @@ use tokio_util::sync::CancellationToken;
 use self::claims::Claims;
 use self::job::{Ended, Job};
 use self::lanes::{Body, Key, Lanes, Place};
+pub(crate) use self::owner::PARTITIONS;
 use self::owner::{owner, partition_at, partition_of};
 use super::queue::stream_error;
 use super::{Settlement, SourceError};
 use crate::call;
 use crate::commit::{NatsState, Partition};
+use crate::config::KeySource;
 use crate::delivery::Worker;
 use crate::event::{self, Message, subject};
 use crate::members::Members;
@@ -48,6 +50,9 @@ const PARK_AT_ONCE: usize = 64;
 const TICK: Duration = Duration::from_millis(100);
 /// How often partitions of others are looked at: a lease ends after three seconds.
 const CLAIMS: Duration = Duration::from_millis(250);
+
+/// How often positions are written of partitions that had nothing to do while the input went on.
+const NOTES: Duration = Duration::from_secs(2);
 
 type Reader = jetstream::consumer::pull::Ordered;
 
@@ -67,6 +72,14 @@ pub(crate) struct Context {
     stream_created: i64,
     /// Whether it is the function's internal input, which lies in the commit stream.
     internal: bool,
+}
+
+/// The partition that a message belongs to.
+pub(crate) fn partition(key: Option<&KeySource>, message: &Message) -> u16 {
+    match key.and_then(|source| event::key(source, message)) {
+        Some(key) => partition_of(&key),
+        None => partition_at(message.sequence),
+    }
 }
 
 /// One input of one function on one node.
@@ -91,6 +104,7 @@ pub(crate) struct PositionSource {
     awake: bool,
     abort: CancellationToken,
     claimed_at: Instant,
+    noted_at: Instant,
 }
 
 impl Context {
@@ -203,6 +217,14 @@ impl PositionSource {
             )));
         }
         let stream_created = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default();
+        let another = input.created != 0 && input.created != stream_created;
+        if another || info.state.last_sequence < input.start {
+            return Err(SourceError(format!(
+                "stream {} is not what it was: it was made anew or restored since the function was deployed; deploy it again, \
+                 and `start` says where it begins",
+                input.stream
+            )));
+        }
         let names = AppNames::new(worker.record.app.as_str());
         let internal = input.stream == names.commit_stream();
         let owner = format!("{node}:{}", uuid::Uuid::new_v4().simple());
@@ -241,6 +263,7 @@ impl PositionSource {
             awake,
             abort,
             claimed_at: Instant::now(),
+            noted_at: Instant::now(),
         })
     }
 
@@ -277,10 +300,14 @@ impl PositionSource {
     }
 
     async fn tick(&mut self) -> Result<(), SourceError> {
+        let all = self.noted_at.elapsed() >= NOTES;
+        if all {
+            self.noted_at = Instant::now();
+        }
         for partition in self
             .claims
             .all()
-            .filter(|one| one.is_dirty() && one.start_flush())
+            .filter(|one| (one.is_dirty() || all && one.is_behind()) && one.start_flush())
         {
             self.jobs
                 .spawn(job::flush(self.context.clone(), partition.clone()));

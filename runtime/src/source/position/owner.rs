@@ -3,7 +3,7 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Partitions of a function's input.
-pub(super) const PARTITIONS: u16 = 64;
+pub(crate) const PARTITIONS: u16 = 64;
 
 /// The partition of a key.
 pub(super) fn partition_of(key: &str) -> u16 {

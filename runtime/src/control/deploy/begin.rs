@@ -1,0 +1,242 @@
+//! Where the position engine begins in each input: said once, by the deploy that gives it the input, and kept in the function's record.
+//!
+//! A function that was served by the queue engine goes on where its consumer is. For that the consumer is paused and has to
+//! come to rest: what was handed out and is neither done nor waiting cannot be told apart from outside.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::clean_up::request;
+use super::plan::FunctionPlan;
+use crate::config::{DeliveryMode, Start};
+use crate::control::progress::{Place, rewrite};
+use crate::control::scan::{Scan, scan};
+use crate::control::{ControlError, open, rfc3339};
+use crate::names::AppNames;
+use crate::records::{FunctionRecord, Input, PositionRecord};
+
+/// How long a consumer may take to come to rest: an attempt takes 5 s unless the manifest says more.
+const REST: Duration = Duration::from_secs(10);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(100);
+/// For how long it is paused at first: should the deploy be killed, it goes on by itself.
+const SHORT: Duration = Duration::from_secs(60);
+/// For how long when it has come to rest: it is deleted when all nodes have taken the new version over.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// What served an input before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// Nothing; or the stream was another one.
+    Nothing,
+    Queue,
+    Positions,
+}
+
+/// The record to register: each input has its start. Positions that say otherwise are brought in line.
+///
+/// # Errors
+/// The queue engine's consumer does not come to rest; NATS trouble.
+pub(super) async fn begin(
+    js: &jetstream::Context,
+    names: &AppNames,
+    function: &FunctionPlan,
+    step: &mut impl FnMut(&str),
+) -> Result<FunctionRecord, ControlError> {
+    let mut record = function.record.clone();
+    let mut paused = Vec::new();
+    let begun = inputs(js, names, function, &mut record, &mut paused, step).await;
+    let pause_for = if begun.is_ok() { LONG } else { Duration::ZERO };
+    for place in &paused {
+        pause(js, place, pause_for).await?;
+    }
+    begun.map(|()| record)
+}
+
+async fn inputs(
+    js: &jetstream::Context,
+    names: &AppNames,
+    function: &FunctionPlan,
+    record: &mut FunctionRecord,
+    paused: &mut Vec<String>,
+    step: &mut impl FnMut(&str),
+) -> Result<(), ControlError> {
+    let name = &function.function;
+    let start = record.settings.start.clone();
+    let consumer = names.consumer(name);
+    for input in &mut record.inputs {
+        let before = before(function, input);
+        match before {
+            Before::Positions => {}
+            Before::Nothing => first(js, input, start.as_ref()).await?,
+            Before::Queue => {
+                let place = format!("{}.{consumer}", input.stream);
+                step(&format!(
+                    "waiting for consumer {consumer} of stream {} to come to rest",
+                    input.stream
+                ));
+                if pause(js, &place, SHORT).await? {
+                    paused.push(place.clone());
+                    input.start = rest(js, name, &input.stream, &place).await?;
+                } else if start.is_some() {
+                    first(js, input, start.as_ref()).await?;
+                } else {
+                    return Err(ControlError::refused(
+                        format!(
+                            "consumer {consumer} of stream {} is gone, which said how far function {name} is",
+                            input.stream
+                        ),
+                        "say `start`: \"new\", \"all\" or a time",
+                    ));
+                }
+                created(js, input).await?;
+            }
+        }
+        let begin = PositionRecord::new("", input.start, std::iter::empty(), (0, 0));
+        let place = Place {
+            names,
+            function: name,
+            stream: &input.stream,
+        };
+        // What is there is of a stream or a time before; or a deploy that would have handed the input over did not end.
+        rewrite(js, place, |stored| match before {
+            Before::Positions => {
+                stored
+                    .filter(|stored| stored.closed)
+                    .map(|stored| PositionRecord {
+                        closed: false,
+                        ..stored.clone()
+                    })
+            }
+            _ => stored
+                .filter(|stored| **stored != begin)
+                .map(|_| begin.clone()),
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+fn before(function: &FunctionPlan, input: &Input) -> Before {
+    let Some(previous) = &function.previous else {
+        return Before::Nothing;
+    };
+    let known = previous.inputs.iter().find(|known| {
+        let same = known.created == 0 || known.created == input.created;
+        known.stream == input.stream && same
+    });
+    match (known, previous.settings.delivery) {
+        (None, _) => Before::Nothing,
+        (Some(_), DeliveryMode::AtLeastOnce) => Before::Queue,
+        (Some(_), DeliveryMode::ExactlyOnce) => Before::Positions,
+    }
+}
+
+/// Begins as the manifest says.
+async fn first(
+    js: &jetstream::Context,
+    input: &mut Input,
+    start: Option<&Start>,
+) -> Result<(), ControlError> {
+    let last = created(js, input).await?;
+    input.start = match start {
+        None | Some(Start::All) => 0,
+        Some(Start::New) => last,
+        Some(Start::Time(text)) => before_time(js, &input.stream, text).await?.unwrap_or(last),
+    };
+    Ok(())
+}
+
+/// Notes when the stream was made, which a deploy may just have done; its last sequence.
+async fn created(js: &jetstream::Context, input: &mut Input) -> Result<u64, ControlError> {
+    let stream = js
+        .get_stream(&input.stream)
+        .await
+        .map_err(|error| ControlError::nats(format!("read stream {}", input.stream), error))?;
+    let info = stream.cached_info();
+    input.created = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default();
+    Ok(info.state.last_sequence)
+}
+
+/// The sequence before the first message that was stored at this time or later.
+async fn before_time(
+    js: &jetstream::Context,
+    stream: &str,
+    text: &str,
+) -> Result<Option<u64>, ControlError> {
+    let start_time = OffsetDateTime::parse(text, &Rfc3339).map_err(|error| {
+        ControlError::refused(
+            format!("start = {text:?} is no time: {error}"),
+            "write it as 2026-01-31T08:00:00Z",
+        )
+    })?;
+    let Some(stream) = open(js, stream).await? else {
+        return Ok(None);
+    };
+    let after = Scan {
+        filters: Vec::new(),
+        from: DeliverPolicy::ByStartTime { start_time },
+        headers_only: true,
+    };
+    let mut found = None;
+    scan(&stream, after, |message| {
+        found = message.info().ok().map(|info| info.stream_sequence);
+        Ok(ControlFlow::Break(()))
+    })
+    .await?;
+    Ok(found.map(|sequence| sequence.saturating_sub(1)))
+}
+
+/// Pauses a consumer, named `<stream>.<consumer>`, or lets it go on (zero). `false`: there is none.
+async fn pause(
+    js: &jetstream::Context,
+    place: &str,
+    length: Duration,
+) -> Result<bool, ControlError> {
+    let doing = format!("pause consumer {place}");
+    let until = if length.is_zero() {
+        json!({})
+    } else {
+        json!({ "pause_until": rfc3339(OffsetDateTime::now_utc() + length) })
+    };
+    let answer = request(js, &format!("CONSUMER.PAUSE.{place}"), until, &doing).await?;
+    Ok(!answer.is_null())
+}
+
+/// Waits until nothing is handed out any more: up to the sequence that this gives, everything is done.
+async fn rest(
+    js: &jetstream::Context,
+    function: &str,
+    stream: &str,
+    place: &str,
+) -> Result<u64, ControlError> {
+    let doing = format!("read consumer {place}");
+    let until = tokio::time::Instant::now() + REST;
+    loop {
+        let info = request(js, &format!("CONSUMER.INFO.{place}"), json!({}), &doing).await?;
+        let open = info["num_ack_pending"].as_u64();
+        if let (Some(true), Some(0)) = (info["paused"].as_bool(), open) {
+            return Ok(info["delivered"]["stream_seq"].as_u64().unwrap_or(0));
+        }
+        if tokio::time::Instant::now() >= until {
+            return Err(ControlError::refused(
+                format!(
+                    "function {function} cannot change its delivery now: {} events of stream {stream} are being handled, or wait for \
+                     another attempt or another event",
+                    open.unwrap_or(0)
+                ),
+                format!(
+                    "wait until `pelton function info {function}` shows none in flight, with a node running, then deploy again; \
+                         it goes on as it was"
+                ),
+            ));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

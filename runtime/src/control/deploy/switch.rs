@@ -1,0 +1,245 @@
+//! The way back from positions to a queue: the positions are closed, so that no node commits by them any more; what they say
+//! is done beyond the first message that is not gets the markers that the queue engine would have left; and the consumer begins there.
+//!
+//! What is parked has no place in a queue, so that it must be empty.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use async_nats::header;
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::message::PublishMessage;
+use futures::TryStreamExt;
+use serde_json::{Value, json};
+
+use super::plan::FunctionPlan;
+use crate::commit::MARKER_TTL;
+use crate::config::DeliveryMode;
+use crate::control::progress::{Place, Progress, rewrite};
+use crate::control::scan::{Scan, scan};
+use crate::control::{ControlError, open};
+use crate::names::{AppNames, txn};
+use crate::records::{FunctionRecord, Input, PositionRecord};
+use crate::source;
+
+/// How long the park may take to become empty: what was taken out of it leaves a message that expires after a second.
+const PATIENCE: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(200);
+/// Markers that are written at most, so that a deploy ends: the window of each partition, and as much again that others passed.
+const MAX_MARKERS: usize = 131_072;
+/// Markers on their way at the same time.
+const AT_ONCE: usize = 256;
+
+/// Makes the consumers of a function that was served by positions, where those are. Does nothing for any other.
+///
+/// # Errors
+/// Something is parked; NATS trouble. Deploying again goes on, either way.
+pub(super) async fn to_queue(
+    js: &jetstream::Context,
+    names: &AppNames,
+    function: &FunctionPlan,
+    step: &mut impl FnMut(&str),
+) -> Result<(), ControlError> {
+    let Some(previous) = function
+        .previous
+        .as_ref()
+        .filter(|previous| previous.settings.delivery == DeliveryMode::ExactlyOnce)
+    else {
+        return Ok(());
+    };
+    step(&format!(
+        "closing the positions of function {}",
+        function.function
+    ));
+    nothing_parked(js, names, previous).await?;
+    let mut closed = BTreeMap::new();
+    for input in &previous.inputs {
+        let place = place(names, &function.function, input);
+        closed.insert(input.stream.as_str(), close(js, place, input.start).await?);
+    }
+    // Only now does it stay empty.
+    if let Err(parked) = nothing_parked(js, names, previous).await {
+        for input in &previous.inputs {
+            let place = place(names, &function.function, input);
+            rewrite(js, place, |stored| {
+                let stored = stored.filter(|stored| stored.closed)?;
+                Some(PositionRecord {
+                    closed: false,
+                    ..stored.clone()
+                })
+            })
+            .await?;
+        }
+        return Err(parked);
+    }
+    for input in &function.record.inputs {
+        let Some(records) = closed.get(input.stream.as_str()) else {
+            continue;
+        };
+        let known = previous
+            .inputs
+            .iter()
+            .find(|known| known.stream == input.stream);
+        let progress = Progress::new(known.map_or(0, |known| known.start), records);
+        hand_over(js, names, previous, &function.record, input, &progress).await?;
+    }
+    Ok(())
+}
+
+fn place<'a>(names: &'a AppNames, function: &'a str, input: &'a Input) -> Place<'a> {
+    Place {
+        names,
+        function,
+        stream: &input.stream,
+    }
+}
+
+async fn close(
+    js: &jetstream::Context,
+    place: Place<'_>,
+    start: u64,
+) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
+    rewrite(js, place, |stored| {
+        let new = || PositionRecord::new("", start, std::iter::empty(), (0, 0));
+        match stored {
+            Some(stored) if stored.closed => None,
+            stored => Some(PositionRecord {
+                owner: String::new(),
+                closed: true,
+                ..stored.cloned().unwrap_or_else(new)
+            }),
+        }
+    })
+    .await
+}
+
+async fn nothing_parked(
+    js: &jetstream::Context,
+    names: &AppNames,
+    previous: &FunctionRecord,
+) -> Result<(), ControlError> {
+    let function = &previous.function;
+    let Some(stream) = open(js, &names.commit_stream()).await? else {
+        return Ok(());
+    };
+    let failed = |why: &dyn std::fmt::Display| ControlError::nats("read what is parked", why);
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let mut parked = 0;
+        for input in &previous.inputs {
+            let filter = names.waiting_filter(function, &input.stream);
+            let subjects = stream.info_with_subjects(filter).await;
+            let subjects: Vec<(String, usize)> = subjects
+                .map_err(|error| failed(&error))?
+                .try_collect()
+                .await
+                .map_err(|error| failed(&error))?;
+            let subjects = subjects.iter().map(|(subject, _)| subject);
+            parked += subjects.filter(|one| !names.is_of_queue(one)).count();
+        }
+        if parked == 0 {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= until {
+            return Err(ControlError::refused(
+                format!(
+                    "function {function} cannot change to delivery = \"at-least-once\": {parked} of its deliveries are parked, \
+                     to be tried again or until another event of their key has come, and a queue has no place for them"
+                ),
+                format!(
+                    "wait until `pelton function info {function}` shows none waiting, with a node running, or keep delivery = \"exactly-once\""
+                ),
+            ));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Marks what is done beyond the first message that is not, and makes the consumer begin with that one.
+async fn hand_over(
+    js: &jetstream::Context,
+    names: &AppNames,
+    previous: &FunctionRecord,
+    record: &FunctionRecord,
+    input: &Input,
+    progress: &Progress,
+) -> Result<(), ControlError> {
+    let doing = format!("make a consumer on stream {}", input.stream);
+    let Some(stream) = open(js, &input.stream).await? else {
+        return Ok(());
+    };
+    let beyond = Scan {
+        filters: input.subjects.clone(),
+        from: DeliverPolicy::ByStartSequence {
+            start_sequence: progress.floor() + 1,
+        },
+        headers_only: false,
+    };
+    let (mut first, mut done) = (None, Vec::new());
+    scan(&stream, beyond, |message| {
+        let message = source::message(message, &input.stream)
+            .map_err(|error| ControlError::nats(&doing, error))?;
+        if message.sequence > progress.end() || done.len() >= MAX_MARKERS {
+            first = first.or(Some(message.sequence));
+            return Ok(ControlFlow::Break(()));
+        }
+        match progress.is_done(previous.settings.key.as_ref(), &message) {
+            false => first = first.or(Some(message.sequence)),
+            // All before the first one that is not done is behind the consumer's begin.
+            true if first.is_some() => done.push(message.sequence),
+            true => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+    .await?;
+    if done.len() >= MAX_MARKERS {
+        return Err(ControlError::refused(
+            format!(
+                "more than {MAX_MARKERS} events of stream {} are done beyond one that is not",
+                input.stream
+            ),
+            "let the function catch up, then deploy again",
+        ));
+    }
+    let created = stream.cached_info().created.unix_timestamp_nanos();
+    let created = i64::try_from(created).unwrap_or_default();
+    let markers = done.iter().map(|sequence| {
+        let subject = names.marker(&record.function, &input.stream, *sequence);
+        (
+            subject,
+            txn(record.instance, &input.stream, created, *sequence),
+        )
+    });
+    mark(js, markers.collect())
+        .await
+        .map_err(|why| ControlError::nats("mark what is done", why))?;
+    let first = first.unwrap_or(progress.end().max(progress.floor()) + 1);
+    let consumer = format!("{}.{}", input.stream, names.consumer(&record.function));
+    // One that an earlier try left begins where that one saw.
+    let _: Value = js
+        .request(format!("CONSUMER.DELETE.{consumer}"), &json!({}))
+        .await
+        .map_err(|error| ControlError::nats(&doing, error))?;
+    source::ensure_consumer_from(&stream, record, input, first)
+        .await
+        .map_err(|error| ControlError::nats(&doing, error))
+}
+
+async fn mark(js: &jetstream::Context, markers: Vec<(String, String)>) -> Result<(), String> {
+    for some in markers.chunks(AT_ONCE) {
+        let mut acks = Vec::new();
+        for (subject, txn) in some {
+            let message = PublishMessage::build()
+                .payload(txn.clone().into())
+                .header(header::NATS_MESSAGE_TTL, MARKER_TTL);
+            let ack = js.send_publish(subject.clone(), message).await;
+            acks.push(ack.map_err(|error| error.to_string())?);
+        }
+        for ack in acks {
+            ack.await.map_err(|error| error.to_string())?;
+        }
+    }
+    Ok(())
+}

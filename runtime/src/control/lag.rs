@@ -1,0 +1,255 @@
+//! How far a function is behind in one of its inputs, for either engine: what is pending, how old the oldest of it is, and what
+//! waits for another attempt or another event.
+//!
+//! The queue engine's consumer counts what is pending. Positions do not: what lies beyond the least of them is read, until
+//! the end of what any of them has done, or for so many messages; all that lies beyond is counted by the server.
+
+use std::ops::ControlFlow;
+
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{self};
+use schemars::JsonSchema;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::progress::{self, Place, Progress};
+use super::scan::{Scan, scan};
+use super::{ControlError, open, rfc3339};
+use crate::config::{DeliveryMode, KeySource};
+use crate::names::AppNames;
+use crate::records::{AttemptsRecord, FunctionRecord, Input};
+use crate::settle::park;
+use crate::source;
+
+/// Messages of an input, and deliveries that wait, that one look reads at most: it takes a fraction of a second.
+const READ: u64 = 10_000;
+
+/// An input stream of a function.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct InputStatus {
+    /// The stream.
+    pub stream: String,
+    /// The subjects taken from it.
+    pub subjects: Vec<String>,
+    /// The durable consumer there; none: positions say how far the function is.
+    pub consumer: Option<String>,
+    /// Events not yet done with, those that wait among them; none: there is no such stream or consumer (any more). With
+    /// positions at most so many: beyond the first 10,000 that no position passed, some may be done.
+    pub pending: Option<u64>,
+    /// Of these, how many were handed to nodes; none: positions do not tell.
+    pub in_flight: Option<u64>,
+    /// Of these, how many wait for another attempt, or behind such a one of their key.
+    pub retrying: u64,
+    /// Of these, how many wait for another event.
+    pub deferred: u64,
+    /// Sequence of the oldest.
+    pub oldest_sequence: Option<u64>,
+    /// When it was stored, RFC 3339.
+    pub oldest_stored_at: Option<String>,
+    /// Its age since then, milliseconds.
+    pub oldest_pending_ms: Option<u64>,
+}
+
+impl InputStatus {
+    /// Notes an event that is pending, if none is older.
+    fn note(&mut self, sequence: u64, stored: OffsetDateTime) {
+        if self.oldest_sequence.is_some_and(|known| known <= sequence) {
+            return;
+        }
+        let age = OffsetDateTime::now_utc() - stored;
+        self.oldest_sequence = Some(sequence);
+        self.oldest_stored_at = Some(rfc3339(stored));
+        self.oldest_pending_ms = u64::try_from(age.whole_milliseconds()).ok();
+    }
+
+    fn waits(&mut self, record: &AttemptsRecord) {
+        match record.deferred_since_ms {
+            Some(_) => self.deferred += 1,
+            None => self.retrying += 1,
+        }
+    }
+}
+
+/// How a function fares in one of its inputs.
+pub(super) async fn of(
+    js: &jetstream::Context,
+    names: &AppNames,
+    record: &FunctionRecord,
+    input: &Input,
+) -> Result<InputStatus, ControlError> {
+    let mut status = InputStatus {
+        stream: input.stream.clone(),
+        subjects: input.subjects.clone(),
+        ..InputStatus::default()
+    };
+    let Some(stream) = open(js, &input.stream).await? else {
+        return Ok(status);
+    };
+    match record.settings.delivery {
+        DeliveryMode::AtLeastOnce => {
+            status.consumer = Some(names.consumer(&record.function));
+            queue(&stream, &mut status).await;
+            recorded(js, names, record, &mut status).await?;
+        }
+        DeliveryMode::ExactlyOnce => {
+            let waiting = parked(js, names, record, &mut status).await?;
+            let behind = behind(js, &stream, names, record, input, &mut status).await?;
+            status.pending = Some(waiting + behind);
+        }
+    }
+    Ok(status)
+}
+
+async fn queue(stream: &Stream, status: &mut InputStatus) {
+    // No consumer: somebody deleted it.
+    let consumer = status.consumer.clone().unwrap_or_default();
+    let Ok(info) = stream.consumer_info(&consumer).await else {
+        return;
+    };
+    let in_flight = info.num_ack_pending as u64;
+    status.in_flight = Some(in_flight);
+    status.pending = Some(info.num_pending + in_flight);
+    if status.pending == Some(0) {
+        return;
+    }
+    // Nothing up to the ack floor is pending, so the first match behind it is the oldest.
+    let from = info.ack_floor.stream_sequence + 1;
+    for subject in status.subjects.clone() {
+        let message = stream
+            .raw_message_builder()
+            .sequence(from)
+            .next_by_subject(&subject)
+            .send()
+            .await;
+        // An error means that none is left of this subject.
+        if let Ok(message) = message {
+            status.note(message.sequence, message.time);
+        }
+    }
+}
+
+/// What waits, as the queue engine records it.
+async fn recorded(
+    js: &jetstream::Context,
+    names: &AppNames,
+    record: &FunctionRecord,
+    status: &mut InputStatus,
+) -> Result<(), ControlError> {
+    let Some(commits) = open(js, &names.commit_stream()).await? else {
+        return Ok(());
+    };
+    let filter = names.waiting_filter(&record.function, &status.stream);
+    let mut read = 0;
+    scan(&commits, all(filter, false), |message| {
+        let known = serde_json::from_slice::<AttemptsRecord>(&message.payload);
+        if let (true, Ok(known)) = (names.is_of_queue(&message.subject), known) {
+            status.waits(&known);
+        }
+        read += 1;
+        if read >= READ {
+            status.retrying += message.info().map_or(0, |info| info.pending);
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+    .await
+}
+
+/// What waits in the park of the position engine; how many.
+async fn parked(
+    js: &jetstream::Context,
+    names: &AppNames,
+    record: &FunctionRecord,
+    status: &mut InputStatus,
+) -> Result<u64, ControlError> {
+    let Some(commits) = open(js, &names.commit_stream()).await? else {
+        return Ok(0);
+    };
+    let filter = names.waiting_filter(&record.function, &status.stream);
+    let mut read = 0;
+    scan(&commits, all(filter, true), |message| {
+        let sequence = message.subject.rsplit('.').next();
+        let sequence = sequence.and_then(|token| token.parse().ok());
+        // What was taken out has no record, for the second that it is still there.
+        let found = message
+            .headers
+            .as_ref()
+            .zip(sequence)
+            .and_then(|(headers, sequence)| {
+                let payload = bytes::Bytes::new();
+                let parked = park::read(headers, payload, &status.stream, sequence)?;
+                Some((parked, sequence))
+            });
+        if let Some((parked, sequence)) = found {
+            status.waits(&parked.record);
+            let stored = OffsetDateTime::from_unix_timestamp_nanos(i128::from(parked.stored));
+            status.note(sequence, stored.unwrap_or(OffsetDateTime::UNIX_EPOCH));
+        }
+        read += 1;
+        if read >= READ {
+            status.retrying += message.info().map_or(0, |info| info.pending);
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+    .await?;
+    Ok(status.retrying + status.deferred)
+}
+
+/// How many events positions have not passed.
+async fn behind(
+    js: &jetstream::Context,
+    stream: &Stream,
+    names: &AppNames,
+    record: &FunctionRecord,
+    input: &Input,
+    status: &mut InputStatus,
+) -> Result<u64, ControlError> {
+    let place = Place {
+        names,
+        function: &record.function,
+        stream: &input.stream,
+    };
+    let progress = Progress::new(input.start, &progress::records(js, place).await?);
+    let key = record.settings.key.as_ref();
+    let beyond = Scan {
+        filters: input.subjects.clone(),
+        from: DeliverPolicy::ByStartSequence {
+            start_sequence: progress.floor() + 1,
+        },
+        // A key may lie in the body.
+        headers_only: matches!(key, None | Some(KeySource::Token(_))),
+    };
+    let (mut behind, mut read) = (0, 0);
+    scan(stream, beyond, |taken| {
+        let failed = |why: &dyn std::fmt::Display| {
+            ControlError::nats(format!("read stream {}", input.stream), why)
+        };
+        let message = source::message(taken, &input.stream).map_err(|error| failed(&error))?;
+        if !progress.is_done(key, &message) {
+            behind += 1;
+            let stored = OffsetDateTime::from_unix_timestamp_nanos(i128::from(message.stored));
+            status.note(
+                message.sequence,
+                stored.unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            );
+        }
+        read += 1;
+        if message.sequence > progress.end() || read >= READ {
+            behind += taken.info().map_err(|error| failed(&error))?.pending;
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+    .await?;
+    Ok(behind)
+}
+
+fn all(filter: String, headers_only: bool) -> Scan {
+    Scan {
+        filters: vec![filter],
+        from: DeliverPolicy::LastPerSubject,
+        headers_only,
+    }
+}

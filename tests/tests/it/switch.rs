@@ -1,0 +1,268 @@
+//! A function changes its kind of delivery while events come: each is handled once, none is forgotten.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use pelton_tests::http::HttpServer;
+use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, project, within};
+use serde_json::{Value, json};
+
+const LONG: Duration = Duration::from_secs(60);
+const STREAM: &str = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n";
+
+struct Scene {
+    nats: Nats,
+    pelton: Pelton,
+    project: Project,
+    server: NatsServer,
+}
+
+/// Nobody listens there.
+const NOWHERE: &str = "127.0.0.1:9";
+
+fn more(host: &str) -> String {
+    format!("start = \"all\"\ntimeout = \"120s\"\nallow = {{ http = [\"{host}\"] }}")
+}
+
+fn queue(host: &str) -> Result<String> {
+    let function = project::function("hostile", &build::component("hostile")?, &more(host));
+    Ok(format!("{STREAM}{function}"))
+}
+
+fn positions(host: &str) -> Result<String> {
+    let function = project::keyed("hostile", &build::component("hostile")?, 3, &more(host));
+    Ok(format!("{STREAM}{function}"))
+}
+
+async fn deployed(text: &str) -> Result<Scene> {
+    let project = Project::new(text)?;
+    let server = NatsServer::start().await?;
+    let nats = Nats::connect(&server.url()).await?;
+    let pelton = Pelton::new(&server.url(), project.path())?;
+    pelton.ok(&["deploy"]).await?;
+    Ok(Scene {
+        nats,
+        pelton,
+        project,
+        server,
+    })
+}
+
+impl Scene {
+    async fn deploy(&self, text: &str) -> Result<()> {
+        self.project.change(text)?;
+        self.pelton.ok(&["deploy"]).await?;
+        Ok(())
+    }
+
+    async fn info(&self) -> Result<Value> {
+        let info = self.pelton.json(&["function", "info", "hostile"]).await?;
+        Ok(info["status"].clone())
+    }
+
+    /// Waits until nothing is pending.
+    async fn idle(&self) -> Result<()> {
+        within(LONG, "all events to be done", || async {
+            let status = self.info().await?;
+            ensure!(status["pending"] == 0, "{status}");
+            Ok(Some(()))
+        })
+        .await
+    }
+
+    /// Each of these events counted once.
+    async fn counted(&self, events: usize) -> Result<()> {
+        self.idle().await?;
+        for n in 0..events {
+            let count = self.nats.value("shop", &format!("counters.n-{n}")).await?;
+            ensure!(count == Some(json!(1)), "event {n} counted {count:?}");
+        }
+        let dead = self.nats.dead("shop").await?;
+        ensure!(dead.is_empty(), "{dead:?}");
+        Ok(())
+    }
+}
+
+/// Publishes events of 40 keys, each of which counts in its own counter, at some hundreds a second.
+async fn publish(nats: Nats, events: usize) -> Result<()> {
+    for n in 0..events {
+        let act = json!({ "do": "count", "counter": format!("n-{n}") }).to_string();
+        nats.publish(&format!("hostile.act.k{}", n % 40), act)
+            .await?;
+        if n % 4 == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_event_is_handled_once_across_both_changes() -> Result<()> {
+    const EVENTS: usize = 4000;
+    let scene = deployed(&queue(NOWHERE)?).await?;
+    let _nodes = [
+        Node::start(&scene.pelton, &[])?,
+        Node::start(&scene.pelton, &[])?,
+    ];
+    scene.nats.serving("hostile", Some(1), 2).await?;
+    let publishing = tokio::spawn(publish(scene.nats.clone(), EVENTS));
+    for (version, text) in [
+        (2, positions(NOWHERE)?),
+        (3, queue(NOWHERE)?),
+        (4, positions(NOWHERE)?),
+    ] {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        ensure!(
+            !publishing.is_finished(),
+            "published too fast for this test"
+        );
+        scene.deploy(&text).await?;
+        scene.nats.serving("hostile", Some(version), 2).await?;
+    }
+    publishing.await??;
+    scene.counted(EVENTS).await?;
+    // Only positions are left: the consumer went when the nodes had taken over.
+    let info = scene.info().await?;
+    ensure!(info["inputs"][0]["consumer"].is_null(), "{info}");
+    let pending = scene.nats.pending("shop", "hostile", "HOSTILE").await;
+    ensure!(pending.is_err(), "a consumer is left: {pending:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_queue_that_does_not_come_to_rest_goes_on_as_it_was() -> Result<()> {
+    let gate = HttpServer::closed().await?;
+    let scene = deployed(&queue(&gate.host())?).await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    let act = json!({ "do": "http", "url": gate.url() }).to_string();
+    scene.nats.publish("hostile.act.a", act).await?;
+    gate.asked(1).await?;
+    scene.project.change(&positions(&gate.host())?)?;
+    let said = ["1 events of stream HOSTILE", "function info hostile"];
+    scene.pelton.refused(&["deploy"], &said).await?;
+    // It is not paused any more.
+    let other = json!({ "do": "count", "counter": "n-0" }).to_string();
+    scene.nats.publish("hostile.act.b", other).await?;
+    within(LONG, "the other event", || async {
+        let count = scene.nats.value("shop", "counters.n-0").await?;
+        Ok((count == Some(json!(1))).then_some(()))
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_parked_keeps_a_function_with_its_positions() -> Result<()> {
+    let scene = deployed(&positions(NOWHERE)?).await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    let waits = json!({ "do": "fail", "how": "defer", "code": "early", "well_at": 0 });
+    scene
+        .nats
+        .publish("hostile.act.a", waits.to_string())
+        .await?;
+    let status = within(LONG, "the event to be deferred", || async {
+        let status = scene.info().await?;
+        ensure!(status["deferred"] == 1, "{status}");
+        Ok(Some(status))
+    })
+    .await?;
+    ensure!(
+        status["pending"] == 1 && status["retrying"] == 0,
+        "{status}"
+    );
+    ensure!(status["inputs"][0]["oldest_sequence"] == 1, "{status}");
+    status["oldest_pending_ms"].as_u64().context("no age")?;
+    scene.project.change(&queue(NOWHERE)?)?;
+    let said = ["1 of its deliveries are parked", "fix: wait until"];
+    scene.pelton.refused(&["deploy"], &said).await?;
+    // It goes on by positions.
+    publish(scene.nats.clone(), 10).await?;
+    within(LONG, "the other events", || async {
+        let status = scene.info().await?;
+        ensure!(status["pending"] == 1, "{status}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_first_deploy_begins_where_start_says() -> Result<()> {
+    let scene = deployed(STREAM).await?;
+    publish(scene.nats.clone(), 10).await?;
+    let component = build::component("hostile")?;
+    let with = |start: &str| {
+        format!(
+            "{STREAM}{}",
+            project::keyed(
+                "hostile",
+                &component,
+                3,
+                &format!("{start}\nallow = {{ http = [\"{NOWHERE}\"] }}")
+            )
+        )
+    };
+    scene.project.change(&with(""))?;
+    let said = ["holds 10 messages already", "start = \"all\""];
+    scene.pelton.refused(&["deploy"], &said).await?;
+    let stream = scene.nats.js.get_stream("HOSTILE").await?;
+    let seventh = stream.get_raw_message(7).await?.time;
+    let format = &time::format_description::well_known::Rfc3339;
+    for (start, handled) in [
+        ("start = \"new\"".to_owned(), 10..12),
+        (format!("start = \"{}\"", seventh.format(format)?), 6..12),
+    ] {
+        // Another app, so that it is a first deploy each time.
+        let app = format!("s{}", handled.start);
+        let project = Project::verbatim(&format!("pelton = 1\napp = \"{app}\"\n{}", with(&start)))?;
+        let pelton = Pelton::new(&scene.server.url(), project.path())?;
+        pelton.ok(&["deploy"]).await?;
+        let node = Node::start(&pelton, &["--app", &app])?;
+        for n in [10, 11] {
+            let act = json!({ "do": "count", "counter": format!("n-{n}") }).to_string();
+            scene.nats.publish("hostile.act.k1", act).await?;
+        }
+        within(LONG, "the last event", || async {
+            let info = pelton.json(&["function", "info", "hostile"]).await?;
+            ensure!(info["status"]["pending"] == 0, "{info}");
+            Ok(Some(()))
+        })
+        .await?;
+        for n in 0..12 {
+            let count = scene.nats.value(&app, &format!("counters.n-{n}")).await?;
+            ensure!(
+                count.is_some() == handled.contains(&n),
+                "{start}: event {n} counted {count:?}"
+            );
+        }
+        drop(node);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_that_removes_what_is_acked_wants_a_queue() -> Result<()> {
+    let project = Project::new(&positions(NOWHERE)?)?;
+    let server = NatsServer::start().await?;
+    let nats = Nats::connect(&server.url()).await?;
+    let pelton = Pelton::new(&server.url(), project.path())?;
+    let config = async_nats::jetstream::stream::Config {
+        name: "HOSTILE".into(),
+        subjects: vec!["hostile.>".into()],
+        retention: async_nats::jetstream::stream::RetentionPolicy::WorkQueue,
+        ..Default::default()
+    };
+    nats.js.create_stream(config).await?;
+    let said = [
+        "retention workqueue",
+        "fix: say delivery = \"at-least-once\"",
+    ];
+    for command in ["check", "deploy"] {
+        let output = pelton.run(&[command]).await?;
+        let text = format!("{}{}", output.stdout, output.stderr);
+        ensure!(output.code != Some(0), "{output:#?}");
+        for words in said {
+            ensure!(text.contains(words), "should say {words:?}: {output:#?}");
+        }
+    }
+    Ok(())
+}
