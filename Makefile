@@ -2,11 +2,12 @@
 # The work is in scripts/, which run just as well without make.
 
 .POSIX:
-.PHONY: help demo test build lint bench setup clean
+.PHONY: help demo test faults build lint bench setup clean
 
 help:
 	@echo 'make demo    run the order system end to end on a throw-away NATS, and check what it did'
 	@echo 'make test    all tests, on real nats-server processes'
+	@echo 'make faults  nodes and servers under kill -9, pauses and cuts, then an audit (SEED=, DURATION= seconds, CLUSTER=1|3)'
 	@echo 'make build   the binary: target/release/pelton'
 	@echo 'make lint    rustfmt and clippy'
 	@echo 'make bench   measurements'
@@ -18,6 +19,9 @@ demo:
 
 test:
 	@./scripts/test.sh
+
+faults:
+	@./scripts/faults.sh
 
 build:
 	@. ./scripts/tools.sh && need_rust && build_all

@@ -11,11 +11,12 @@ use crate::server;
 /// What a first test builds and the others wait for; a failure is the same for all.
 type Once<T> = OnceLock<std::result::Result<T, String>>;
 
-/// Functions that are built, and the folders of their crates.
-const FUNCTIONS: [(&str, &str); 3] = [
-    ("orders", "functions/orders"),
-    ("notifier", "functions/notifier"),
-    ("hostile", "tests/guests/hostile"),
+/// Functions that are built, the folders of their crates, and what else their tables say.
+const FUNCTIONS: [(&str, &str, &str); 4] = [
+    ("orders", "functions/orders", ""),
+    ("notifier", "functions/notifier", ""),
+    ("hostile", "tests/guests/hostile", ""),
+    ("ledger", "tests/guests/ledger", "subjects = [\"work.*.*\"]"),
 ];
 
 /// Root of the repository.
@@ -94,7 +95,7 @@ fn build_pelton() -> Result<PathBuf> {
     Ok(release()?.join("pelton"))
 }
 
-/// The component of `orders`, `notifier` or `hostile`.
+/// The component of `orders`, `notifier`, `hostile` or `ledger`.
 ///
 /// # Errors
 /// It does not build.
@@ -112,10 +113,10 @@ fn build_components() -> Result<PathBuf> {
     let folder = scratch()?.join("guests");
     std::fs::create_dir_all(&folder)?;
     let mut manifest = "pelton = 1\napp = \"guests\"\n".to_owned();
-    manifest += "[streams.ALL]\nsubjects = [\"orders.>\", \"notifications.>\", \"hostile.>\"]\n";
-    for (name, place) in FUNCTIONS {
+    manifest += "[streams.ALL]\nsubjects = [\"orders.>\", \"notifications.>\", \"hostile.>\", \"work.>\"]\n";
+    for (name, place, more) in FUNCTIONS {
         let place = root()?.join(place);
-        manifest += &format!("[functions.{name}]\ncomponent = {place:?}\n");
+        manifest += &format!("[functions.{name}]\ncomponent = {place:?}\n{more}\n");
     }
     std::fs::write(folder.join("pelton.toml"), manifest)?;
     let output = Command::new(pelton()?)

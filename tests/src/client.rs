@@ -58,14 +58,14 @@ impl Dead {
 }
 
 impl Nats {
-    /// Connects; stays through outages.
+    /// Connects to one of these servers (URLs, separated by commas); stays through outages.
     ///
     /// # Errors
     /// The server is not there.
     pub async fn connect(url: &str) -> Result<Self> {
         let core = async_nats::ConnectOptions::new()
             .request_timeout(Some(Duration::from_secs(5)))
-            .connect(url)
+            .connect(url.split(',').collect::<Vec<_>>())
             .await?;
         let js = jetstream::new(core.clone());
         Ok(Self { core, js })

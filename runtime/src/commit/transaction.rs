@@ -16,6 +16,9 @@ use crate::records::{FORMAT, TimerRecord};
 pub(crate) const MARKER_TTL: &str = "1h";
 /// Leftovers that only carried a condition or cleared a record; the shortest the server knows.
 const SCRAP_TTL: &str = "1s";
+/// What clears a parked delivery stays longer: the server may find a message again that the cleared one had replaced, if it is
+/// killed soon after the latter has gone.
+const CLEARED_TTL: &str = "1h";
 /// What a message adds to its body: subject, headers of the batch, and what the server keeps of it.
 const MESSAGE_OVERHEAD: usize = 256;
 
@@ -244,6 +247,7 @@ impl Transaction {
             messages.push(scrap(
                 names.attempts(function, stream, *sequence),
                 HeaderMap::new(),
+                SCRAP_TTL,
             ));
         }
         if let Some(Parking {
@@ -275,7 +279,11 @@ impl Transaction {
                 "Nats-Expected-Last-Subject-Sequence-Subject",
                 names.state(key),
             );
-            messages.push(scrap(names.check(&self.origin.function), headers));
+            messages.push(scrap(
+                names.check(&self.origin.function),
+                headers,
+                SCRAP_TTL,
+            ));
         }
     }
 
@@ -313,7 +321,7 @@ impl Transaction {
                 headers.insert("Nats-Schedule-Next", "purge");
             }
             messages.push(match &change.next {
-                None => scrap(subject.clone(), headers),
+                None => scrap(subject.clone(), headers, SCRAP_TTL),
                 Some(Timer { id, at, .. }) => {
                     let record = TimerRecord {
                         format: FORMAT,
@@ -388,8 +396,8 @@ pub(super) fn expecting(revision: u64) -> HeaderMap {
 }
 
 /// A message whose body means nothing and which goes away by itself.
-fn scrap(subject: String, mut headers: HeaderMap) -> BatchMessage {
-    headers.insert(header::NATS_MESSAGE_TTL, SCRAP_TTL);
+fn scrap(subject: String, mut headers: HeaderMap, ttl: &str) -> BatchMessage {
+    headers.insert(header::NATS_MESSAGE_TTL, ttl);
     headers.insert("KV-Operation", "PURGE");
     BatchMessage {
         subject,
@@ -405,7 +413,7 @@ fn aside(
     message: Option<&(Headers, Bytes)>,
 ) -> BatchMessage {
     let Some((kept, payload)) = message else {
-        return scrap(subject.to_owned(), headers);
+        return scrap(subject.to_owned(), headers, CLEARED_TTL);
     };
     for (name, value) in kept {
         headers.append(name.as_str(), value.as_str());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::InfoWithSubjects;
 use futures::StreamExt;
@@ -16,12 +17,19 @@ use crate::commit::position::{claim, put};
 use crate::members::Members;
 use crate::records::{FORMAT, PositionRecord};
 
+/// After so long without a word about a partition it is taken from a node that is alive: a claim whose answer was lost, or a
+/// letting go that failed, leaves a record that names a node which does not run it. Should that one be at work after all, it
+/// loses its commit, and nothing else.
+const OVERDUE: Duration = Duration::from_secs(10);
+
 /// The partitions of one input that this node holds.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     held: BTreeMap<u16, Partition>,
     /// To be let go as soon as nothing of them is under way.
     leaving: BTreeMap<u16, Partition>,
+    /// Ours by the hash and another's by their records: at which revision, and since when.
+    awaited: BTreeMap<u16, (u64, Instant)>,
 }
 
 /// What a round of claims found.
@@ -112,8 +120,11 @@ impl Claims {
         let claims = wanted.into_iter().map(|partition| {
             let last = found.get(&context.position(partition));
             let last = last.map(|last| (last.sequence, last.payload.as_ref()));
-            self::take(context, members, partition, last)
+            let revision = last.map_or(0, |(revision, _)| revision);
+            let overdue = self.is_overdue(partition, revision);
+            self::take(context, members, partition, last, overdue)
         });
+        let claims: Vec<_> = claims.collect();
         let claimed: Result<Vec<_>, _> = join_all(claims).await.into_iter().collect();
         let claimed: Vec<Claimed> = claimed?.into_iter().flatten().collect();
         let latest = claimed.iter().max_by_key(|(_, record, _)| record.witness);
@@ -133,10 +144,21 @@ impl Claims {
             gained.partitions.push(number);
             let subject = context.position(number);
             let owner = context.owner.clone();
+            self.awaited.remove(&number);
             let partition = Partition::claimed(subject, owner, &record, revision, passed.clone());
             self.held.insert(number, partition);
         }
         Ok(gained)
+    }
+
+    /// Whether nobody has written a partition's record for so long that its owner, though alive, seems not to know of it.
+    fn is_overdue(&mut self, partition: u16, revision: u64) -> bool {
+        let now = Instant::now();
+        let awaited = self.awaited.entry(partition).or_insert((revision, now));
+        if awaited.0 != revision {
+            *awaited = (revision, now);
+        }
+        awaited.1.elapsed() > OVERDUE
     }
 }
 
@@ -157,12 +179,13 @@ async fn release(context: &Context, partitions: Vec<(u16, Partition)>) -> Vec<u1
 /// A partition, its record and the record's revision.
 type Claimed = (u16, PositionRecord, u64);
 
-/// Claims one partition if nobody alive holds it.
+/// Claims one partition if nobody alive holds it, or who does is overdue.
 async fn take(
     context: &Context,
     members: &Members,
     partition: u16,
     last: Option<(u64, &[u8])>,
+    overdue: bool,
 ) -> Result<Option<Claimed>, SourceError> {
     let subject = context.position(partition);
     let stored = match last {
@@ -184,7 +207,8 @@ async fn take(
     }
     let held = stored.as_ref().map(|(_, record)| record.owner.as_str());
     let node = held.and_then(|owner| owner.split(':').next());
-    if node.is_some_and(|node| node != context.node && members.is_alive(node)) {
+    let another = node.is_some_and(|node| node != context.node && members.is_alive(node));
+    if another && !overdue {
         return Ok(None);
     }
     let record = claim(
