@@ -18,6 +18,7 @@ pub mod stream;
 #[cfg(test)]
 mod tests;
 mod transaction;
+pub mod transport;
 
 pub use attempts::{Attempts, Earlier};
 pub use committer::{CommitError, Committer, Expected, Room};

@@ -1,6 +1,7 @@
 //! Clears the outbox of what has reached its target stream. Every node does it; doing it twice is harmless.
 
 use async_nats::jetstream;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -75,23 +76,45 @@ pub async fn purge(
     if !settled || info["state"]["last_seq"].as_u64() < Some(reached) {
         return Ok(());
     }
-    let request = serde_json::json!({ "filter": names.outbox_filter(target), "seq": reached + 1 });
-    let failed = |why: &dyn std::fmt::Display| {
-        StreamError(format!("cannot purge the outbox for {target}: {why}"))
-    };
-    let answer: serde_json::Value = js
-        .request(format!("STREAM.PURGE.{commit}"), &request)
-        .await
-        .map_err(|error| failed(&error))?;
-    if let Some(error) = answer.get("error") {
-        return Err(failed(&error["description"]));
-    }
+    remove(js, names, target, json!({ "seq": reached + 1 })).await?;
     purged.upto = reached;
     Ok(())
 }
 
+/// Removes all of the app's outbox for `target`: what is there is not to arrive.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn clear(
+    js: &jetstream::Context,
+    names: &AppNames,
+    target: &str,
+) -> Result<(), StreamError> {
+    remove(js, names, target, json!({})).await
+}
+
+async fn remove(
+    js: &jetstream::Context,
+    names: &AppNames,
+    target: &str,
+    mut request: Value,
+) -> Result<(), StreamError> {
+    request["filter"] = json!(names.outbox_filter(target));
+    let failed = |why: &dyn std::fmt::Display| {
+        StreamError(format!("cannot purge the outbox for {target}: {why}"))
+    };
+    let answer: Value = js
+        .request(format!("STREAM.PURGE.{}", names.commit_stream()), &request)
+        .await
+        .map_err(|error| failed(&error))?;
+    match answer.get("error") {
+        None => Ok(()),
+        Some(error) => Err(failed(&error["description"])),
+    }
+}
+
 /// When a stream was made.
-fn time_of(info: &serde_json::Value) -> Option<OffsetDateTime> {
+fn time_of(info: &Value) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(info["created"].as_str()?, &Rfc3339).ok()
 }
 

@@ -214,6 +214,43 @@ pub async fn ensure_target(
     update(js, stream, &config).await
 }
 
+/// Whether a stream sources the app's outbox.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn is_target(
+    js: &jetstream::Context,
+    names: &AppNames,
+    stream: &str,
+) -> Result<bool, StreamError> {
+    let commit = names.commit_stream();
+    let info = info(js, stream).await?;
+    let sources = info
+        .as_ref()
+        .and_then(|info| info["config"]["sources"].as_array());
+    Ok(sources.is_some_and(|all| all.iter().any(|one| one["name"] == commit.as_str())))
+}
+
+/// Takes the app's source from a stream again; its other settings stay.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn remove_source(
+    js: &jetstream::Context,
+    names: &AppNames,
+    stream: &str,
+) -> Result<(), StreamError> {
+    let Some(info) = info(js, stream).await? else {
+        return Ok(());
+    };
+    let commit = names.commit_stream();
+    let mut config = info["config"].clone();
+    if let Some(sources) = config["sources"].as_array_mut() {
+        sources.retain(|source| source["name"] != commit.as_str());
+    }
+    update(js, stream, &config).await
+}
+
 /// Gives a stream that Pelton made at least so many copies; a missing one is passed by. Copies are never taken away:
 /// another app may have asked for them.
 ///

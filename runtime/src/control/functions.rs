@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::lag::{self, InputStatus};
 use super::scan::{Scan, ordered, scan};
 use super::{ControlError, nodes, open};
+use crate::commit::transport;
 use crate::names::{AppNames, REGISTRY_BUCKET};
 use crate::records::{FORMAT, FunctionRecord, NodeRecord};
 
@@ -96,6 +97,21 @@ pub struct FunctionStatus {
     pub deferred: u64,
     /// Deliveries given up on and still kept.
     pub dead_letters: u64,
+    /// Streams that its events may go to, and what waits for them.
+    pub targets: Vec<TargetStatus>,
+}
+
+/// A target stream of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct TargetStatus {
+    /// The stream.
+    pub stream: String,
+    /// Age of the oldest event of the app's outbox that has not reached it, milliseconds; none: all have.
+    pub oldest_waiting_ms: Option<u64>,
+    /// What keeps that event, as far as can be told.
+    pub blocked: Option<String>,
+    /// What to do about it.
+    pub fix: Option<String>,
 }
 
 /// A function on a live node.
@@ -202,6 +218,10 @@ async fn status(
     for input in &record.inputs {
         inputs.push(lag::of(js, &names, record, input).await?);
     }
+    let mut targets = Vec::new();
+    for one in &record.targets {
+        targets.push(target(js, &names, &one.stream).await?);
+    }
     let dead = count(js, &names.dead_stream(), &names.dead_subject(function)).await?;
     Ok(FunctionStatus {
         app: app.clone(),
@@ -215,6 +235,25 @@ async fn status(
         deferred: inputs.iter().map(|one| one.deferred).sum(),
         inputs,
         dead_letters: dead,
+        targets,
+    })
+}
+
+async fn target(
+    js: &jetstream::Context,
+    names: &AppNames,
+    stream: &str,
+) -> Result<TargetStatus, ControlError> {
+    let waiting = transport::waiting(js, names, stream).await;
+    let waiting = waiting.map_err(|error| ControlError::nats("look into the outbox", error))?;
+    let age = |since: time::OffsetDateTime| {
+        u64::try_from((time::OffsetDateTime::now_utc() - since).whole_milliseconds()).unwrap_or(0)
+    };
+    Ok(TargetStatus {
+        stream: stream.to_owned(),
+        oldest_waiting_ms: waiting.as_ref().map(|one| age(one.since)),
+        blocked: waiting.as_ref().map(|one| one.why.clone()),
+        fix: waiting.map(|one| one.fix),
     })
 }
 

@@ -10,13 +10,17 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::every;
-use crate::commit::{outbox, stream};
+use crate::commit::{outbox, stream, transport};
 use crate::names::AppNames;
 
 /// How often outboxes are cleared of what has arrived.
 const PURGE: Duration = Duration::from_secs(2);
 /// How often the commit streams' settings are looked at: nobody alters them in a sound system.
 const MEND: Duration = Duration::from_secs(10);
+/// How often what has not left the outbox is looked at.
+const WATCH: Duration = Duration::from_secs(5);
+/// An emitted event takes milliseconds to its target: one that is so old is stuck.
+const STUCK: time::Duration = time::Duration::seconds(10);
 
 /// What a node serves of one app.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +39,8 @@ pub(super) struct Janitor {
     pub(super) apps: watch::Receiver<Apps>,
     /// What each target of each app had stored at the last purge.
     purged: HashMap<(String, String), outbox::Purged>,
+    /// Apps and targets that emitted events do not reach.
+    stuck: BTreeSet<(String, String)>,
     /// Apps and targets whose outbox could not be cleared the last time.
     failing: BTreeSet<(String, String)>,
 }
@@ -45,18 +51,20 @@ impl Janitor {
             js,
             apps,
             purged: HashMap::new(),
+            stuck: BTreeSet::new(),
             failing: BTreeSet::new(),
         }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let (mut purge, mut mend) = (every(PURGE), every(MEND));
+        let (mut purge, mut mend, mut watch) = (every(PURGE), every(MEND), every(WATCH));
         loop {
             let apps = self.apps.borrow().clone();
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = purge.tick() => self.purge(apps).await,
                 _ = mend.tick() => self.mend(apps).await,
+                _ = watch.tick() => self.watch(apps).await,
             }
         }
     }
@@ -77,6 +85,42 @@ impl Janitor {
                         tracing::warn!(%error, app, "an outbox is not cleared of what has arrived");
                     }
                     Err(error) => tracing::debug!(%error, app, "an outbox is not cleared"),
+                }
+            }
+        }
+    }
+
+    /// Says once that events do not reach a target, and once that they do again.
+    async fn watch(&mut self, apps: Apps) {
+        for (app, Served { mut targets, .. }) in apps {
+            let names = AppNames::new(app.as_str());
+            targets.insert(names.dead_stream());
+            for target in targets {
+                let waiting = match transport::waiting(&self.js, &names, &target).await {
+                    Ok(waiting) => waiting,
+                    Err(error) => {
+                        tracing::debug!(%error, app, target, "the outbox is not watched");
+                        continue;
+                    }
+                };
+                let now = OffsetDateTime::now_utc();
+                let stuck = waiting.filter(|waiting| now - waiting.since > STUCK);
+                let key = (app.clone(), target);
+                match stuck {
+                    Some(transport::Waiting { since, why, fix }) => {
+                        if self.stuck.insert(key.clone()) {
+                            tracing::warn!(app, target = key.1, %since, why, fix, "emitted events do not reach their stream; they wait in the outbox");
+                        }
+                    }
+                    None => {
+                        if self.stuck.remove(&key) {
+                            tracing::info!(
+                                app,
+                                target = key.1,
+                                "emitted events reach their stream again"
+                            );
+                        }
+                    }
                 }
             }
         }

@@ -10,6 +10,7 @@ mod http;
 mod modules;
 mod orders;
 mod outage;
+mod outbox;
 mod positions;
 mod redeploy;
 mod retry;

@@ -101,6 +101,17 @@ fn whole(output: &Output, info: &FunctionInfo) -> String {
         "CONSUMER",
     ];
     parts.push(output.table(&header, inputs.collect()));
+    let stuck = status.targets.iter().filter_map(|target| {
+        let age = target.oldest_waiting_ms?;
+        let why = target.blocked.as_deref().unwrap_or_default();
+        let fix = target.fix.as_deref().unwrap_or_default();
+        Some(format!(
+            "emitted events wait for {} since {}: {why}\n  fix: {fix}",
+            target.stream,
+            duration_ms(age)
+        ))
+    });
+    parts.extend(stuck);
     let handlers = record
         .handlers
         .iter()

@@ -15,6 +15,7 @@ use super::begin::begin;
 use super::clean_up;
 use super::plan::{FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan};
 use super::switch::to_queue;
+use super::targets;
 use crate::commit::stream::{self, StreamError};
 use crate::component::Component;
 use crate::config::{DeliveryMode, Manifest};
@@ -39,6 +40,7 @@ pub async fn apply(
     mut step: impl FnMut(&str),
 ) -> Result<(), ControlError> {
     let names = AppNames::new(plan.app.as_str());
+    targets::arrived(js, &names, &plan.targets_gone).await?;
     step("Pelton's buckets and the app's commit stream");
     registry::ensure_buckets(js, plan.replicas)
         .await
@@ -62,20 +64,22 @@ pub async fn apply(
             .await
             .map_err(refused)?;
     }
-    let targets: BTreeSet<&String> = plan.functions.iter().flat_map(|one| &one.targets).collect();
-    for target in targets {
+    // What an earlier deploy that waited for nobody left: it would keep others out of a work queue. Before this one's targets
+    // are made: they are no function's yet.
+    if plan.app_known
+        && let Err(error) = clean_up(js, &plan.app).await
+    {
+        step(&format!("consumers that are not needed stay: {error}"));
+    }
+    let wanted: BTreeSet<&String> = plan.functions.iter().flat_map(|one| &one.targets).collect();
+    for target in wanted {
+        targets::clear_leftovers(js, &names, target, &plan.targets_before).await?;
         let adopt = manifest.streams.get(target).is_some_and(|one| one.adopt);
         stream::ensure_target(js, &names, target, adopt)
             .await
             .map_err(refused)?;
     }
     register_app(js, &names, plan).await?;
-    // What an earlier deploy that waited for nobody left: it would keep others out of a work queue.
-    if plan.app_known
-        && let Err(error) = clean_up(js, &plan.app).await
-    {
-        step(&format!("consumers that are not needed stay: {error}"));
-    }
     for function in &plan.functions {
         if let Some(component) = components
             .get(&function.function)
@@ -108,7 +112,7 @@ pub async fn apply(
     Ok(())
 }
 
-fn refused(error: StreamError) -> ControlError {
+pub(super) fn refused(error: StreamError) -> ControlError {
     let text = error.to_string();
     let (what, fix) = text.split_once("; ").unwrap_or((
         &text,

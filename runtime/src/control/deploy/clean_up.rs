@@ -1,5 +1,6 @@
 //! What a deploy leaves behind on purpose: a node that still runs the old version would otherwise see its consumer
-//! vanish. So consumers on streams that a function no longer reads go when every node has taken the new version over.
+//! vanish. So consumers on streams that a function no longer reads go when every node has taken the new version over, and so do
+//! the sources of streams that no function emits to.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::targets;
 use crate::config::DeliveryMode;
 use crate::control::{ControlError, functions, nodes};
 use crate::names::AppNames;
@@ -18,7 +20,7 @@ use crate::records::FunctionRecord;
 /// Streams that are looked at at the same time.
 const AT_ONCE: usize = 16;
 
-/// Deletes consumers of the app's functions on streams that they no longer read: they would hold back work queues for
+/// Takes the app's source from streams that none of its functions emits to; and deletes consumers of the app's functions on streams that they no longer read: they would hold back work queues for
 /// ever. A function that some live node does not run in its newest version keeps all of its consumers.
 ///
 /// # Errors
@@ -40,7 +42,9 @@ pub async fn clean_up(js: &jetstream::Context, app: &str) -> Result<(), ControlE
         .filter(|record| rollout.running.contains(&record.function))
         .map(|record| (names.consumer(&record.function), record))
         .collect();
-    if settled.is_empty() {
+    // With no node there is nobody that could still emit.
+    let over = rollout.nodes == 0 || settled.len() == records.len();
+    if settled.is_empty() && !over {
         return Ok(());
     }
     let failed = |why: String| ControlError::nats("list the streams", why);
@@ -49,6 +53,9 @@ pub async fn clean_up(js: &jetstream::Context, app: &str) -> Result<(), ControlE
         .try_collect()
         .await
         .map_err(|error| failed(error.to_string()))?;
+    if over {
+        targets::give_back(js, &names, &streams, &records).await?;
+    }
     futures::stream::iter(streams)
         .map(|stream| clean(js, stream, &settled))
         .buffer_unordered(AT_ONCE)

@@ -14,6 +14,7 @@ mod plan;
 mod streams;
 mod survey;
 mod switch;
+mod targets;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! The plan: pure, so it can be shown and tested without a server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -31,6 +31,12 @@ pub struct Plan {
     pub replicas: usize,
     #[serde(skip)]
     pub(super) app_known: bool,
+    /// Streams that functions of the app emit to before the deploy.
+    #[serde(skip)]
+    pub(super) targets_before: BTreeSet<String>,
+    /// Those of them that none emits to afterwards.
+    #[serde(skip)]
+    pub(super) targets_gone: BTreeSet<String>,
 }
 
 /// What becomes of a stream.
@@ -186,6 +192,10 @@ pub fn plan(
     if !problems.is_empty() {
         return Err(problems);
     }
+    let (targets_before, targets_gone) = targets(&functions, view);
+    notes.extend(targets_gone.iter().map(|name| {
+        format!("stream {name}: no function emits to it any more, so that Pelton's source is taken from it")
+    }));
     let replicas = stream_plans.iter().map(|plan| plan.wanted.replicas).max();
     Ok(Plan {
         app: manifest.app.clone(),
@@ -194,7 +204,27 @@ pub fn plan(
         notes,
         replicas: replicas.map_or(1, |replicas| replicas as usize),
         app_known: view.app_known,
+        targets_before,
+        targets_gone,
     })
+}
+
+/// Targets of the app before, and those of them that it will not have any more.
+fn targets(functions: &[FunctionPlan], view: &View) -> (BTreeSet<String>, BTreeSet<String>) {
+    let names = |record: &FunctionRecord| {
+        let targets = record.targets.iter();
+        targets.map(|one| one.stream.clone()).collect::<Vec<_>>()
+    };
+    let deployed = view.functions.values();
+    let before: BTreeSet<String> = deployed.flat_map(|one| names(&one.record)).collect();
+    let planned = |name: &str| functions.iter().any(|one| one.function == name);
+    let stay = view.functions.iter().filter(|(name, _)| !planned(name));
+    let stay = stay.flat_map(|(_, one)| names(&one.record));
+    let after: BTreeSet<String> = stay
+        .chain(functions.iter().flat_map(|one| one.targets.clone()))
+        .collect();
+    let gone = before.difference(&after).cloned().collect();
+    (before, gone)
 }
 
 /// One function's part of the plan.

@@ -1,0 +1,125 @@
+//! The outbox: what keeps emitted events from their target is told, and a target goes only when nothing waits for it.
+
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::stream::{Config, DiscardPolicy};
+use pelton_tests::{Nats, Scene, build, eventually, project};
+use serde_json::json;
+
+const STREAMS: &str =
+    "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n[streams.OUT]\nsubjects = [\"out.>\"]\n";
+
+fn emitting(to: &str) -> Result<String> {
+    let more = format!("start = \"all\"\nallow = {{ http = [\"127.0.0.1:9\"], emit = [{to}] }}");
+    let function = project::keyed("hostile", &build::component("hostile")?, 3, &more);
+    Ok(format!("{STREAMS}{function}"))
+}
+
+async fn emit(nats: &Nats, count: usize) -> Result<()> {
+    let act = json!({ "do": "emit", "subject": "out.a", "count": count, "bytes": 10 });
+    nats.publish("hostile.act.a", act.to_string()).await?;
+    Ok(())
+}
+
+async fn arrived(nats: &Nats, count: u64) -> Result<()> {
+    eventually(&format!("{count} events to arrive"), || async {
+        let found = nats.count("OUT").await?;
+        ensure!(found == count, "{found} arrived");
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// Lets the stream OUT hold so many messages and refuse others.
+async fn bound(nats: &Nats, messages: i64) -> Result<()> {
+    let stream = nats.js.get_stream("OUT").await?;
+    let config = Config {
+        max_messages: messages,
+        discard: DiscardPolicy::New,
+        ..stream.cached_info().config.clone()
+    };
+    nats.js.update_stream(config).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_full_target_is_told_and_keeps_its_source_until_all_has_arrived() -> Result<()> {
+    let scene = Scene::start(&emitting("\"out.>\"")?).await?;
+    let nats = &scene.nats;
+    emit(nats, 2).await?;
+    arrived(nats, 2).await?;
+    bound(nats, 3).await?;
+    emit(nats, 4).await?;
+    arrived(nats, 3).await?;
+
+    let target = eventually("the target to be told blocked", || async {
+        let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
+        let target = info["status"]["targets"][0].clone();
+        ensure!(!target["blocked"].is_null(), "{info}");
+        Ok(Some(target))
+    })
+    .await?;
+    let why = target["blocked"].as_str().unwrap_or_default();
+    ensure!(why.contains("OUT is full"), "{target}");
+    let people = scene.pelton.ok(&["function", "info", "hostile"]).await?;
+    ensure!(
+        people.stdout.contains("nats stream purge OUT"),
+        "{people:#?}"
+    );
+    eventually("the node to warn", || async {
+        let said = scene.node.log()?;
+        Ok(said.contains("do not reach their stream").then_some(()))
+    })
+    .await?;
+
+    scene.project.change(&emitting("")?)?;
+    let said = ["OUT is no target of app shop any more", "OUT is full"];
+    scene.pelton.refused(&["deploy"], &said).await?;
+    nats.serving("hostile", Some(1), 1).await?;
+
+    bound(nats, -1).await?;
+    arrived(nats, 6).await?;
+    scene.pelton.ok(&["deploy"]).await?;
+    let sources = nats
+        .js
+        .get_stream("OUT")
+        .await?
+        .cached_info()
+        .config
+        .sources
+        .clone();
+    ensure!(sources.is_none_or(|all| all.is_empty()), "a source is left");
+
+    // A target again: what lies there of its earlier life does not arrive a second time.
+    let leftover = "$PELTON.shop.out.OUT.0123456789abcdef0123456789abcdef.0.out.old";
+    nats.publish(leftover, "old").await?;
+    scene.project.change(&emitting("\"out.>\"")?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    emit(nats, 1).await?;
+    arrived(nats, 7).await?;
+    let last = nats.messages("OUT").await?.pop().context("no message")?;
+    assert_eq!(last.subject.as_str(), "out.a");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_that_its_target_does_not_take_is_told() -> Result<()> {
+    let scene = Scene::start(&emitting("\"out.>\"")?).await?;
+    let nats = &scene.nats;
+    emit(nats, 1).await?;
+    arrived(nats, 1).await?;
+    let stream = nats.js.get_stream("OUT").await?;
+    let config = Config {
+        max_message_size: 8,
+        ..stream.cached_info().config.clone()
+    };
+    nats.js.update_stream(config).await?;
+    emit(nats, 1).await?;
+    eventually("the target to be told blocked", || async {
+        let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
+        let why = info["status"]["targets"][0]["blocked"].clone();
+        let why = why.as_str().unwrap_or_default();
+        ensure!(why.contains("takes 8 (max-msg-size)"), "{info}");
+        Ok(Some(()))
+    })
+    .await
+}
