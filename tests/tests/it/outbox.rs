@@ -123,3 +123,28 @@ async fn a_message_that_its_target_does_not_take_is_told() -> Result<()> {
     })
     .await
 }
+
+#[tokio::test]
+async fn what_has_arrived_is_not_taken_for_stuck_after_a_restart() -> Result<()> {
+    let mut scene = Scene::start(&emitting("\"out.>\"")?).await?;
+    scene.node.kill().await?;
+    // Nobody clears it: it has arrived, and lies in the outbox still.
+    let outbox = "$PELTON.shop.out.OUT.0123456789abcdef0123456789abcdef.0.out.b.c";
+    scene.nats.publish(outbox, "x").await?;
+    arrived(&scene.nats, 1).await?;
+    scene.server.kill()?;
+    scene.server.restart().await?;
+    eventually("the server to answer", || async {
+        let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
+        let target = &info["status"]["targets"][0];
+        assert!(target["oldest_waiting_ms"].is_null(), "{target}");
+        Ok(Some(()))
+    })
+    .await?;
+    let left = scene
+        .nats
+        .count_below("KV_shop", "$PELTON.shop.out.>")
+        .await?;
+    assert_eq!(left, 1);
+    Ok(())
+}
