@@ -23,6 +23,7 @@ pub mod source;
 mod call;
 mod delivery;
 mod members;
+mod mutation;
 
 pub mod event;
 pub mod registry;

@@ -60,7 +60,7 @@ async fn main() -> ExitCode {
     let ended = tokio::select! {
         ended = run(&settings) => ended,
         // Dropping what runs ends the children.
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        () = interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     let took = begun.elapsed().as_secs();
     let failed = u32::from(ended.is_err());
@@ -74,6 +74,18 @@ async fn main() -> ExitCode {
         1 - failed
     );
     ExitCode::from(u8::from(failed > 0))
+}
+
+/// SIGINT or SIGTERM.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut term) => tokio::select! {
+            _ = term.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        },
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
 }
 
 /// The run's folder: logs and data, kept when it failed.

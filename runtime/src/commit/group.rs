@@ -7,9 +7,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use async_nats::HeaderMap;
+
 use super::batch::{BatchMessage, MAX_MESSAGES};
 use super::position::Partition;
 use super::transaction::{Transaction, expecting};
+use crate::mutation;
 use crate::names::AppNames;
 
 /// Bytes in one batch: the server stages a batch whole before it stores it. One delivery alone may have more.
@@ -198,13 +201,19 @@ pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Option<Layout
             one.past.extend(past);
         }
     }
+    if mutation::is("validations-first") {
+        messages.sort_by_key(|one| !one.subject.ends_with(".check"));
+    }
     let moves: Vec<Move> = moves.into_values().collect();
     let moves_at = messages.len() as u64;
     for Move { partition, past } in &moves {
         let advance = partition.advance(past)?;
         messages.push(BatchMessage {
             subject: partition.subject().to_owned(),
-            headers: expecting(advance.revision),
+            headers: match mutation::is("position-condition") {
+                true => HeaderMap::new(),
+                false => expecting(advance.revision),
+            },
             payload: serde_json::to_vec(&advance.record).ok()?.into(),
         });
     }

@@ -9,6 +9,7 @@ use super::batch::BatchMessage;
 use super::position::Partition;
 use crate::effects::{Effects, Timer, Write};
 use crate::event::{Headers, timestamp};
+use crate::mutation;
 use crate::names::AppNames;
 use crate::records::{FORMAT, TimerRecord};
 
@@ -290,7 +291,8 @@ impl Transaction {
     fn push_writes(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
         for (key, write) in &self.effects.writes {
             let mut headers = HeaderMap::new();
-            if let Some(revision) = self.effects.reads.get(key) {
+            let seen = self.effects.reads.get(key);
+            if let Some(revision) = seen.filter(|_| !mutation::is("key-revision")) {
                 headers.insert(
                     header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
                     revision.to_string(),

@@ -14,6 +14,7 @@ use crate::call::Answer;
 use crate::commit::{CommitError, DeadLetter, Earlier, Fence, Origin, Parking, Transaction};
 use crate::delivery::{TROUBLE_PAUSE, Worker};
 use crate::effects::{Attempt, Effects, Failure, StateError};
+use crate::mutation;
 use crate::names;
 use crate::records::{AttemptError, AttemptsRecord, FORMAT};
 use crate::source::{Received, Return, Settlement};
@@ -343,6 +344,10 @@ async fn give_up(
         "dead letter"
     );
     let letter = dead::letter(worker, case, received, &failure, &errors);
+    let reads = match mutation::is("read-only-verdicts") {
+        true => Effects::default(),
+        false => reads,
+    };
     let mut transaction = case.ending(reads, Some(letter));
     let caller = received.caller.as_ref();
     let answer = caller.map(|_| Answer::given_up(&failure));

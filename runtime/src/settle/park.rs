@@ -12,6 +12,7 @@ use crate::commit::{CommitError, Parking};
 use crate::delivery::{TROUBLE_PAUSE, Worker};
 use crate::effects::Effects;
 use crate::event::{Headers, Message};
+use crate::mutation;
 use crate::records::{AttemptsRecord, FORMAT};
 use crate::source::{Received, Return, Settlement};
 
@@ -51,6 +52,11 @@ pub(super) async fn store(
         revision: *revision,
         message: Some(write(record, &received.message, worker.max_payload)),
     });
+    if mutation::is("park-in-memory") {
+        transaction.parking = None;
+        let _ = worker.committer.commit(Arc::new(transaction)).await;
+        return Settlement::Again(after);
+    }
     match worker.committer.commit(Arc::new(transaction)).await {
         Ok(()) | Err(CommitError::Duplicate) => Settlement::Parked(after, how),
         Err(CommitError::Lost) => Settlement::Lost,
