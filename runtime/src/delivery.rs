@@ -173,6 +173,9 @@ pub(crate) async fn run(
             drop(expected);
             match settle::carry_out(worker, case, received, attempt).await {
                 Carried::Settled(settlement) => return settlement,
+                Carried::Conflict(keys) if case.is_stale(&keys) => {
+                    return Settlement::Again(settle::LOOK_AGAIN);
+                }
                 Carried::Conflict(keys) => conflict = keys,
             }
             lost += 1;

@@ -37,6 +37,8 @@ pub const CODE_HEADER: &str = "Pelton-Code";
 pub const TIMER_HEADER: &str = "Pelton-Timer";
 /// The same: the stream that the event goes to; no handler sees it.
 pub const DUE_TARGET_HEADER: &str = "Pelton-Target";
+/// The subject of a tick, as handlers announce it.
+pub const TICK_SUBJECT: &str = "schedule.tick";
 
 /// Stream metadata: the app whose `deploy` created the stream.
 pub const META_APP: &str = "pelton-app";

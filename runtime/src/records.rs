@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::config::FunctionSettings;
+use crate::config::{FunctionSettings, Schedule};
 
 /// Format version of every record in this module.
 pub const FORMAT: u32 = 1;
@@ -132,6 +132,18 @@ pub struct TimerRecord {
     pub id: String,
     /// When it is due, RFC 3339.
     pub at: String,
+    /// What it is a tick of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticking: Option<Ticking>,
+}
+
+/// A schedule that ticks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Ticking {
+    /// When.
+    pub schedule: Schedule,
+    /// The function's version that set it.
+    pub version: u64,
 }
 
 impl TimerRecord {

@@ -118,10 +118,11 @@ impl Context {
     }
 
     /// Emits at a time (at once if it is past; at most a year ahead). `name` has the form of a key and is unique in
-    /// the app; the same name again replaces what it held, so a timer can be moved.
+    /// the app; the same name again replaces what it held, so a timer can be moved. Set with the attempt's commit; the event
+    /// says this time unless the draft says another.
     ///
     /// # Errors
-    /// As [`emit`](Self::emit).
+    /// As [`emit`](Self::emit), and `pelton-key-invalid`; `pelton-unavailable`, a retry.
     pub fn emit_at(&mut self, name: &str, time: Timestamp, draft: Draft) -> Result {
         self.host.emit_at(name, time, draft.checked()?)
     }
@@ -129,7 +130,7 @@ impl Context {
     /// Takes an [`emit_at`](Self::emit_at) back; no error when there is none, or none any more.
     ///
     /// # Errors
-    /// As [`emit`](Self::emit).
+    /// As [`emit_at`](Self::emit_at).
     pub fn cancel(&mut self, name: &str) -> Result {
         self.host.cancel(name)
     }

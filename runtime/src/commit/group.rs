@@ -11,6 +11,7 @@ use async_nats::HeaderMap;
 
 use super::batch::{BatchMessage, MAX_MESSAGES};
 use super::position::Partition;
+use super::timers;
 use super::transaction::{Transaction, expecting};
 use crate::mutation;
 use crate::names::AppNames;
@@ -218,7 +219,10 @@ pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Option<Layout
         });
     }
     for member in members {
-        member.transaction.push_schedules(names, &mut messages);
+        let Transaction {
+            origin, effects, ..
+        } = member.transaction.as_ref();
+        timers::push_schedules(effects.set_timers(), names, &origin.function, &mut messages);
     }
     Some(Layout {
         messages,

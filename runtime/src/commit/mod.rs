@@ -17,6 +17,7 @@ mod state;
 pub mod stream;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod transaction;
 pub mod transport;
 
@@ -25,5 +26,6 @@ pub use committer::{CommitError, Committer, Expected, Room};
 pub use locks::{Locks, Turn, Wanted, touched};
 pub use position::Partition;
 pub use state::NatsState;
+pub use timers::set_timer;
 pub(crate) use transaction::MARKER_TTL;
 pub use transaction::{Answered, DeadLetter, Fence, Origin, Parking, Transaction};

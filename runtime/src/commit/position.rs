@@ -20,7 +20,7 @@ use crate::records::{FORMAT, PositionRecord};
 pub const WINDOW: usize = 1024;
 
 /// Wait for the answer to a single write.
-const TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A partition that this node runs; shared by whoever hands out its deliveries and whoever commits them.
 #[derive(Debug, Clone)]

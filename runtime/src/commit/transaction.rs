@@ -7,16 +7,16 @@ use bytes::Bytes;
 
 use super::batch::BatchMessage;
 use super::position::Partition;
-use crate::effects::{Effects, Timer, Write};
-use crate::event::{Headers, timestamp};
+use super::timers;
+use crate::effects::{Effects, Write};
+use crate::event::Headers;
 use crate::mutation;
 use crate::names::AppNames;
-use crate::records::{FORMAT, TimerRecord};
 
 /// How long a marker suppresses duplicates of its delivery.
 pub(crate) const MARKER_TTL: &str = "1h";
 /// Leftovers that only carried a condition or cleared a record; the shortest the server knows.
-const SCRAP_TTL: &str = "1s";
+pub(super) const SCRAP_TTL: &str = "1s";
 /// What clears a parked delivery stays longer: the server may find a message again that the cleared one had replaced, if it is
 /// killed soon after the latter has gone.
 const CLEARED_TTL: &str = "1h";
@@ -242,7 +242,7 @@ impl Transaction {
         }
         self.push_checks(names, checked, messages);
         self.push_writes(names, messages);
-        self.push_timers(names, messages);
+        timers::push_records(&self.effects.timers, names, messages);
         self.push_outbox(names, messages);
         if self.clear_attempts {
             messages.push(scrap(
@@ -313,51 +313,6 @@ impl Transaction {
         }
     }
 
-    /// What each timer's name holds from now on. The same message takes away what it held: a message of its own in that place
-    /// could expire, and a server that is killed would bring the timer back.
-    fn push_timers(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
-        for (subject, change) in &self.effects.timers {
-            let mut headers = expecting(change.revision);
-            if let Some(before) = &change.before {
-                headers.insert("Nats-Scheduler", names.at(before));
-                headers.insert("Nats-Schedule-Next", "purge");
-            }
-            messages.push(match &change.next {
-                None => scrap(subject.clone(), headers, SCRAP_TTL),
-                Some(Timer { id, at, .. }) => {
-                    let record = TimerRecord {
-                        format: FORMAT,
-                        id: id.clone(),
-                        at: timestamp::format(*at),
-                    };
-                    BatchMessage {
-                        subject: subject.clone(),
-                        headers,
-                        payload: serde_json::to_vec(&record).unwrap_or_default().into(),
-                    }
-                }
-            });
-        }
-    }
-
-    /// The timers themselves, which stand at a batch's end.
-    pub(super) fn push_schedules(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
-        for timer in self.effects.set_timers() {
-            let due = names.due(&self.origin.function, &timer.id);
-            let mut headers = header_map(&timer.headers);
-            headers.insert(
-                "Nats-Schedule",
-                format!("@at {}", timestamp::format(timer.at)),
-            );
-            headers.insert("Nats-Schedule-Target", due);
-            messages.push(BatchMessage {
-                subject: names.at(&timer.id),
-                headers,
-                payload: timer.payload.clone(),
-            });
-        }
-    }
-
     /// No `Nats-Msg-Id` (a reused one would be dropped in the target's window) and no TTL (it would travel).
     fn push_outbox(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
         let txn = &self.origin.txn;
@@ -398,7 +353,7 @@ pub(super) fn expecting(revision: u64) -> HeaderMap {
 }
 
 /// A message whose body means nothing and which goes away by itself.
-fn scrap(subject: String, mut headers: HeaderMap, ttl: &str) -> BatchMessage {
+pub(super) fn scrap(subject: String, mut headers: HeaderMap, ttl: &str) -> BatchMessage {
     headers.insert(header::NATS_MESSAGE_TTL, ttl);
     headers.insert("KV-Operation", "PURGE");
     BatchMessage {
@@ -434,7 +389,7 @@ fn size(headers: &Headers) -> usize {
         .sum()
 }
 
-fn header_map(headers: &Headers) -> HeaderMap {
+pub(super) fn header_map(headers: &Headers) -> HeaderMap {
     let mut map = HeaderMap::new();
     for (name, value) in headers {
         map.append(name.as_str(), value.as_str());

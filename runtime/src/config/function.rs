@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use super::parse::subjects;
 use super::reader::{Findings, Table};
 use super::tree::{Value, join};
-use super::values;
 use super::{
     Allow, DeliveryMode, FunctionManifest, FunctionSettings, InstanceMode, KeySource, OnExhausted,
     RetryPolicy, Start,
 };
+use super::{schedule, values};
 use crate::event::timestamp;
 
 const HOUR: u64 = 3_600_000;
@@ -41,8 +41,9 @@ pub(super) fn function(
             "config",
             "retry",
             "allow",
+            "schedule",
         ],
-        &["schedule", "rollout"],
+        &["rollout"],
     );
     if !values::is_name(name) {
         findings.add(
@@ -116,6 +117,7 @@ fn settings(findings: &mut Findings<'_>, table: &Table<'_>) -> FunctionSettings 
         config: config(findings, table),
         retry: retry(findings, table),
         allow: allow(findings, table),
+        schedule: schedule::read(findings, table),
     }
 }
 

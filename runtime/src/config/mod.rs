@@ -4,11 +4,14 @@ mod function;
 mod manifest;
 mod parse;
 mod reader;
+mod schedule;
 mod settings;
 mod tree;
 mod values;
 
 pub use values::{is_name, size as parse_size};
+
+pub use schedule::Schedule;
 
 pub use manifest::{ConfigError, FunctionManifest, Manifest, StreamManifest};
 pub use settings::{

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Schedule;
+
 /// What is promised of each delivery.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -128,6 +130,9 @@ pub struct FunctionSettings {
     pub retry: RetryPolicy,
     /// What is allowed.
     pub allow: Allow,
+    /// When it gets a tick; none: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
 }
 
 impl Default for FunctionSettings {
@@ -145,6 +150,7 @@ impl Default for FunctionSettings {
             config: BTreeMap::new(),
             retry: RetryPolicy::default(),
             allow: Allow::default(),
+            schedule: None,
         }
     }
 }

@@ -111,6 +111,7 @@ memory = "1000001"
 instance = "fresh"
 secrets = ["API_KEY"]
 config = { text = "t", number = 7, float = 1.5, flag = true }
+schedule = { cron = "0 */5 * * * *", timezone = "Europe/Zurich" }
 [functions.f.retry]
 max-attempts = 0
 initial-delay = "1ms"
@@ -172,6 +173,10 @@ http = ["API.example.com", "10.0.0.1:8080", "[::1]:80"]
                     "[::1]:80".into()
                 ],
             },
+            schedule: Some(Schedule {
+                cron: "0 */5 * * * *".into(),
+                timezone: "Europe/Zurich".into(),
+            }),
         }
     );
 }
@@ -272,10 +277,16 @@ fn unknown_keys_everywhere() {
     check_function("maxInFlight = 1", 1, "did you mean `max-in-flight`?");
     check_function("zzz = 1", 1, "known here are: component, subjects, key");
     check_function(
-        "schedule = \"@daily\"",
-        1,
-        "`schedule` in [functions.f] comes with a later release",
+        "schedule = \"every day\"",
+        12,
+        "\"every day\" is no schedule",
     );
+    check_function(
+        "schedule = { cron = \"0 0 3 * * *\", timezone = \"Zurich\" }",
+        47,
+        "\"Zurich\" is no time zone | name one of the tz database",
+    );
+    check_function("schedule = { timezone = \"UTC\" }", 12, "has no cron");
     check_function("retry.attempts = 1", 7, "did you mean `max-attempts`?");
     check_function("allow = { emits = [] }", 11, "did you mean `emit`?");
 }

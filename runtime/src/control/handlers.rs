@@ -2,6 +2,7 @@
 //! no event reaches are both found before anything is deployed.
 
 use crate::event::subject::{covers, overlaps};
+use crate::names::TICK_SUBJECT;
 use crate::records::Handler;
 
 /// One way in which handlers and subjects do not belong together.
@@ -9,10 +10,19 @@ use crate::records::Handler;
 pub enum Mismatch {
     /// Neither says where events come from.
     #[error(
-        "the component announces no handlers and pelton.toml gives no subjects\n  \
-         fix: add subjects = [\"…\"] to the function, or handlers![…] to its crate"
+        "the component announces no handlers of events and pelton.toml gives no subjects and no schedule\n  \
+         fix: add subjects = [\"…\"] or schedule = \"…\" to the function, or handlers![…] to its crate"
     )]
     Nothing,
+    /// Ticks would find no handler.
+    #[error(
+        "pelton.toml gives a schedule, and no handler takes its ticks; there are: {handlers}\n  \
+         fix: add #[handler(\"schedule.tick\")], or take the schedule out of pelton.toml"
+    )]
+    NoTick {
+        /// What there is.
+        handlers: String,
+    },
     /// Events of this subject would find no handler.
     #[error(
         "no handler takes the subject {subject:?}; there are: {handlers}\n  \
@@ -39,6 +49,8 @@ pub enum Mismatch {
 
 /// The subjects that a function takes: the manifest's, else what its handlers announce, none of them within another.
 ///
+/// With a schedule (`ticks`), there is to be a handler of its ticks, which come from no stream, and there may be no other.
+///
 /// A component that announces nothing (one of another language, perhaps) is taken at the manifest's word.
 ///
 /// # Errors
@@ -46,10 +58,19 @@ pub enum Mismatch {
 pub fn handlers_match(
     subjects: Option<&[String]>,
     handlers: &[Handler],
+    ticks: bool,
 ) -> Result<Vec<String>, Vec<Mismatch>> {
     let announced: Vec<String> = handlers.iter().map(|one| one.subject.clone()).collect();
+    if ticks && !handlers.is_empty() && !announced.iter().any(|one| overlaps(one, TICK_SUBJECT)) {
+        let handlers = announced.join(", ");
+        return Err(vec![Mismatch::NoTick { handlers }]);
+    }
+    // Ticks come from no stream.
+    let of_events = |one: &&Handler| one.subject != TICK_SUBJECT;
+    let handlers: Vec<&Handler> = handlers.iter().filter(of_events).collect();
+    let announced: Vec<String> = handlers.iter().map(|one| one.subject.clone()).collect();
     let Some(subjects) = subjects.filter(|given| !given.is_empty()) else {
-        return if announced.is_empty() {
+        return if announced.is_empty() && !ticks {
             Err(vec![Mismatch::Nothing])
         } else {
             Ok(widest(&announced))
@@ -125,11 +146,26 @@ mod tests {
         for (given, announced, expected) in cases {
             let owned =
                 given.map(|all| all.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>());
-            let got = handlers_match(owned.as_deref(), &handlers(announced));
+            let got = handlers_match(owned.as_deref(), &handlers(announced), false);
             match expected {
                 Ok(subjects) => assert_eq!(got.unwrap(), subjects),
                 Err(count) => assert_eq!(got.unwrap_err().len(), count, "{given:?} {announced:?}"),
             }
         }
+    }
+
+    #[test]
+    fn ticks_have_a_handler_and_no_stream() {
+        let all = |given: Option<&[String]>, announced: &[&str]| {
+            handlers_match(given, &handlers(announced), true)
+        };
+        assert_eq!(all(None, &["schedule.tick"]).unwrap(), Vec::<String>::new());
+        assert_eq!(all(None, &["schedule.tick", "o.>"]).unwrap(), ["o.>"]);
+        let given = ["o.*".to_owned()];
+        assert_eq!(all(Some(&given), &["schedule.tick", "o.>"]).unwrap(), given);
+        assert!(matches!(
+            all(None, &["o.>"]).unwrap_err()[..],
+            [Mismatch::NoTick { .. }]
+        ));
     }
 }

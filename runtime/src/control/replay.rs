@@ -11,7 +11,7 @@ use super::ControlError;
 use super::dead_letters::{DeadLetter, read, stream};
 use super::publish::publish;
 use crate::event::{Draft, DraftDefaults, Event, Headers, Message, decode, encode};
-use crate::names::{AppNames, ONLY_HEADER};
+use crate::names::{AppNames, DUE_KEY_HEADER, DUE_SUBJECT_HEADER, ONLY_HEADER, TIMER_HEADER};
 
 /// A dead letter that was put back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -41,9 +41,13 @@ pub async fn replay(
     let letters = stream(js, app).await?;
     let (letter, body) = read(&letters, sequence).await?;
     let names = AppNames::new(app);
-    let headers = headers(&names, &letter, &body);
+    let mut headers = headers(&names, &letter, &body);
+    let to = match letter.stream == names.commit_stream() {
+        true => internal(&names, &letter, &mut headers),
+        false => letter.subject.clone(),
+    };
     check_size(js, sequence, &headers, &body)?;
-    let published = publish(js, &letter.subject, &headers, body).await?;
+    let published = publish(js, &to, &headers, body).await?;
     letters.delete_message(sequence).await.map_err(|error| {
         ControlError::nats(
             format!("delete dead letter {sequence}, which was replayed just now"),
@@ -63,6 +67,20 @@ pub async fn replay(
         stream: published.stream.unwrap_or_default(),
         stream_sequence: published.sequence.unwrap_or(0),
     })
+}
+
+/// A call or a tick goes back to the function's internal input.
+fn internal(names: &AppNames, letter: &DeadLetter, headers: &mut Headers) -> String {
+    let said = |wanted: &str| {
+        let mut all = letter.headers.iter();
+        all.find(|(name, _)| name.eq_ignore_ascii_case(wanted))
+    };
+    let subject = (DUE_SUBJECT_HEADER.to_owned(), letter.subject.clone());
+    headers.push(subject);
+    if let Some((_, key)) = said(DUE_KEY_HEADER).or_else(|| said(TIMER_HEADER)) {
+        headers.push((DUE_KEY_HEADER.to_owned(), key.clone()));
+    }
+    names.due(&letter.function, &format!("replay.{}", letter.txn))
 }
 
 /// A replay adds headers to the original.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use crate::event::Headers;
+use crate::records::Ticking;
 
 pub use collector::Collector;
 pub(crate) use failure::cut;
@@ -73,6 +74,8 @@ pub struct Timer {
     pub headers: Headers,
     /// The data.
     pub payload: Bytes,
+    /// What it is a tick of.
+    pub ticking: Option<Ticking>,
 }
 
 /// A change of the record that says which timer of its name is the latest: only that one counts when it is due.

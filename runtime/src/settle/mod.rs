@@ -4,6 +4,7 @@
 mod dead;
 pub(crate) mod park;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::call::Answer;
 use crate::commit::{CommitError, DeadLetter, Earlier, Fence, Origin, Parking, Transaction};
 use crate::delivery::{TROUBLE_PAUSE, Worker};
-use crate::effects::{Attempt, Effects, Failure, StateError};
+use crate::effects::{Attempt, Effects, Failure, StateError, TimerChange};
 use crate::mutation;
 use crate::names;
 use crate::records::{AttemptError, AttemptsRecord, FORMAT};
@@ -27,7 +28,7 @@ const OLD_MESSAGE_BYTES: usize = 512;
 /// Pause after the server refused even the dead letter: somebody has to look.
 const STUCK_PAUSE: Duration = Duration::from_secs(30);
 /// Pause before what a commit without a handler rests on is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A delivery and what is known of its earlier attempts.
 pub(crate) struct Case {
@@ -38,6 +39,8 @@ pub(crate) struct Case {
     fence: Fence,
     /// Where it is parked, and at which revision: the position engine's.
     park: Option<(String, u64)>,
+    /// What the batch that takes it changes, whatever the handler does: a tick sets the next.
+    timers: BTreeMap<String, TimerChange>,
 }
 
 /// How carrying out ended.
@@ -85,6 +88,7 @@ impl Case {
                 stored: false,
                 fence: Fence::Marker,
                 park: None,
+                timers: BTreeMap::new(),
             }),
             Earlier::Failed(record) => Some(Self {
                 origin,
@@ -92,6 +96,7 @@ impl Case {
                 stored: true,
                 fence: Fence::Marker,
                 park: None,
+                timers: BTreeMap::new(),
             }),
         })
     }
@@ -120,11 +125,13 @@ impl Case {
             stored: revision > 0,
             fence,
             park: Some((park, revision)),
+            timers: BTreeMap::new(),
         }
     }
 
     /// What makes an outcome durable, with nothing of the delivery left waiting.
-    fn ending(&self, effects: Effects, dead: Option<DeadLetter>) -> Transaction {
+    fn ending(&self, mut effects: Effects, dead: Option<DeadLetter>) -> Transaction {
+        effects.timers.extend(self.timers.clone());
         let parking = self.park.as_ref().filter(|_| self.stored);
         Transaction {
             origin: self.origin.clone(),
@@ -152,6 +159,16 @@ impl Case {
     /// Whether no handler has seen it yet.
     pub(crate) fn is_untried(&self) -> bool {
         self.record.attempts == 0 && self.record.deferrals == 0
+    }
+
+    /// Has the batch that takes the delivery change a timer's record, too.
+    pub(crate) fn set(&mut self, record: String, change: TimerChange) {
+        self.timers.insert(record, change);
+    }
+
+    /// Whether one of these is a record that was read for the delivery, not by its handler: it is to be read anew.
+    pub(crate) fn is_stale(&self, changed: &[String]) -> bool {
+        changed.iter().any(|one| self.timers.contains_key(one))
     }
 
     /// This attempt's number, from 1.
@@ -251,7 +268,7 @@ async fn commit(
     let caller = received.caller.as_ref();
     let answer = caller.map(|_| Answer::done(effects.reply.take()));
     let answered = caller.and_then(|caller| caller.answered(&worker.record, answer.as_ref()));
-    if effects.is_empty() && !case.stored && answered.is_none() {
+    if effects.is_empty() && !case.stored && case.timers.is_empty() && answered.is_none() {
         worker.counters.committed(0);
         tell(worker, received, answer).await;
         return Carried::Settled(Settlement::Done);

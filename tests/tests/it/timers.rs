@@ -1,5 +1,5 @@
 //! What Pelton itself hands to a function: its internal input, which costs nothing while nothing is due and keeps nothing
-//! of what is done.
+//! of what is done; delayed events, and ticks of a schedule.
 
 use std::time::Duration;
 
@@ -12,17 +12,27 @@ const LONG: Duration = Duration::from_secs(60);
 struct Scene {
     nats: Nats,
     pelton: Pelton,
-    _project: Project,
-    _server: NatsServer,
+    project: Project,
+    server: NatsServer,
 }
 
-async fn hostile() -> Result<Scene> {
+/// The manifest; `more` are further keys of the function.
+fn manifest(more: &str) -> Result<String> {
     let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
     text += "[streams.LATER]\nsubjects = [\"later.>\"]\n";
     let retry = "retry = { max-attempts = 9, initial-delay = \"50ms\", max-delay = \"200ms\" }";
-    text += &project::function("hostile", &build::component("hostile")?, retry);
+    let more = format!("{retry}\n{more}");
+    text += &project::function("hostile", &build::component("hostile")?, &more);
     text += "[functions.hostile.allow]\nemit = [\"later.>\"]\nhttp = [\"127.0.0.1:9\"]\n";
-    let project = Project::new(&text)?;
+    Ok(text)
+}
+
+async fn hostile() -> Result<Scene> {
+    deployed(&manifest("")?).await
+}
+
+async fn deployed(text: &str) -> Result<Scene> {
+    let project = Project::new(text)?;
     let server = NatsServer::start().await?;
     let nats = Nats::connect(&server.url()).await?;
     let pelton = Pelton::new(&server.url(), project.path())?;
@@ -30,8 +40,8 @@ async fn hostile() -> Result<Scene> {
     Ok(Scene {
         nats,
         pelton,
-        _project: project,
-        _server: server,
+        project,
+        server,
     })
 }
 
@@ -64,7 +74,7 @@ async fn done(nats: &Nats, id: &str) -> Result<(Value, u64)> {
 /// Waits until nothing is due, parked or on its way.
 async fn nothing_left(nats: &Nats) -> Result<()> {
     within(LONG, "no leftovers", || async {
-        for rest in ["due", "park", "out", "at", "timer"] {
+        for rest in ["due", "park", "out", "at", "timer", "tick"] {
             let left = nats
                 .count_below("KV_shop", &format!("$PELTON.shop.{rest}.>"))
                 .await?;
@@ -203,5 +213,102 @@ async fn a_delayed_event_comes_once_at_its_time_and_a_cancelled_one_never() -> R
     ensure!(steering.is_empty(), "{steering:?} left with the event");
     nothing_left(nats).await?;
     assert_eq!(self::came(nats).await?.len(), 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_killed_as_timers_fire_doubles_and_loses_none() -> Result<()> {
+    let mut scene = hostile().await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    scene.nats.serving("hostile", None, 1).await?;
+    let begin = now_ms() + 3000;
+    let mut asked = Vec::new();
+    for n in 0..100 {
+        let later = json!({
+            "do": "later", "name": format!("t{n}"), "at_ms": begin + 10 * n, "subject": format!("later.t{n}"),
+        });
+        asked.push(
+            scene
+                .nats
+                .publish("hostile.act.a", later.to_string())
+                .await?,
+        );
+    }
+    for sequence in asked {
+        done(&scene.nats, &format!("HOSTILE=3A{sequence}")).await?;
+    }
+    come(&scene.nats, 30).await?;
+    scene.server.kill()?;
+    scene.server.restart().await?;
+    come(&scene.nats, 100).await?;
+    nothing_left(&scene.nats).await?;
+    let came = came(&scene.nats).await?;
+    let distinct: std::collections::BTreeSet<&str> =
+        came.iter().map(|(subject, _)| subject.as_str()).collect();
+    assert_eq!((came.len(), distinct.len()), (100, 100));
+    Ok(())
+}
+
+/// The seconds that the function was told of, in order, each with how often.
+async fn ticks(nats: &Nats) -> Result<Vec<(i64, u64)>> {
+    use futures::TryStreamExt;
+    let state = nats.state("shop").await?;
+    let keys: Vec<String> = state.keys().await?.try_collect().await?;
+    let mut ticks = Vec::new();
+    for key in keys {
+        let Some(second) = key.strip_prefix("ticks.") else {
+            continue;
+        };
+        let count = nats.value("shop", &key).await?.and_then(|one| one.as_u64());
+        ticks.push((second.parse()?, count.unwrap_or(0)));
+    }
+    ticks.sort_unstable();
+    Ok(ticks)
+}
+
+async fn ticked(nats: &Nats, count: usize) -> Result<()> {
+    within(LONG, &format!("{count} ticks"), || async {
+        let ticks = ticks(nats).await?;
+        ensure!(ticks.len() >= count, "{ticks:?}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_schedule_ticks_once_each_second_whichever_node_dies() -> Result<()> {
+    let text = manifest("schedule = { cron = \"* * * * * *\", timezone = \"Europe/Zurich\" }")?;
+    let scene = deployed(&text).await?;
+    let nats = &scene.nats;
+    let mut nodes = vec![
+        Node::start(&scene.pelton, &[])?,
+        Node::start(&scene.pelton, &[])?,
+    ];
+    ticked(nats, 3).await?;
+    // One of the two runs the ticks: both are killed in turn.
+    for part in [6, 12] {
+        nodes.remove(0).kill().await?;
+        nodes.push(Node::start(&scene.pelton, &[])?);
+        ticked(nats, part).await?;
+    }
+    // Another version goes on with what is set, and one without a schedule ends it.
+    scene.project.change(&format!(
+        "{text}\n[functions.hostile.config]\ntag = \"two\"\n"
+    ))?;
+    scene.pelton.ok(&["deploy"]).await?;
+    nats.serving("hostile", Some(2), 2).await?;
+    ticked(nats, 15).await?;
+    scene.project.change(&manifest("")?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    nats.serving("hostile", Some(3), 2).await?;
+    nothing_left(nats).await?;
+
+    let ticks = ticks(nats).await?;
+    let twice = ticks.iter().filter(|(_, count)| *count != 1).count();
+    let gaps: Vec<_> = ticks
+        .windows(2)
+        .filter(|two| two[1].0 != two[0].0 + 1)
+        .collect();
+    ensure!(twice == 0 && gaps.is_empty(), "{ticks:?}");
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::{Change, Problem, streams};
 use crate::component::Component;
 use crate::config::{DeliveryMode, FunctionManifest, Manifest, OnExhausted};
 use crate::control::handlers_match;
-use crate::names::AppNames;
+use crate::names::{AppNames, TICK_SUBJECT};
 use crate::records::{FORMAT, FunctionRecord, Input, Target};
 
 /// Everything that a deploy will do.
@@ -305,7 +305,16 @@ impl Planner<'_> {
     }
 
     fn subjects(&mut self) -> Option<Vec<String>> {
-        match handlers_match(self.declared.subjects.as_deref(), &self.component.handlers) {
+        let ticks = self.declared.settings.schedule.is_some();
+        let given = self.declared.subjects.as_deref();
+        let handlers = &self.component.handlers;
+        if !ticks && handlers.iter().any(|one| one.subject == TICK_SUBJECT) {
+            self.notes.push(format!(
+                "function {}: a handler takes ticks, and pelton.toml gives the function no schedule",
+                self.name
+            ));
+        }
+        match handlers_match(given, handlers, ticks) {
             Ok(subjects) => Some(subjects),
             Err(mismatches) => {
                 for mismatch in mismatches {

@@ -124,6 +124,7 @@ impl Collector {
             at: set.at,
             headers,
             payload,
+            ticking: None,
         }
     }
 }

@@ -98,7 +98,13 @@ impl Job {
 
     /// Parks a delivery behind one that keeps its place.
     pub(super) async fn park(self, message: Message) -> Ended {
-        let case = self.case(message.stored, None);
+        let mut case = self.case(message.stored, None);
+        match timer::look(&self.context, &message).await {
+            Ok(Timed::No) => {}
+            Ok(Timed::Tick(record, change)) => case.set(record, change),
+            // It is looked at again when it is its turn.
+            _ => return self.unparked(message),
+        }
         let received = self.received(message);
         let settlement = park::behind(&self.context.worker, &case, &received).await;
         let body = match settlement {
@@ -116,6 +122,15 @@ impl Job {
         }
     }
 
+    fn unparked(self, message: Message) -> Ended {
+        Ended::Parked {
+            partition: self.partition,
+            place: self.place,
+            sequence: self.sequence,
+            body: Body::Read(Box::new(message)),
+        }
+    }
+
     /// The first attempt: a timer's message may be none at all, or want no handler.
     async fn first(
         &self,
@@ -123,9 +138,13 @@ impl Job {
         permit: OwnedSemaphorePermit,
         abort: CancellationToken,
     ) -> (Settlement, Message) {
-        let case = self.case(message.stored, None);
+        let mut case = self.case(message.stored, None);
         let settlement = match timer::look(&self.context, &message).await {
             Ok(Timed::No) => return self.attempt(message, case, permit, abort).await,
+            Ok(Timed::Tick(record, change)) => {
+                case.set(record, change);
+                return self.attempt(message, case, permit, abort).await;
+            }
             Ok(Timed::Stale) => Settlement::Done,
             Ok(Timed::Event(effects)) => {
                 settle::pass_on(&self.context.worker, &case, effects).await

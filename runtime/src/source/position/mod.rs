@@ -9,6 +9,7 @@ mod due;
 mod job;
 mod lanes;
 mod owner;
+mod tick;
 mod timer;
 
 use std::sync::Arc;
@@ -245,6 +246,7 @@ impl PositionSource {
         let (reader, awake) = match internal {
             true => {
                 let reader = open_reader(&context, &consumer, 1).await?;
+                tick::arm(&context).await?;
                 (Some(reader), claims::any_parked(&context).await?)
             }
             false => (None, true),

@@ -8,6 +8,7 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 
 use super::Context;
 use super::due::header;
+use super::tick;
 use crate::effects::{Effects, Emit, TimerChange};
 use crate::event::Message;
 use crate::names::{DUE_HEADER, DUE_TARGET_HEADER, TIMER_HEADER};
@@ -21,6 +22,8 @@ pub(super) enum Timed {
     Stale,
     /// An event that is to leave, with the change of its record.
     Event(Effects),
+    /// A tick for the handler, and by which record its successor is set.
+    Tick(String, TimerChange),
 }
 
 /// Looks at the timer's record as the stream's leader knows it: an older one would let go what is due.
@@ -31,11 +34,14 @@ pub(super) async fn look(context: &Context, message: &Message) -> Result<Timed, 
     };
     let prefix = context.names.due(&context.worker.record.function, "");
     let id = said(DUE_HEADER).and_then(|due| due.strip_prefix(&prefix));
-    let found = last(context, subject).await?;
-    let Some((revision, record)) = found.filter(|(_, record)| Some(record.id.as_str()) == id)
-    else {
+    let (revision, record) = last(context, subject).await?;
+    let Some(record) = record.filter(|record| Some(record.id.as_str()) == id) else {
         return Ok(Timed::Stale);
     };
+    if record.ticking.is_some() {
+        let change = tick::taken(context, revision, record);
+        return Ok(Timed::Tick(subject.to_owned(), change));
+    }
     let change = TimerChange {
         revision,
         // Should the server have been killed between putting the message there and removing the schedule.
@@ -64,13 +70,17 @@ fn event(message: &Message) -> Option<Emit> {
     })
 }
 
-async fn last(context: &Context, subject: &str) -> Result<Option<(u64, TimerRecord)>, String> {
+/// A timer's record and its revision, as the stream's leader knows them; 0 and none: there is none.
+pub(super) async fn last(
+    context: &Context,
+    subject: &str,
+) -> Result<(u64, Option<TimerRecord>), String> {
     let name = context.names.commit_stream();
     let stream = context.js.get_stream_no_info(name).await;
     let stream = stream.map_err(|error| error.to_string())?;
     match stream.get_last_raw_message_by_subject(subject).await {
-        Ok(found) => Ok(TimerRecord::read(&found.payload).map(|record| (found.sequence, record))),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Ok(found) => Ok((found.sequence, TimerRecord::read(&found.payload))),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((0, None)),
         Err(error) => Err(error.to_string()),
     }
 }

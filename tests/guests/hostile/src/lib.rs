@@ -123,7 +123,15 @@ pub fn look(event: Event<Raw>, ctx: &mut Context) -> Result {
     LOOKS.set(ctx, &event.id, &seen)
 }
 
-handlers![act, raw, look];
+/// Counts how often it was told of each second.
+#[handler("schedule.tick")]
+pub fn tick(event: Event<Raw>, ctx: &mut Context) -> Result {
+    static TICKS: Table<u64> = Table::new("ticks");
+    let second = (event.time.0 / 1_000_000_000).to_string();
+    TICKS.update(ctx, &second, |count| Ok(Some(count.unwrap_or(0) + 1)))
+}
+
+handlers![act, raw, look, tick];
 
 fn done(id: &str, bytes: usize, ctx: &mut Context) -> Result {
     let done = Done {
