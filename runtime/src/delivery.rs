@@ -17,6 +17,7 @@ use crate::event::{self, Decoded, Delivery, Position};
 use crate::names::ONLY_HEADER;
 use crate::records::FunctionRecord;
 use crate::sandbox::{self, Call};
+use crate::series::{self, Series, Work};
 use crate::settle::{self, Carried, Case};
 use crate::source::{Received, Settlement};
 use crate::telemetry::{Counters, LogPublisher, LogSource};
@@ -113,38 +114,40 @@ async fn handle(worker: &Worker, received: &Received, permit: OwnedSemaphorePerm
     if let Some(wait) = case.not_yet() {
         return Settlement::Again(wait);
     }
-    run(worker, &case, received, permit).await
+    let work = Work {
+        case: &case,
+        received,
+    };
+    run(worker, &[work], permit).await.0
 }
 
-/// The same for the position engine, whose deliveries are nobody's but this node's.
+/// The same for the position engine, whose deliveries are nobody's but this node's: those of one key that follow each other. How it
+/// ended, and for how many of them; the others were not begun.
 pub(crate) async fn position(
     worker: &Worker,
-    case: &Case,
-    received: &Received,
+    work: &[Work<'_>],
     permit: OwnedSemaphorePermit,
     abort: CancellationToken,
-) -> Settlement {
-    worker.counters.delivered();
-    if meant_for_another(worker, received) {
-        return Settlement::Done;
-    }
-    let late = |caller: &Caller| caller.is_late(settle::now_ms()) && case.is_untried();
-    if received.caller.as_ref().is_some_and(late) {
-        return settle::drop_late(worker, case, received).await;
+) -> (Settlement, usize) {
+    let late = |caller: &Caller| caller.is_late(settle::now_ms());
+    if let [Work { case, received }] = work
+        && case.is_untried()
+        && received.caller.as_ref().is_some_and(late)
+    {
+        return (settle::drop_late(worker, case, received).await, 1);
     }
     tokio::select! {
-        settlement = run(worker, case, received, permit) => settlement,
-        () = abort.cancelled() => Settlement::Again(Duration::ZERO),
+        ended = run(worker, work, permit) => ended,
+        () = abort.cancelled() => (Settlement::Again(Duration::ZERO), 1),
     }
 }
 
 /// Invokes and carries out the verdict, again while what was read has changed.
-pub(crate) async fn run(
+async fn run(
     worker: &Worker,
-    case: &Case,
-    received: &Received,
+    mut work: &[Work<'_>],
     permit: OwnedSemaphorePermit,
-) -> Settlement {
+) -> (Settlement, usize) {
     let locks = worker.committer.locks();
     let mut permit = Some(permit);
     let mut turn: Option<Turn> = None;
@@ -154,29 +157,27 @@ pub(crate) async fn run(
             permit = worker.handlers.clone().acquire_owned().await.ok();
         }
         let expected = worker.committer.expect();
-        let attempt = match event::decode(&received.message) {
-            Ok(_) if worker.lacks_key(received) => failed(Failure::reject(
-                "pelton-key-missing",
-                "the event has no key where `key` of the function says",
-            )),
-            Ok(decoded) => invoke(worker, case, received, decoded).await,
-            Err(error) => failed(Failure::reject("pelton-event-malformed", error.to_string())),
+        let Some(series) = series::gather(worker, work).await else {
+            return (Settlement::Done, 0);
         };
-        let touched = commit::touched(&attempt.effects);
+        let touched = commit::touched(&series.attempt.effects);
         let mut conflict = locks.taken(&touched, turn.as_ref());
         // Others wait for their turn at what this one touched.
         let overtakes = !conflict.is_empty();
         if overtakes {
             drop(expected);
         } else {
-            let _room = finished(worker, received, &attempt, &mut permit).await;
+            let _room = finished(worker, work, &series, &mut permit).await;
             drop(expected);
-            match settle::carry_out(worker, case, received, attempt).await {
-                Carried::Settled(settlement) => return settlement,
-                Carried::Conflict(keys) if case.is_stale(&keys) => {
-                    return Settlement::Again(settle::LOOK_AGAIN);
+            let count = 1 + series.followers.len();
+            match settle::carry_out(worker, work, series).await {
+                Carried::Settled(settlement) => return (settlement, count),
+                Carried::Conflict(keys) if work.iter().any(|one| one.case.is_stale(&keys)) => {
+                    return (Settlement::Again(settle::LOOK_AGAIN), 1);
                 }
                 Carried::Conflict(keys) => conflict = keys,
+                // Together they are too much for the server.
+                Carried::TooLarge => work = work.get(..1).unwrap_or(work),
             }
             lost += 1;
             if lost >= MAX_CONFLICTS {
@@ -193,9 +194,33 @@ pub(crate) async fn run(
         "state that the handler read changed before it committed, {MAX_CONFLICTS} times in a row"
     );
     let failure = failed(Failure::retry("pelton-conflict", why));
-    match settle::carry_out(worker, case, received, failure).await {
+    let settlement = match settle::carry_out(worker, work, Series::of(failure)).await {
         Carried::Settled(settlement) => settlement,
-        Carried::Conflict(_) => Settlement::Again(TROUBLE_PAUSE),
+        _ => Settlement::Again(TROUBLE_PAUSE),
+    };
+    (settlement, 1)
+}
+
+/// One attempt at a delivery, on state as `state` gives it.
+pub(crate) async fn attempt(
+    worker: &Worker,
+    work: Work<'_>,
+    state: Arc<dyn StateReader>,
+) -> Attempt {
+    let received = work.received;
+    if meant_for_another(worker, received) {
+        return Attempt {
+            result: Ok(()),
+            effects: Effects::default(),
+        };
+    }
+    match event::decode(&received.message) {
+        Ok(_) if worker.lacks_key(received) => failed(Failure::reject(
+            "pelton-key-missing",
+            "the event has no key where `key` of the function says",
+        )),
+        Ok(decoded) => invoke(worker, work, decoded, state).await,
+        Err(error) => failed(Failure::reject("pelton-event-malformed", error.to_string())),
     }
 }
 
@@ -222,20 +247,27 @@ async fn next_turn(
 /// What waits for its commit makes way for the next attempt, as soon as there is room for it to wait.
 async fn finished<'a>(
     worker: &'a Worker,
-    received: &Received,
-    attempt: &Attempt,
+    work: &[Work<'_>],
+    series: &Series,
     permit: &mut Option<OwnedSemaphorePermit>,
 ) -> Option<Room<'a>> {
-    if attempt.result.is_err() || attempt.effects.is_empty() {
+    if series.attempt.result.is_err() || series.is_empty() {
         return None;
     }
-    let bytes = attempt.effects.bytes() + received.message.payload.len();
+    let messages = work.iter().take(1 + series.followers.len());
+    let messages: usize = messages.map(|one| one.received.message.payload.len()).sum();
+    let bytes = series.bytes() + messages;
     let room = worker.committer.room(bytes).await;
     permit.take();
     Some(room)
 }
 
-async fn invoke(worker: &Worker, case: &Case, received: &Received, decoded: Decoded) -> Attempt {
+async fn invoke(
+    worker: &Worker,
+    Work { case, received }: Work<'_>,
+    decoded: Decoded,
+    state: Arc<dyn StateReader>,
+) -> Attempt {
     let Decoded { event, mut headers } = decoded;
     if received.internal {
         // By which Pelton and NATS steered it.
@@ -266,7 +298,7 @@ async fn invoke(worker: &Worker, case: &Case, received: &Received, decoded: Deco
     let call = Call {
         delivery,
         txn: case.origin.txn.clone(),
-        state: worker.state.clone(),
+        state,
         logs,
     };
     let attempt = worker.function.invoke(call).await;

@@ -24,6 +24,7 @@ mod call;
 mod delivery;
 mod members;
 mod mutation;
+mod series;
 
 pub mod event;
 pub mod registry;

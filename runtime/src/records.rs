@@ -173,6 +173,10 @@ pub struct PositionRecord {
     /// When that one was stored, nanoseconds since 1970: another time there means another stream.
     #[serde(default)]
     pub witness_stored: i64,
+    /// Done with for the position, and waiting in the park; ascending, each as the distance from the one before. What else is found
+    /// there has ended: a server that was killed may bring back what was cleared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parked: Vec<u64>,
     /// A deploy handed the input to the queue engine: nobody claims it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub closed: bool,
@@ -195,8 +199,25 @@ impl PositionRecord {
             done: done.collect(),
             witness,
             witness_stored,
+            parked: Vec::new(),
             closed: false,
         }
+    }
+
+    /// The same with these in the park, ascending.
+    pub fn with_parked(mut self, parked: impl Iterator<Item = u64>) -> Self {
+        let mut last = 0;
+        let parked = parked.map(|at| at.saturating_sub(std::mem::replace(&mut last, at)));
+        self.parked = parked.collect();
+        self
+    }
+
+    /// What waits in the park, ascending.
+    pub fn parked_sequences(&self) -> impl Iterator<Item = u64> {
+        self.parked.iter().scan(0, |at: &mut u64, step| {
+            *at = at.saturating_add(*step);
+            Some(*at)
+        })
     }
 
     /// What is done beyond `sequence`, ascending.

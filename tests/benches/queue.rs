@@ -20,6 +20,8 @@ const BATCHES: u64 = 2_000;
 const BATCHES_AT_ONCE: usize = 40;
 /// Events whose handling changes state.
 const ORDERS: u64 = 40_000;
+/// Keys of the function that counts.
+const KEYS: u64 = 10_000;
 /// What the service written by hand does at once.
 const BY_HAND_AT_ONCE: usize = 64;
 /// Longest that one measurement may take.
@@ -39,6 +41,10 @@ async fn main() -> Result<()> {
     let component = build::component("orders")?;
     let orders = function("orders", &component, ORDERS, Engine::Queue, created).await?;
     let positions = function("orders", &component, ORDERS, Engine::Positions, created).await?;
+    let component = build::component("tally")?;
+    let counts = |keys: u64| move |n: u64| (format!("tally.k{}", n % keys), String::new());
+    let many = function("tally", &component, ORDERS, Engine::Positions, counts(KEYS)).await?;
+    let one = function("tally", &component, ORDERS, Engine::Positions, counts(1)).await?;
     let by_hand = by_hand().await?;
     println!("{:<44} {:>12} {:>8}", "events per second", "rate", "of raw");
     for (what, rate) in [
@@ -49,6 +55,8 @@ async fn main() -> Result<()> {
         ("by hand: KV get, KV update, publish, ack", by_hand),
         ("pelton: orders, its effects atomic", orders),
         ("pelton: the same, position engine", positions),
+        ("pelton: count 10,000 keys and emit", many),
+        ("pelton: the same, all events on one key", one),
     ] {
         println!("{what:<44} {rate:>12.0} {:>7.1}%", 100.0 * rate / raw);
     }
@@ -211,11 +219,19 @@ async fn function(
     event: impl Fn(u64) -> (String, String),
 ) -> Result<f64> {
     let mut text = project::SHOP_STREAMS.to_owned();
-    text += "[streams.PLAIN]\nsubjects = [\"plain.>\"]\n";
+    for stream in ["plain", "tally", "counts"] {
+        text += &format!(
+            "[streams.{}]\nsubjects = [\"{stream}.>\"]\n",
+            stream.to_uppercase()
+        );
+    }
     text += &match engine {
         Engine::Queue => project::function(name, component, ""),
         Engine::Positions => project::keyed(name, component, 2, ""),
     };
+    if name == "tally" {
+        text += "[functions.tally.allow]\nemit = [\"counts.*\"]\n";
+    }
     let project = Project::new(&text)?;
     let server = NatsServer::start().await?;
     let nats = Nats::connect(&server.url()).await?;

@@ -12,10 +12,11 @@ use crate::server;
 type Once<T> = OnceLock<std::result::Result<T, String>>;
 
 /// Functions that are built, the folders of their crates, and what else their tables say.
-const FUNCTIONS: [(&str, &str, &str); 4] = [
+const FUNCTIONS: [(&str, &str, &str); 5] = [
     ("orders", "functions/orders", ""),
     ("notifier", "functions/notifier", ""),
     ("hostile", "tests/guests/hostile", ""),
+    ("tally", "tests/guests/tally", ""),
     ("ledger", "tests/guests/ledger", "subjects = [\"work.*.*\"]"),
 ];
 

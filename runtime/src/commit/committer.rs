@@ -14,9 +14,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::batch::{self, MAX_MESSAGES};
+use super::cache::{Cache, CachedState};
 use super::flight::{Landed, Pilot};
 use super::group::{Entry, Fit, Group};
-use super::known::Known;
 use super::locks::Locks;
 use super::position::Partition;
 use super::state::NatsState;
@@ -87,6 +87,7 @@ pub struct Committer {
     room: Arc<Semaphore>,
     expected: Arc<AtomicUsize>,
     locks: Locks,
+    state: CachedState,
 }
 
 /// An attempt under way, which may have something to commit soon.
@@ -107,10 +108,12 @@ impl Committer {
     /// A committer for the app that `names` names.
     pub fn start(client: Client, state: NatsState, names: AppNames) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
+        let cache = Cache::default();
         let pilot = Pilot {
             client: client.clone(),
-            state,
+            state: state.clone(),
             names: names.clone(),
+            cache: cache.clone(),
         };
         let expected = Arc::new(AtomicUsize::new(0));
         tokio::spawn(Gatherer::new(pilot, expected.clone()).run(waiting));
@@ -121,7 +124,13 @@ impl Committer {
             room: Arc::new(Semaphore::new(ROOM)),
             expected,
             locks: Locks::default(),
+            state: CachedState::new(state, cache),
         }
+    }
+
+    /// The app's state as attempts read it.
+    pub fn state(&self) -> &CachedState {
+        &self.state
     }
 
     /// Turns at keys that many want to change.
@@ -179,6 +188,7 @@ impl Committer {
             clear_attempts: false,
             parking: None,
             answered: None,
+            followers: Vec::new(),
         };
         self.commit(Arc::new(transaction)).await
     }
@@ -220,7 +230,6 @@ struct Gatherer {
     /// What batches in flight touch.
     busy: HashSet<String>,
     flights: JoinSet<Landed>,
-    known: Known,
 }
 
 impl Gatherer {
@@ -237,7 +246,6 @@ impl Gatherer {
             expected,
             busy: HashSet::new(),
             flights: JoinSet::new(),
-            known: Known::default(),
         }
     }
 
@@ -268,7 +276,6 @@ impl Gatherer {
                 for key in &landed.keys {
                     self.busy.remove(key);
                 }
-                self.known.learn(landed.revisions);
                 self.linger = (landed.took / 2).clamp(LINGER[0], LINGER[1]);
             }
             Err(error) => {
@@ -317,7 +324,7 @@ impl Gatherer {
         {
             // The delivery was handed back meanwhile.
             let gone = entry.reply.is_closed();
-            let stale = self.known.changed(&entry.transaction.effects.reads);
+            let stale = self.pilot.cache.changed(&entry.transaction.effects.reads);
             if gone || !stale.is_empty() {
                 if let Some(entry) = self.waiting.remove(self.blocked) {
                     let _ = entry.reply.send(Err(CommitError::Conflict(stale)));

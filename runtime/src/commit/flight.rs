@@ -7,11 +7,12 @@ use async_nats::Client;
 use backon::{BackoffBuilder, ExponentialBuilder};
 
 use super::batch::{self, BatchError, BatchMessage};
+use super::cache::Cache;
 use super::committer::{CommitError, Reply};
 use super::group::{Entry, Layout, layout};
 use super::position::Partition;
 use super::state::{Last, NatsState};
-use crate::effects::StateError;
+use crate::effects::{StateError, Versioned};
 use crate::mutation;
 use crate::names::AppNames;
 
@@ -28,14 +29,13 @@ pub(super) struct Pilot {
     pub(super) client: Client,
     pub(super) state: NatsState,
     pub(super) names: AppNames,
+    pub(super) cache: Cache,
 }
 
 /// What a batch leaves behind.
 pub(super) struct Landed {
     /// Every key that it touched.
     pub(super) keys: HashSet<String>,
-    /// State keys and the revisions that they have now.
-    pub(super) revisions: Vec<(String, u64)>,
     /// From its first send to its last answer.
     pub(super) took: Duration,
 }
@@ -55,28 +55,18 @@ impl Pilot {
     /// Takes a batch to its end: every member gets its answer.
     pub(super) async fn fly(&self, members: Vec<Entry<Reply>>, keys: HashSet<String>) -> Landed {
         let began = Instant::now();
-        let mut revisions = Vec::new();
         let mut left = vec![members];
         while let Some(members) = left.pop() {
-            let (stored, refused) = self.send(members, &mut revisions).await;
-            revisions.extend(stored);
+            let refused = self.send(members).await;
             // Somebody's message was refused for good: alone, each gets the answer that is meant for it.
             left.extend(refused.into_iter().map(|one| vec![one]));
         }
         let took = began.elapsed();
-        Landed {
-            keys,
-            revisions,
-            took,
-        }
+        Landed { keys, took }
     }
 
-    /// The new revisions; and, if the server refused the batch for good, its members, should there be several.
-    async fn send(
-        &self,
-        mut members: Vec<Entry<Reply>>,
-        seen: &mut Vec<(String, u64)>,
-    ) -> (Vec<(String, u64)>, Vec<Entry<Reply>>) {
+    /// Answers all members; if the server refused the batch for good, and there are several, gives them back instead.
+    async fn send(&self, mut members: Vec<Entry<Reply>>) -> Vec<Entry<Reply>> {
         let mut last = String::new();
         // Whether a batch without an answer may be stored: then a marker that is there is ours.
         let mut doubt = false;
@@ -97,33 +87,36 @@ impl Pilot {
                 continue;
             };
             let (size, sent) = (messages.len(), Instant::now());
-            let places = self.places(&messages);
+            let written = self.written(&messages);
             let refusal = match batch::publish(&self.client, messages, TIMEOUT).await {
                 Ok(first) => {
                     tracing::debug!(deliveries = members.len(), messages = size, took = ?sent.elapsed(), "batch stored");
                     // Before anybody goes on: the next batch rests on these.
                     let at = first + moves_at;
                     for (revision, one) in (at..).zip(moves) {
-                        one.partition.landed(&one.past, revision);
+                        one.partition.landed(&one.past, &one.parks, revision);
+                    }
+                    for (key, mut versioned) in written {
+                        versioned.revision += first;
+                        self.cache.learn(&key, &versioned);
                     }
                     for member in members {
                         let _ = member.reply.send(Ok(()));
                     }
-                    let at = |(key, index)| (key, first + index);
-                    return (places.into_iter().map(at).collect(), Vec::new());
+                    return Vec::new();
                 }
                 Err(refusal) => refusal,
             };
             moves.iter().for_each(|one| one.partition.failed());
             match refusal {
-                BatchError::Refused { .. } if members.len() > 1 => return (Vec::new(), members),
+                BatchError::Refused { .. } if members.len() > 1 => return members,
                 BatchError::Refused { code, description } => {
                     answer(members, &CommitError::Refused { code, description });
-                    return (Vec::new(), Vec::new());
+                    return Vec::new();
                 }
                 BatchError::Condition => {
                     let before = members.len();
-                    match self.without_culprits(&mut members, doubt, seen).await {
+                    match self.without_culprits(&mut members, doubt).await {
                         Ok(true) => {
                             if members.len() < before {
                                 (tries, pauses) = (0, backoff());
@@ -144,15 +137,17 @@ impl Pilot {
             tokio::time::sleep(pauses.next().unwrap_or(TIMEOUT)).await;
         }
         answer(members, &CommitError::Unavailable(last));
-        (Vec::new(), Vec::new())
+        Vec::new()
     }
 
-    /// State keys that a batch writes, each with its place in it.
-    fn places(&self, messages: &[BatchMessage]) -> Vec<(String, u64)> {
+    /// State keys that a batch writes, with their values; as revision, each has its place in the batch.
+    fn written(&self, messages: &[BatchMessage]) -> Vec<(String, Versioned)> {
         let prefix = self.names.state_prefix();
-        let keyed = (0u64..).zip(messages).filter_map(|(index, message)| {
+        let keyed = (0u64..).zip(messages).filter_map(|(revision, message)| {
             let key = message.subject.strip_prefix(&prefix)?;
-            Some((key.to_owned(), index))
+            let deleted = message.headers.get("KV-Operation").is_some();
+            let value = (!deleted).then(|| message.payload.clone());
+            Some((key.to_owned(), Versioned { value, revision }))
         });
         keyed.collect()
     }
@@ -162,16 +157,8 @@ impl Pilot {
         &self,
         members: &mut Vec<Entry<Reply>>,
         doubt: bool,
-        seen: &mut Vec<(String, u64)>,
     ) -> Result<bool, StateError> {
         let found = self.look(members).await?;
-        // Whoever else read before another node wrote need not go to the server to learn it.
-        let prefix = self.names.state_prefix();
-        let keys = found.iter().filter_map(|(subject, last)| {
-            let key = subject.strip_prefix(&prefix)?;
-            Some((key.to_owned(), last.sequence))
-        });
-        seen.extend(keys);
         let mut any = self.positions(members, &found).await?;
         for mut member in std::mem::take(members) {
             match self.blame(&member, &found) {
@@ -195,12 +182,23 @@ impl Pilot {
                     let _ = member.reply.send(outcome);
                 }
                 Blame::Keys(keys) => {
+                    self.learn(&keys, &found);
                     let _ = member.reply.send(Err(CommitError::Conflict(keys)));
                 }
             }
             any = true;
         }
         Ok(any)
+    }
+
+    /// Whoever else read these before another node wrote them need not go to the server to learn it.
+    fn learn(&self, keys: &[String], found: &HashMap<String, Last>) {
+        self.cache.forget(keys);
+        for key in keys {
+            if let Some(last) = found.get(&self.names.state(key)) {
+                self.cache.learn(key, &last.versioned());
+            }
+        }
     }
 
     /// Finds positions that are not what they were: another node has written them, or a batch of ours without an answer
@@ -212,7 +210,7 @@ impl Pilot {
     ) -> Result<bool, StateError> {
         let mut moved: BTreeMap<&str, &Partition> = BTreeMap::new();
         for member in members.iter() {
-            if let Some((partition, _)) = member.transaction.position() {
+            if let Some(partition) = member.transaction.partition() {
                 let at = found
                     .get(partition.subject())
                     .map_or(0, |last| last.sequence);
@@ -239,8 +237,8 @@ impl Pilot {
         for member in members {
             subjects.extend(member.transaction.rests_on(&self.names));
             subjects.extend(member.transaction.marker(&self.names));
-            let position = member.transaction.position();
-            subjects.extend(position.map(|(partition, _)| partition.subject().to_owned()));
+            let partition = member.transaction.partition();
+            subjects.extend(partition.map(|one| one.subject().to_owned()));
         }
         let subjects: Vec<String> = subjects.into_iter().collect();
         let mut found = HashMap::new();
@@ -288,13 +286,14 @@ impl Pilot {
 /// Takes out those whose partition another node runs now, and those that a batch without an answer has committed or parked.
 fn without_settled(members: &mut Vec<Entry<Reply>>) {
     for member in std::mem::take(members) {
-        let outcome = match member.transaction.position() {
-            Some((partition, _)) if partition.is_lost() => CommitError::Lost,
-            Some((partition, Some((sequence, _))))
-                if !member.transaction.was_parked() && partition.is_done(sequence) =>
-            {
-                CommitError::Duplicate
-            }
+        let transaction = &member.transaction;
+        let done = |partition: &Partition| {
+            let mut past = transaction.past();
+            !transaction.was_parked() && past.any(|(sequence, _)| partition.is_done(sequence))
+        };
+        let outcome = match transaction.partition() {
+            Some(partition) if partition.is_lost() => CommitError::Lost,
+            Some(partition) if done(partition) => CommitError::Duplicate,
             _ => {
                 members.push(member);
                 continue;

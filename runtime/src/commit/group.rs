@@ -57,8 +57,8 @@ impl<R> Entry<R> {
                 .chain(marker)
                 .collect(),
             position: transaction
-                .position()
-                .map(|(partition, _)| partition.subject().to_owned()),
+                .partition()
+                .map(|partition| partition.subject().to_owned()),
             messages: transaction.count(),
             bytes: transaction.bytes(),
         };
@@ -182,6 +182,8 @@ pub(super) struct Layout {
 pub(super) struct Move {
     pub(super) partition: Partition,
     pub(super) past: Vec<(u64, i64)>,
+    /// Those of its deliveries that go into the park, or out of it.
+    pub(super) parks: Vec<(u64, bool)>,
 }
 
 /// Delivery by delivery, each with its marker, what it rests on, its writes and its outbox; then each position once; then what
@@ -194,12 +196,14 @@ pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Option<Layout
     for member in members {
         let transaction = &member.transaction;
         transaction.lay_out(names, member.marker, &mut checked, &mut messages);
-        if let Some((partition, past)) = transaction.position() {
+        if let Some(partition) = transaction.partition() {
             let one = moves.entry(partition.subject()).or_insert_with(|| Move {
                 partition: partition.clone(),
                 past: Vec::new(),
+                parks: Vec::new(),
             });
-            one.past.extend(past);
+            one.past.extend(transaction.past());
+            one.parks.extend(transaction.parks());
         }
     }
     if mutation::is("validations-first") {
@@ -207,8 +211,13 @@ pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Option<Layout
     }
     let moves: Vec<Move> = moves.into_values().collect();
     let moves_at = messages.len() as u64;
-    for Move { partition, past } in &moves {
-        let advance = partition.advance(past)?;
+    for Move {
+        partition,
+        past,
+        parks,
+    } in &moves
+    {
+        let advance = partition.advance(past, parks)?;
         messages.push(BatchMessage {
             subject: partition.subject().to_owned(),
             headers: match mutation::is("position-condition") {
@@ -263,6 +272,7 @@ mod tests {
             clear_attempts: false,
             parking: None,
             answered: None,
+            followers: Vec::new(),
         };
         Entry::new(Arc::new(transaction), &AppNames::new("app"), ())
     }

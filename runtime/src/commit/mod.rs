@@ -2,14 +2,14 @@
 //!
 //! `stream` makes the streams that take part, `batch` is the wire of ADR-50, `transaction` lays one delivery out as
 //! messages, `group` puts many into one batch, `committer` gathers them, `flight` sends a batch and reads the refusals,
-//! `state` is what a guest's reads come from, and `outbox` clears what has reached its target.
+//! `state` is what a guest's reads come from and `cache` what this node knows of it, and `outbox` clears what has reached its target.
 
 mod attempts;
 mod batch;
+mod cache;
 mod committer;
 mod flight;
 mod group;
-mod known;
 mod locks;
 pub mod outbox;
 pub mod position;
@@ -22,10 +22,11 @@ mod transaction;
 pub mod transport;
 
 pub use attempts::{Attempts, Earlier};
+pub use cache::CachedState;
 pub use committer::{CommitError, Committer, Expected, Room};
 pub use locks::{Locks, Turn, Wanted, touched};
 pub use position::Partition;
 pub use state::NatsState;
 pub use timers::set_timer;
 pub(crate) use transaction::MARKER_TTL;
-pub use transaction::{Answered, DeadLetter, Fence, Origin, Parking, Transaction};
+pub use transaction::{Answered, DeadLetter, Fence, Follower, Origin, Parking, Transaction};

@@ -19,6 +19,9 @@ use crate::records::{FORMAT, PositionRecord};
 /// Deliveries of one partition that may be done or under way beyond the first that is not: what a record holds.
 pub const WINDOW: usize = 1024;
 
+/// Deliveries of one partition that wait in the park before no more are handed out: its record names them.
+const PARKED: usize = 1024;
+
 /// Wait for the answer to a single write.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -47,6 +50,8 @@ struct Progress {
     running: BTreeSet<u64>,
     /// Those of them that are left to the next owner.
     abandoned: BTreeSet<u64>,
+    /// In the park.
+    parked: BTreeSet<u64>,
     /// Nothing beyond was handed out, whatever is read for others.
     end: Option<u64>,
     /// Latest message known to be done, and when it was stored.
@@ -82,6 +87,7 @@ impl Partition {
             done: record.done_sequences().collect(),
             running: BTreeSet::new(),
             abandoned: BTreeSet::new(),
+            parked: record.parked_sequences().collect(),
             end: None,
             witness: (record.witness, record.witness_stored),
             written: record.sequence,
@@ -115,7 +121,7 @@ impl Partition {
         let Some(Advance {
             mut record,
             revision,
-        }) = self.advance(&[])
+        }) = self.advance(&[], &[])
         else {
             return Ok(true);
         };
@@ -157,6 +163,7 @@ impl Partition {
             progress.done.insert(sequence);
         }
         progress.running = progress.running.split_off(&(record.sequence + 1));
+        progress.parked = record.parked_sequences().collect();
         progress.floor = progress.floor.max(record.sequence);
         progress.witness = progress
             .witness
@@ -181,7 +188,7 @@ impl Partition {
     /// Whether one more may be handed out.
     pub fn has_room(&self) -> bool {
         let progress = self.lock();
-        progress.done.len() + progress.running.len() < WINDOW
+        progress.done.len() + progress.running.len() < WINDOW && progress.parked.len() < PARKED
     }
 
     /// A message is handed out.
@@ -240,13 +247,18 @@ impl Partition {
         progress.revision.is_some() && progress.reach(passed) > progress.written
     }
 
-    /// The record when these are done too; `None`: the partition is lost.
-    pub(super) fn advance(&self, sequences: &[(u64, i64)]) -> Option<Advance> {
+    /// The record when these are done too, and those are in the park or not any more; `None`: the partition is lost.
+    pub(super) fn advance(
+        &self,
+        sequences: &[(u64, i64)],
+        parks: &[(u64, bool)],
+    ) -> Option<Advance> {
         // Before the lock: whatever was handed out up to here is among those that run, or done.
         let passed = self.passed();
         let mut progress = self.lock();
         progress.dirty = false;
         let mut next = progress.clone_for(sequences);
+        next.park(parks);
         drop(progress);
         next.settle(passed);
         let revision = next.revision?;
@@ -257,14 +269,16 @@ impl Partition {
                 next.floor,
                 next.done.iter().copied(),
                 next.witness,
-            ),
+            )
+            .with_parked(next.parked.iter().copied()),
             revision,
         })
     }
 
     /// That record is stored.
-    pub(super) fn landed(&self, sequences: &[(u64, i64)], revision: u64) {
+    pub(super) fn landed(&self, sequences: &[(u64, i64)], parks: &[(u64, bool)], revision: u64) {
         let mut progress = self.lock();
+        progress.park(parks);
         for (sequence, stored) in sequences {
             progress.running.remove(sequence);
             progress.done.insert(*sequence);
@@ -304,6 +318,7 @@ impl Progress {
             done: self.done.clone(),
             running: self.running.clone(),
             abandoned: BTreeSet::new(),
+            parked: self.parked.clone(),
             end: self.end,
             witness: self.witness,
             written: self.written,
@@ -316,6 +331,15 @@ impl Progress {
             next.witness = next.witness.max((*sequence, *stored));
         }
         next
+    }
+
+    fn park(&mut self, parks: &[(u64, bool)]) {
+        for (sequence, waits) in parks {
+            match waits {
+                true => self.parked.insert(*sequence),
+                false => self.parked.remove(sequence),
+            };
+        }
     }
 
     /// Moves the floor up to the first that is under way, or to the end of what was handed out: what lies between belongs to
@@ -398,12 +422,12 @@ mod tests {
             hand_out(&partition, &passed, sequence);
         }
         // 1, 3 and 4 belong to other partitions.
-        assert_eq!(state(partition.advance(&[(5, 50)])), (1, vec![5]));
-        assert_eq!(state(partition.advance(&[(2, 20)])), (4, vec![]));
-        partition.landed(&[(5, 50)], 6);
+        assert_eq!(state(partition.advance(&[(5, 50)], &[])), (1, vec![5]));
+        assert_eq!(state(partition.advance(&[(2, 20)], &[])), (4, vec![]));
+        partition.landed(&[(5, 50)], &[], 6);
         partition.finish(2, 20);
-        assert_eq!(state(partition.advance(&[])), (8, vec![]));
-        assert_eq!(state(partition.advance(&[(9, 90)])), (9, vec![]));
+        assert_eq!(state(partition.advance(&[], &[])), (8, vec![]));
+        assert_eq!(state(partition.advance(&[(9, 90)], &[])), (9, vec![]));
         assert!(!partition.wants(2) && !partition.wants(9) && partition.wants(10));
     }
 
@@ -414,9 +438,12 @@ mod tests {
         let wanted: Vec<u64> = (9..=16).filter(|at| partition.wants(*at)).collect();
         assert_eq!(wanted, [11, 13, 14, 16]);
         // Nothing runs yet, and nothing was passed: the floor stays.
-        assert_eq!(state(partition.advance(&[])), (10, vec![12, 15]));
+        assert_eq!(state(partition.advance(&[], &[])), (10, vec![12, 15]));
         hand_out(&partition, &passed, 11);
-        assert_eq!(state(partition.advance(&[(11, 110)])), (11, vec![12, 15]));
+        assert_eq!(
+            state(partition.advance(&[(11, 110)], &[])),
+            (11, vec![12, 15])
+        );
     }
 
     #[test]
@@ -424,12 +451,12 @@ mod tests {
         let (partition, passed) = partition(&claim(None, "node", 0));
         hand_out(&partition, &passed, 1);
         hand_out(&partition, &passed, 2);
-        let on_its_way = partition.advance(&[(1, 10)]);
+        let on_its_way = partition.advance(&[(1, 10)], &[]);
         partition.finish(2, 20);
-        partition.landed(&[(1, 10)], 6);
+        partition.landed(&[(1, 10)], &[], 6);
         assert_eq!(state(on_its_way), (1, vec![]));
         assert!(partition.is_dirty());
-        assert_eq!(state(partition.advance(&[])), (2, vec![]));
+        assert_eq!(state(partition.advance(&[], &[])), (2, vec![]));
         assert!(!partition.is_dirty());
         partition.failed();
         assert!(partition.is_dirty());
@@ -444,16 +471,38 @@ mod tests {
         partition.abandon(&[]);
         // 3 is one of its own, read while 2 was still under way.
         passed.store(5, Ordering::Release);
-        partition.landed(&[(1, 10), (2, 20)], 6);
+        partition.landed(&[(1, 10), (2, 20)], &[], 6);
         assert!(partition.is_idle());
-        assert_eq!(state(partition.advance(&[])), (2, vec![]));
+        assert_eq!(state(partition.advance(&[], &[])), (2, vec![]));
+    }
+
+    #[test]
+    fn a_record_names_what_is_parked() {
+        let (partition, passed) = partition(&claim(None, "node", 0));
+        for sequence in [3, 8] {
+            hand_out(&partition, &passed, sequence);
+        }
+        let parked = |advance: Option<Advance>| -> Vec<u64> {
+            advance.unwrap().record.parked_sequences().collect()
+        };
+        let both = [(3, true), (8, true)];
+        assert_eq!(
+            parked(partition.advance(&[(3, 30), (8, 80)], &both)),
+            [3, 8]
+        );
+        assert!(
+            parked(partition.advance(&[], &[])).is_empty(),
+            "it did not land"
+        );
+        partition.landed(&[(3, 30), (8, 80)], &both, 6);
+        assert_eq!(parked(partition.advance(&[], &[(3, false)])), [8]);
     }
 
     #[test]
     fn a_lost_partition_writes_nothing() {
         let (partition, _) = partition(&claim(None, "node", 0));
         partition.lose();
-        partition.landed(&[(1, 10)], 7);
-        assert!(partition.is_lost() && partition.advance(&[]).is_none());
+        partition.landed(&[(1, 10)], &[], 7);
+        assert!(partition.is_lost() && partition.advance(&[], &[]).is_none());
     }
 }

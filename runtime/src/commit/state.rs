@@ -202,9 +202,7 @@ impl StateReader for NatsState {
 
 fn versioned(last: Option<&Last>) -> Versioned {
     Versioned {
-        value: last
-            .filter(|last| !last.deleted)
-            .map(|last| last.payload.clone()),
+        value: last.and_then(|last| last.versioned().value),
         revision: last.map_or(0, |last| last.sequence),
     }
 }
@@ -215,6 +213,16 @@ pub(crate) struct Last {
     pub(crate) sequence: u64,
     pub(crate) deleted: bool,
     pub(crate) payload: Bytes,
+}
+
+impl Last {
+    /// As a guest sees it.
+    pub(super) fn versioned(&self) -> Versioned {
+        Versioned {
+            value: (!self.deleted).then(|| self.payload.clone()),
+            revision: self.sequence,
+        }
+    }
 }
 
 /// The server stops at a limit of bytes and says how many are left.

@@ -139,6 +139,7 @@ fn transaction(sequence: u64, reads: &[(&str, u64)], writes: &[&str]) -> Transac
         clear_attempts: false,
         parking: None,
         answered: None,
+        followers: Vec::new(),
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::batch::BatchMessage;
 use super::position::Partition;
 use super::timers;
-use crate::effects::{Effects, Write};
+use crate::effects::{Effects, Emit, Write};
 use crate::event::Headers;
 use crate::mutation;
 use crate::names::AppNames;
@@ -17,9 +17,6 @@ use crate::names::AppNames;
 pub(crate) const MARKER_TTL: &str = "1h";
 /// Leftovers that only carried a condition or cleared a record; the shortest the server knows.
 pub(super) const SCRAP_TTL: &str = "1s";
-/// What clears a parked delivery stays longer: the server may find a message again that the cleared one had replaced, if it is
-/// killed soon after the latter has gone.
-const CLEARED_TTL: &str = "1h";
 /// What a message adds to its body: subject, headers of the batch, and what the server keeps of it.
 const MESSAGE_OVERHEAD: usize = 256;
 
@@ -84,6 +81,29 @@ pub struct Answered {
     pub message: Option<(Headers, Bytes)>,
 }
 
+/// A later delivery of the same partition that goes along: what it read and wrote is among the first one's.
+#[derive(Debug, Clone)]
+pub struct Follower {
+    /// Its sequence in the input stream.
+    pub sequence: u64,
+    /// When its message was stored, nanoseconds since 1970.
+    pub stored: i64,
+    /// Its transaction's id: what it emits is its own.
+    pub txn: String,
+    /// What it emits.
+    pub emits: Vec<Emit>,
+}
+
+impl Follower {
+    /// Bytes of its events.
+    pub fn bytes(&self) -> usize {
+        let emits = self.emits.iter();
+        emits
+            .map(|emit| emit.payload.len() + size(&emit.headers))
+            .sum()
+    }
+}
+
 /// Everything that becomes durable together.
 #[derive(Debug, Clone)]
 pub struct Transaction {
@@ -101,6 +121,8 @@ pub struct Transaction {
     pub parking: Option<Parking>,
     /// What remains of a call that may be asked again.
     pub answered: Option<Answered>,
+    /// Those that go along, in their order; only with a position as fence.
+    pub followers: Vec<Follower>,
 }
 
 impl Transaction {
@@ -113,15 +135,42 @@ impl Transaction {
             .chain(self.effects.timers.keys().cloned())
     }
 
-    /// The partition and the message that its position moves past.
-    pub(super) fn position(&self) -> Option<(&Partition, Option<(u64, i64)>)> {
+    /// The partition whose position moves.
+    pub(super) fn partition(&self) -> Option<&Partition> {
         match &self.fence {
             Fence::Marker => None,
-            Fence::Position { partition, stored } => Some((
-                partition,
-                stored.map(|stored| (self.origin.sequence, stored)),
-            )),
+            Fence::Position { partition, .. } => Some(partition),
         }
+    }
+
+    /// The messages that the position moves past, and when they were stored.
+    pub(super) fn past(&self) -> impl Iterator<Item = (u64, i64)> {
+        let own = match self.fence {
+            Fence::Position { stored, .. } => stored.map(|stored| (self.origin.sequence, stored)),
+            Fence::Marker => None,
+        };
+        let followers = self.followers.iter();
+        own.into_iter()
+            .chain(followers.map(|one| (one.sequence, one.stored)))
+    }
+
+    /// Whether it is in the park from now on, or not any more.
+    pub(super) fn parks(&self) -> Option<(u64, bool)> {
+        let parking = self.parking.as_ref()?;
+        Some((self.origin.sequence, parking.message.is_some()))
+    }
+
+    /// What it emits: transaction's id, number there, event.
+    fn emits(&self) -> impl Iterator<Item = (&str, usize, &Emit)> {
+        let own = (self.origin.txn.as_str(), &self.effects.emits);
+        let followers = self.followers.iter();
+        let all = std::iter::once(own).chain(followers.map(|one| (one.txn.as_str(), &one.emits)));
+        all.flat_map(|(txn, emits)| {
+            emits
+                .iter()
+                .enumerate()
+                .map(move |(n, emit)| (txn, n, emit))
+        })
     }
 
     /// Whether it waited in the park: then its position has moved past it before.
@@ -148,7 +197,6 @@ impl Transaction {
         let Effects {
             reads,
             writes,
-            emits,
             timers,
             ..
         } = &self.effects;
@@ -166,7 +214,7 @@ impl Transaction {
         ];
         let singles = singles.into_iter().filter(|one| *one).count();
         let timers = timers.len() + self.effects.set_timers().count();
-        checks + writes.len() + emits.len() + timers + dead + singles
+        checks + writes.len() + self.emits().count() + timers + dead + singles
     }
 
     /// Bytes of its largest message: body and the headers that are its own.
@@ -175,8 +223,8 @@ impl Transaction {
             Write::Set(value) => value.len(),
             Write::Delete => 0,
         });
-        let emits = self.effects.emits.iter();
-        let emits = emits.map(|emit| emit.payload.len() + size(&emit.headers));
+        let emits = self.emits();
+        let emits = emits.map(|(_, _, emit)| emit.payload.len() + size(&emit.headers));
         let parked = self
             .aside()
             .map(|(headers, payload)| payload.len() + size(headers));
@@ -212,7 +260,8 @@ impl Transaction {
             .aside()
             .map(|(headers, payload)| payload.len() + size(headers))
             .sum();
-        self.effects.bytes() + dead + parked + self.count() * MESSAGE_OVERHEAD
+        let followers: usize = self.followers.iter().map(Follower::bytes).sum();
+        self.effects.bytes() + followers + dead + parked + self.count() * MESSAGE_OVERHEAD
     }
 
     /// Adds its messages to a batch. `marker` is the sequence that the marker's subject must have: 0, or that of a
@@ -315,8 +364,7 @@ impl Transaction {
 
     /// No `Nats-Msg-Id` (a reused one would be dropped in the target's window) and no TTL (it would travel).
     fn push_outbox(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
-        let txn = &self.origin.txn;
-        for (n, emit) in self.effects.emits.iter().enumerate() {
+        for (txn, n, emit) in self.emits() {
             messages.push(BatchMessage {
                 subject: names.outbox(&emit.target, txn, n, &emit.subject),
                 headers: header_map(&emit.headers),
@@ -324,6 +372,7 @@ impl Transaction {
             });
         }
         let Some(dead) = &self.dead else { return };
+        let txn = &self.origin.txn;
         let mut n = self.effects.emits.len();
         let mut push = |subject: String, headers: HeaderMap, payload: &Bytes| {
             n += 1;
@@ -370,7 +419,7 @@ fn aside(
     message: Option<&(Headers, Bytes)>,
 ) -> BatchMessage {
     let Some((kept, payload)) = message else {
-        return scrap(subject.to_owned(), headers, CLEARED_TTL);
+        return scrap(subject.to_owned(), headers, SCRAP_TTL);
     };
     for (name, value) in kept {
         headers.append(name.as_str(), value.as_str());
@@ -400,7 +449,6 @@ pub(super) fn header_map(headers: &Headers) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::effects::Emit;
 
     fn sample() -> Transaction {
         let mut effects = Effects::default();
@@ -428,6 +476,7 @@ mod tests {
             clear_attempts: false,
             parking: None,
             answered: None,
+            followers: Vec::new(),
         }
     }
 

@@ -336,12 +336,13 @@ impl Task {
             self.shared.js.clone(),
             names.clone(),
         );
+        let committer = self.shared.committer(&names, &state);
         Ok(Worker {
             record: record.clone(),
             function,
-            committer: self.shared.committer(&names, &state),
+            state: Arc::new(committer.state().clone()),
+            committer,
             attempts: Attempts::new(self.shared.js.clone(), state.clone(), names.clone()),
-            state: Arc::new(state),
             client: self.shared.publisher.clone(),
             logs: self.shared.logs.clone(),
             counters: self.counters.clone(),

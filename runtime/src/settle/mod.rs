@@ -12,12 +12,15 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::call::Answer;
-use crate::commit::{CommitError, DeadLetter, Earlier, Fence, Origin, Parking, Transaction};
+use crate::commit::{
+    CommitError, DeadLetter, Earlier, Fence, Follower, Origin, Parking, Transaction,
+};
 use crate::delivery::{TROUBLE_PAUSE, Worker};
 use crate::effects::{Attempt, Effects, Failure, StateError, TimerChange};
 use crate::mutation;
 use crate::names;
 use crate::records::{AttemptError, AttemptsRecord, FORMAT};
+use crate::series::{Series, Work};
 use crate::source::{Received, Return, Settlement};
 use crate::verdict::{self, History, Verdict};
 
@@ -49,6 +52,8 @@ pub(crate) enum Carried {
     Settled(Settlement),
     /// These keys changed since they were read: nothing was done, run the handler again.
     Conflict(Vec<String>),
+    /// Nothing was done, for the server does not take them together: the first alone.
+    TooLarge,
 }
 
 impl Case {
@@ -145,6 +150,7 @@ impl Case {
                 message: None,
             }),
             answered: None,
+            followers: Vec::new(),
         }
     }
 
@@ -216,13 +222,12 @@ impl Case {
     }
 }
 
-/// Decides what becomes of an attempt and makes it so.
-pub(crate) async fn carry_out(
-    worker: &Worker,
-    case: &Case,
-    received: &Received,
-    attempt: Attempt,
-) -> Carried {
+/// Decides what becomes of an attempt at the first of these, with which others may go along, and makes it so.
+pub(crate) async fn carry_out(worker: &Worker, work: &[Work<'_>], series: Series) -> Carried {
+    let Some(Work { case, received }) = work.first().copied() else {
+        return Carried::Settled(Settlement::Done);
+    };
+    let Series { attempt, followers } = series;
     let Attempt { result, effects } = attempt;
     let verdict = verdict::decide(&result, case.history(), worker.policy(), fastrand::f64());
     match (verdict, result) {
@@ -255,7 +260,7 @@ pub(crate) async fn carry_out(
             };
             give_up(worker, case, received, failure, effects.reads_only()).await
         }
-        _ => commit(worker, case, received, effects).await,
+        _ => commit(worker, case, received, effects, followers).await,
     }
 }
 
@@ -264,22 +269,29 @@ async fn commit(
     case: &Case,
     received: &Received,
     mut effects: Effects,
+    followers: Vec<Follower>,
 ) -> Carried {
     let caller = received.caller.as_ref();
     let answer = caller.map(|_| Answer::done(effects.reply.take()));
     let answered = caller.and_then(|caller| caller.answered(&worker.record, answer.as_ref()));
-    if effects.is_empty() && !case.stored && case.timers.is_empty() && answered.is_none() {
-        worker.counters.committed(0);
+    let nothing = effects.is_empty() && followers.iter().all(|one| one.emits.is_empty());
+    if nothing && !case.stored && case.timers.is_empty() && answered.is_none() {
+        for _ in 0..=followers.len() {
+            worker.counters.committed(0);
+        }
         tell(worker, received, answer).await;
         return Carried::Settled(Settlement::Done);
     }
-    let emitted = effects.emits.len();
     let mut transaction = case.ending(effects, None);
     transaction.answered = answered;
+    transaction.followers = followers;
     let transaction = Arc::new(transaction);
     match worker.committer.commit(transaction.clone()).await {
         Ok(()) => {
-            worker.counters.committed(emitted);
+            worker.counters.committed(transaction.effects.emits.len());
+            for follower in &transaction.followers {
+                worker.counters.committed(follower.emits.len());
+            }
             tell(worker, received, answer).await;
             Carried::Settled(Settlement::Done)
         }
@@ -287,6 +299,7 @@ async fn commit(
         Err(CommitError::Lost) => Carried::Settled(Settlement::Lost),
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
         Err(error @ CommitError::Unavailable(_)) => Carried::Settled(hand_back(&error)),
+        Err(error) if error.is_size() && !transaction.followers.is_empty() => Carried::TooLarge,
         Err(error) if error.is_size() => {
             let why = format!("the effects of this attempt are too large for the server: {error}");
             give_up(

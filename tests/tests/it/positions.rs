@@ -217,8 +217,9 @@ async fn a_failure_holds_up_its_key_and_no_other_and_outlives_its_node() -> Resu
         Ok(Some(()))
     })
     .await?;
+    let cleared = parked(nats, failing).await?;
     node.kill().await?;
-    let _node = Node::start(&scene.pelton, &[])?;
+    let mut node = Node::start(&scene.pelton, &[])?;
 
     let (record, mut last) = done(nats, failing).await?;
     assert_eq!(record["attempt"], 6, "attempts before the crash count");
@@ -229,7 +230,45 @@ async fn a_failure_holds_up_its_key_and_no_other_and_outlives_its_node() -> Resu
         ensure!(at > last, "event {sequence} overtook its predecessor");
         last = at;
     }
-    settled_at(nats, 0).await
+    settled_at(nats, 0).await?;
+
+    // A server that is killed may bring back what was cleared: whoever takes over passes it by.
+    let ended = done(nats, failing).await?;
+    let (subject, headers, payload) = cleared;
+    let restored = nats.js.publish_with_headers(subject, headers, payload);
+    restored.await?.await?;
+    node.kill().await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    let later = nats.publish("hostile.act.a", fine).await?;
+    done(nats, later).await?;
+    assert_eq!(done(nats, failing).await?, ended, "handled again");
+    Ok(())
+}
+
+/// A message as it lies in the park.
+async fn parked(
+    nats: &Nats,
+    sequence: u64,
+) -> Result<(String, async_nats::HeaderMap, bytes::Bytes)> {
+    let stream = nats.js.get_stream("KV_shop").await?;
+    let subjects = stream.info_with_subjects("$PELTON.shop.park.>").await?;
+    let subjects: Vec<(String, usize)> = futures::TryStreamExt::try_collect(subjects).await?;
+    let subject = subjects
+        .into_iter()
+        .map(|(subject, _)| subject)
+        .find(|subject| subject.ends_with(&format!(".{sequence}")))
+        .context("it is parked")?;
+    let found = stream.get_last_raw_message_by_subject(&subject).await?;
+    let mut headers = async_nats::HeaderMap::new();
+    for (name, values) in found.headers.iter() {
+        for value in values
+            .iter()
+            .filter(|_| !name.to_string().starts_with("Nats-"))
+        {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    Ok((subject, headers, found.payload))
 }
 
 #[tokio::test]
@@ -262,4 +301,54 @@ async fn settled_at(nats: &Nats, parked: usize) -> Result<()> {
         Ok(Some(()))
     })
     .await
+}
+
+/// A thousand events of one key beside a few of others, and a node killed in the middle: each number is told once, in order.
+#[tokio::test]
+async fn a_hot_key_is_counted_in_order_and_once() -> Result<()> {
+    let mut text =
+        "[streams.TALLY]\nsubjects = [\"tally.>\"]\n[streams.COUNTS]\nsubjects = [\"counts.>\"]\n"
+            .to_owned();
+    text += &project::keyed("tally", &build::component("tally")?, 2, "");
+    text += "[functions.tally.allow]\nemit = [\"counts.*\"]\n";
+    let scene = deployed(&text).await?;
+    let nats = &scene.nats;
+    let mut node = Node::start(&scene.pelton, &[])?;
+    let mut acks = Vec::new();
+    for n in 0..3000 {
+        let key = if n % 10 == 0 { "cold" } else { "hot" };
+        let subject = format!("tally.{key}");
+        acks.push(nats.js.publish(subject, "".into()).await?);
+    }
+    for ack in acks {
+        ack.await?;
+    }
+    within(LONG, "some counts", || async {
+        Ok((nats.count("COUNTS").await? >= 300).then_some(()))
+    })
+    .await?;
+    node.kill().await?;
+    let _other = Node::start(&scene.pelton, &[])?;
+    within(LONG, "all counts", || async {
+        Ok((nats.count("COUNTS").await? >= 3000).then_some(()))
+    })
+    .await?;
+    let mut told = std::collections::BTreeMap::<String, u64>::new();
+    for message in nats.messages("COUNTS").await? {
+        let last = told.entry(message.subject.to_string()).or_default();
+        *last += 1;
+        ensure!(
+            message.payload == last.to_string(),
+            "{} of {} is {:?}",
+            last,
+            message.subject,
+            message.payload
+        );
+    }
+    for (key, events) in [("hot", 2700), ("cold", 300)] {
+        assert_eq!(told.get(&format!("counts.{key}")), Some(&events));
+        let value = nats.value("shop", &format!("counts.{key}")).await?;
+        assert_eq!(value, Some(json!(events)), "{key}");
+    }
+    Ok(())
 }

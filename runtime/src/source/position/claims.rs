@@ -1,6 +1,6 @@
 //! Who runs which partition: records read, claimed, let go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -256,6 +256,10 @@ async fn parked(context: &Context, claimed: &[Claimed]) -> Result<Vec<(Place, u6
         _ => context.names.parked_filter(function, input, None),
     };
     let mut subjects = park(context, filter).await?;
+    let waiting: HashSet<(u16, u64)> = claimed
+        .iter()
+        .flat_map(|(number, record, _)| record.parked_sequences().map(|at| (*number, at)))
+        .collect();
     let mut parked = Vec::new();
     while let Some(entry) = subjects.next().await {
         let (subject, _) = entry.map_err(unreadable)?;
@@ -265,8 +269,9 @@ async fn parked(context: &Context, claimed: &[Claimed]) -> Result<Vec<(Place, u6
             continue;
         };
         let partition = tokens.next().and_then(|token| token.parse().ok());
-        let ours = |partition: &u16| claimed.iter().any(|(one, ..)| one == partition);
-        let Some(partition) = partition.filter(ours) else {
+        // What the record does not name has ended.
+        let waits = |partition: &u16| waiting.contains(&(*partition, sequence));
+        let Some(partition) = partition.filter(waits) else {
             continue;
         };
         if let Some(key) = Key::from_token(token, sequence) {

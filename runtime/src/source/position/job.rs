@@ -16,6 +16,7 @@ use crate::commit::{Fence, Origin, Partition};
 use crate::delivery::{self, TROUBLE_PAUSE};
 use crate::event::{Headers, Message};
 use crate::names;
+use crate::series::Work;
 use crate::settle::{self, Case, park};
 use crate::source::{Acker, Received, Settlement};
 
@@ -36,6 +37,8 @@ pub(super) enum Ended {
         settlement: Settlement,
         /// The message, for another attempt.
         body: Body,
+        /// Those behind it that did not go along.
+        left: Vec<Message>,
     },
     /// One that was not tried was put into the park; or was not, and is here again.
     Parked {
@@ -57,25 +60,28 @@ enum Found {
 }
 
 impl Job {
+    /// Takes a delivery to its end, and with it those of `more`, which follow it, that go along.
     pub(super) async fn run(
         self,
         body: Body,
+        more: Vec<Message>,
         permit: OwnedSemaphorePermit,
         abort: CancellationToken,
     ) -> Ended {
+        let mut left = Vec::new();
         let (settlement, body) = match body {
             Body::Read(message) => {
-                let (settlement, message) = self.first(*message, permit, abort).await;
-                if let Settlement::Done | Settlement::Parked(..) = settlement {
-                    due::remove(&self.context, &message).await;
-                }
-                (settlement, Body::Read(Box::new(message)))
+                let (settlement, body, rest) = self.first(*message, more, permit, abort).await;
+                left = rest;
+                (settlement, body)
             }
             Body::Parked | Body::Parking => match self.load().await {
-                Found::Here(found) => (
-                    self.attempt(found.0, found.1, permit, abort).await.0,
-                    Body::Parked,
-                ),
+                Found::Here(found) => {
+                    let (message, case) = *found;
+                    let received = self.received(message);
+                    let ended = self.attempt(&[(case, received)], permit, abort).await;
+                    (ended.0, Body::Parked)
+                }
                 Found::Gone => (Settlement::Done, Body::Parked),
                 Found::Unreadable(why) => {
                     tracing::warn!(
@@ -93,12 +99,68 @@ impl Job {
             sequence: self.sequence,
             settlement,
             body,
+            left,
         }
+    }
+
+    /// Its first attempt; a timer's message may be none at all, or want no handler. Gives back the message, and those of `more`
+    /// that were not begun.
+    async fn first(
+        &self,
+        message: Message,
+        more: Vec<Message>,
+        permit: OwnedSemaphorePermit,
+        abort: CancellationToken,
+    ) -> (Settlement, Body, Vec<Message>) {
+        let mut tick = None;
+        let timed = match timer::look(&self.context, &message).await {
+            Ok(Timed::No) => None,
+            Ok(Timed::Tick(record, change)) => {
+                tick = Some((record, change));
+                None
+            }
+            Ok(Timed::Stale) => Some(Settlement::Done),
+            Ok(Timed::Event(effects)) => {
+                let case = self.case(message.sequence, message.stored, None);
+                Some(settle::pass_on(&self.context.worker, &case, effects).await)
+            }
+            Err(error) => {
+                tracing::warn!(error, "a timer's record cannot be read; it is tried again");
+                Some(Settlement::Again(TROUBLE_PAUSE))
+            }
+        };
+        if let Some(settlement) = timed {
+            if settlement == Settlement::Done {
+                self.partition.finish(message.sequence, message.stored);
+                due::remove(&self.context, &message).await;
+            }
+            return (settlement, Body::Read(Box::new(message)), more);
+        }
+        let all = std::iter::once(message).chain(more);
+        let mut all: Vec<(Case, Received)> = all
+            .map(|message| {
+                let case = self.case(message.sequence, message.stored, None);
+                (case, self.received(message))
+            })
+            .collect();
+        if let Some(((case, _), (record, change))) = all.first_mut().zip(tick) {
+            case.set(record, change);
+        }
+        let (settlement, count) = self.attempt(&all, permit, abort).await;
+        let mut messages = all.into_iter().map(|(_, received)| received.message);
+        let Some(first) = messages.next() else {
+            return (settlement, Body::Parked, Vec::new());
+        };
+        if let Settlement::Done | Settlement::Parked(..) = settlement {
+            due::remove(&self.context, &first).await;
+        }
+        let left = messages.skip(count.saturating_sub(1)).collect();
+        (settlement, Body::Read(Box::new(first)), left)
     }
 
     /// Parks a delivery behind one that keeps its place.
     pub(super) async fn park(self, message: Message) -> Ended {
-        let mut case = self.case(message.stored, None);
+        let mut case = self.case(self.sequence, message.stored, None);
         match timer::look(&self.context, &message).await {
             Ok(Timed::No) => {}
             Ok(Timed::Tick(record, change)) => case.set(record, change),
@@ -131,50 +193,27 @@ impl Job {
         }
     }
 
-    /// The first attempt: a timer's message may be none at all, or want no handler.
-    async fn first(
-        &self,
-        message: Message,
-        permit: OwnedSemaphorePermit,
-        abort: CancellationToken,
-    ) -> (Settlement, Message) {
-        let mut case = self.case(message.stored, None);
-        let settlement = match timer::look(&self.context, &message).await {
-            Ok(Timed::No) => return self.attempt(message, case, permit, abort).await,
-            Ok(Timed::Tick(record, change)) => {
-                case.set(record, change);
-                return self.attempt(message, case, permit, abort).await;
-            }
-            Ok(Timed::Stale) => Settlement::Done,
-            Ok(Timed::Event(effects)) => {
-                settle::pass_on(&self.context.worker, &case, effects).await
-            }
-            Err(error) => {
-                tracing::warn!(error, "a timer's record cannot be read; it is tried again");
-                Settlement::Again(TROUBLE_PAUSE)
-            }
-        };
-        if settlement == Settlement::Done {
-            self.partition.finish(self.sequence, message.stored);
-        }
-        (settlement, message)
-    }
-
+    /// How it ended, and for how many of these.
     async fn attempt(
         &self,
-        message: Message,
-        case: Case,
+        all: &[(Case, Received)],
         permit: OwnedSemaphorePermit,
         abort: CancellationToken,
-    ) -> (Settlement, Message) {
-        let stored = message.stored;
-        let received = self.received(message);
-        let settlement =
-            delivery::position(&self.context.worker, &case, &received, permit, abort).await;
+    ) -> (Settlement, usize) {
+        let worker = &self.context.worker;
+        worker.counters.delivered();
+        let work = all.iter().map(|(case, received)| Work { case, received });
+        let work: Vec<Work<'_>> = work.collect();
+        let (settlement, count) = delivery::position(worker, &work, permit, abort).await;
         if settlement == Settlement::Done {
-            self.partition.finish(self.sequence, stored);
+            for (_, Received { message, .. }) in all.iter().take(count) {
+                self.partition.finish(message.sequence, message.stored);
+            }
         }
-        (settlement, received.message)
+        for _ in 1..count {
+            worker.counters.delivered();
+        }
+        (settlement, count)
     }
 
     fn received(&self, message: Message) -> Received {
@@ -190,7 +229,12 @@ impl Job {
         }
     }
 
-    fn case(&self, stored: i64, parked: Option<(crate::records::AttemptsRecord, u64)>) -> Case {
+    fn case(
+        &self,
+        sequence: u64,
+        stored: i64,
+        parked: Option<(crate::records::AttemptsRecord, u64)>,
+    ) -> Case {
         let Context {
             worker,
             input,
@@ -202,22 +246,22 @@ impl Job {
             record.instance,
             stream,
             self.context.stream_created,
-            self.sequence,
+            sequence,
         );
         let origin = Origin {
             function: record.function.clone(),
             stream: stream.clone(),
-            sequence: self.sequence,
+            sequence,
             txn,
         };
         let fence = Fence::Position {
             partition: self.partition.clone(),
             stored: Some(stored),
         };
-        Case::positioned(origin, fence, self.park_subject(names), parked)
+        Case::positioned(origin, fence, self.park_subject(names, sequence), parked)
     }
 
-    fn park_subject(&self, names: &names::AppNames) -> String {
+    fn park_subject(&self, names: &names::AppNames, sequence: u64) -> String {
         let (partition, key) = &self.place;
         let function = &self.context.worker.record.function;
         names.parked(
@@ -225,7 +269,7 @@ impl Job {
             &self.context.input.stream,
             *partition,
             key.name(),
-            self.sequence,
+            sequence,
         )
     }
 
@@ -234,7 +278,7 @@ impl Job {
         let Context {
             js, names, input, ..
         } = self.context.as_ref();
-        let subject = self.park_subject(names);
+        let subject = self.park_subject(names, self.sequence);
         let stream = match js.get_stream_no_info(names.commit_stream()).await {
             Ok(stream) => stream,
             Err(error) => return Found::Unreadable(error.to_string()),
@@ -260,7 +304,11 @@ impl Job {
                 Err(why) => return Found::Unreadable(why),
             },
         };
-        let case = self.case(message.stored, Some((parked.record, found.sequence)));
+        let case = self.case(
+            self.sequence,
+            message.stored,
+            Some((parked.record, found.sequence)),
+        );
         Found::Here(Box::new((message, case)))
     }
 

@@ -145,6 +145,39 @@ impl Lanes {
         None
     }
 
+    /// Messages that follow the one just taken of this lane and may go along with it; at most `limit`.
+    pub(super) fn take_more(&mut self, place: &Place, limit: usize, now: Instant) -> Vec<Message> {
+        let Some(lane) = self.lanes.get_mut(place) else {
+            return Vec::new();
+        };
+        let mut messages = Vec::new();
+        while messages.len() < limit
+            && let Some(next) = lane
+                .waiting
+                .pop_front_if(|one| matches!(one.body, Body::Read(_)) && one.due <= now)
+        {
+            if let Body::Read(message) = next.body {
+                messages.push(*message);
+            }
+        }
+        self.held -= messages.len();
+        messages
+    }
+
+    /// Those of [`take_more`](Self::take_more) that were not begun wait again.
+    pub(super) fn give_back(&mut self, place: &Place, messages: Vec<Message>, now: Instant) {
+        self.held += messages.len();
+        for message in messages {
+            let waiting = Waiting {
+                sequence: message.sequence,
+                body: Body::Read(Box::new(message)),
+                due: now,
+                deferred: false,
+            };
+            self.insert(place, waiting);
+        }
+    }
+
     /// Messages behind one that keeps its place, which are to be parked so that the position can go on; at most `limit`.
     pub(super) fn blocked(&mut self, place: &Place, limit: usize) -> Vec<Message> {
         let Some(lane) = self.lanes.get_mut(place) else {

@@ -9,6 +9,7 @@ mod due;
 mod job;
 mod lanes;
 mod owner;
+mod reader;
 mod tick;
 mod timer;
 
@@ -18,9 +19,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use async_nats::jetstream;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::stream::RetentionPolicy;
-use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +29,7 @@ use self::job::{Ended, Job};
 use self::lanes::{Body, Key, Lanes, Place};
 pub(crate) use self::owner::PARTITIONS;
 use self::owner::{owner, partition_at, partition_of};
+use self::reader::{Reader, next, open_reader};
 use super::queue::stream_error;
 use super::{Settlement, SourceError};
 use crate::call;
@@ -41,6 +41,7 @@ use crate::members::Members;
 use crate::mutation;
 use crate::names::AppNames;
 use crate::records::{Input, PositionRecord};
+use crate::series::MAX_SERIES;
 
 /// Messages read ahead and not under way, for one input.
 const READ_AHEAD: usize = 2048;
@@ -55,8 +56,6 @@ const CLAIMS: Duration = Duration::from_millis(250);
 
 /// How often positions are written of partitions that had nothing to do while the input went on.
 const NOTES: Duration = Duration::from_secs(2);
-
-type Reader = jetstream::consumer::pull::Ordered;
 
 /// What all deliveries of one input share.
 pub(crate) struct Context {
@@ -146,6 +145,13 @@ impl Context {
     fn handles(&self, to: &str) -> bool {
         let subjects = &self.input.subjects;
         subjects.iter().any(|pattern| subject::matches(pattern, to))
+    }
+
+    /// Whether deliveries of one key that follow each other are handled as one: not where each attempt may call to the outside, for
+    /// one that fails behind others is made again.
+    fn gathers(&self) -> bool {
+        let settings = &self.worker.record.settings;
+        !self.internal && settings.key.is_some() && settings.allow.http.is_empty()
     }
 
     /// A position beyond the input's end, or whose latest message is another one now, belongs to another input: events
@@ -432,6 +438,12 @@ impl PositionSource {
             let Some(partition) = self.claims.get(place.0) else {
                 continue;
             };
+            let more = match waiting.body {
+                Body::Read(_) if self.context.gathers() => {
+                    self.lanes.take_more(&place, MAX_SERIES - 1, now)
+                }
+                _ => Vec::new(),
+            };
             let job = Job {
                 context: self.context.clone(),
                 partition: partition.clone(),
@@ -439,7 +451,7 @@ impl PositionSource {
                 sequence: waiting.sequence,
             };
             self.jobs
-                .spawn(job.run(waiting.body, given, self.abort.clone()));
+                .spawn(job.run(waiting.body, more, given, self.abort.clone()));
         }
     }
 
@@ -468,18 +480,27 @@ impl PositionSource {
                 sequence,
                 settlement,
                 body,
+                left,
             } if self.current(&partition, place.0) => {
+                self.lanes.give_back(&place, left, Instant::now());
                 self.settle(place, sequence, settlement, body);
             }
             // Let go of meanwhile: what did not end is the next owner's.
             Ended::Attempt {
                 partition,
                 sequence,
-                body: Body::Read(_),
-                settlement: Settlement::Again(_),
+                body,
+                settlement,
+                left,
                 ..
+            } => {
+                let mut undone: Vec<u64> = left.iter().map(|one| one.sequence).collect();
+                if let (Body::Read(_), Settlement::Again(_)) = (body, settlement) {
+                    undone.push(sequence);
+                }
+                partition.abandon(&undone);
             }
-            | Ended::Parked {
+            Ended::Parked {
                 partition,
                 sequence,
                 body: Body::Read(_),
@@ -547,45 +568,6 @@ pub(crate) struct OpenContext {
     pub(crate) client: Client,
     pub(crate) js: jetstream::Context,
     pub(crate) state: NatsState,
-}
-
-/// All partitions are read from the least that one of them needs; what is done or under way is passed by. Without a
-/// filter: the server finds the next of several patterns by going through all subjects of a block. An internal input is what
-/// one pattern matches of the commit stream.
-async fn open_reader(
-    context: &Context,
-    consumer: &jetstream::Context,
-    start_sequence: u64,
-) -> Result<Reader, SourceError> {
-    let name = &context.input.stream;
-    let failed =
-        |error: &dyn std::fmt::Display| SourceError(format!("cannot read stream {name}: {error}"));
-    let stream = consumer.get_stream(name).await;
-    let stream = stream.map_err(|error| stream_error(name, &error))?;
-    let config = pull::OrderedConfig {
-        description: Some(format!(
-            "Pelton function {}",
-            context.worker.record.function
-        )),
-        filter_subject: context.filter(),
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
-        ..Default::default()
-    };
-    let consumer = stream
-        .create_consumer(config)
-        .await
-        .map_err(|error| failed(&error))?;
-    consumer.messages().await.map_err(|error| failed(&error))
-}
-
-async fn next(reader: &mut Option<Reader>) -> Option<Result<jetstream::Message, String>> {
-    match reader {
-        Some(reader) => reader
-            .next()
-            .await
-            .map(|message| message.map_err(|error| error.to_string())),
-        None => std::future::pending().await,
-    }
 }
 
 async fn until(due: Option<Instant>) {

@@ -1,0 +1,234 @@
+//! Several deliveries of one key, one after the other, as one transaction: each sees what those before it wrote, and all of it becomes
+//! durable together or not at all. Otherwise a key on which many events come would commit once per round trip.
+//!
+//! Only what goes well is gathered: a delivery that fails after others waits until they are committed, and is tried then as if it had not
+//! been, for what it rests on was not durable.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use crate::commit::Follower;
+use crate::delivery::{self, Worker};
+use crate::effects::{Attempt, Effects, StateError, StateReader, Versioned, Write};
+use crate::settle::Case;
+use crate::source::Received;
+
+/// Deliveries in one series: with a write and an event each they leave room in a batch for others.
+pub(crate) const MAX_SERIES: usize = 256;
+/// A series ends when it has come to so many messages, of the thousand of a batch: one more attempt may have 768.
+const MAX_MESSAGES: usize = 224;
+/// Or to so many bytes.
+const MAX_BYTES: usize = 1 << 20;
+/// Or when it has taken so long: the first of them waits for the last.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// The revision of what an earlier one of the series wrote: it has none yet.
+const PENDING: u64 = u64::MAX;
+
+/// One delivery and what is known of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Work<'a> {
+    pub(crate) case: &'a Case,
+    pub(crate) received: &'a Received,
+}
+
+/// Deliveries that have been tried, and go together.
+pub(crate) struct Series {
+    /// The first one's result, with the state of all of them: what they read and what they wrote last.
+    pub(crate) attempt: Attempt,
+    /// The others.
+    pub(crate) followers: Vec<Follower>,
+}
+
+impl Series {
+    /// One alone.
+    pub(crate) fn of(attempt: Attempt) -> Self {
+        Self {
+            attempt,
+            followers: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, work: Work<'_>, effects: Effects) {
+        let all = &mut self.attempt.effects;
+        for (key, revision) in effects.reads {
+            if revision != PENDING {
+                all.reads.entry(key).or_insert(revision);
+            }
+        }
+        all.writes.extend(effects.writes);
+        let received = &work.received.message;
+        self.followers.push(Follower {
+            sequence: received.sequence,
+            stored: received.stored,
+            txn: work.case.origin.txn.clone(),
+            emits: effects.emits,
+        });
+    }
+
+    /// Whether nothing was read, written or emitted.
+    pub(crate) fn is_empty(&self) -> bool {
+        let mut followers = self.followers.iter();
+        self.attempt.effects.is_empty() && followers.all(|one| one.emits.is_empty())
+    }
+
+    /// Bytes of all effects.
+    pub(crate) fn bytes(&self) -> usize {
+        let followers: usize = self.followers.iter().map(Follower::bytes).sum();
+        self.attempt.effects.bytes() + followers
+    }
+
+    fn is_full(&self) -> bool {
+        let effects = &self.attempt.effects;
+        let emits: usize = self.followers.iter().map(|one| one.emits.len()).sum();
+        let messages = effects.reads.len() + effects.writes.len() + effects.emits.len() + emits;
+        messages >= MAX_MESSAGES || self.bytes() >= MAX_BYTES
+    }
+}
+
+/// Tries these, in their order, as far as they go together; the first of them in any case. `None`: there are none.
+pub(crate) async fn gather(worker: &Worker, work: &[Work<'_>]) -> Option<Series> {
+    let (first, rest) = work.split_first()?;
+    if rest.is_empty() {
+        let attempt = delivery::attempt(worker, *first, worker.state.clone()).await;
+        return Some(Series::of(attempt));
+    }
+    let began = Instant::now();
+    let overlay = Arc::new(Overlay::new(worker.state.clone()));
+    let attempt = delivery::attempt(worker, *first, overlay.clone()).await;
+    // Timers are the first one's, or wait for their own turn.
+    let alone = attempt.result.is_err() || !attempt.effects.timers.is_empty();
+    overlay.absorb(&attempt.effects);
+    let mut series = Series::of(attempt);
+    for next in rest {
+        if alone || began.elapsed() > PATIENCE || series.is_full() {
+            break;
+        }
+        let Attempt { result, effects } = delivery::attempt(worker, *next, overlay.clone()).await;
+        if result.is_err() || !effects.timers.is_empty() || overlay.fell_short() {
+            break;
+        }
+        overlay.absorb(&effects);
+        series.push(*next, effects);
+    }
+    Some(series)
+}
+
+/// State as it will be when those before have committed.
+struct Overlay {
+    state: Arc<dyn StateReader>,
+    seen: Mutex<BTreeMap<String, Versioned>>,
+    /// Something was asked that only the stored state can answer.
+    short: AtomicBool,
+}
+
+impl Overlay {
+    fn new(state: Arc<dyn StateReader>) -> Self {
+        Self {
+            state,
+            seen: Mutex::default(),
+            short: AtomicBool::new(false),
+        }
+    }
+
+    /// Lays what a delivery wrote over what was there.
+    fn absorb(&self, effects: &Effects) {
+        let mut seen = self.seen();
+        for (key, write) in &effects.writes {
+            let value = match write {
+                Write::Set(value) => Some(value.clone()),
+                Write::Delete => None,
+            };
+            let revision = PENDING;
+            seen.insert(key.clone(), Versioned { value, revision });
+        }
+    }
+
+    fn fell_short(&self) -> bool {
+        self.short.load(Ordering::Relaxed)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<String, Versioned>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StateReader for Overlay {
+    fn get_many<'a>(
+        &'a self,
+        keys: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Versioned>, StateError>> {
+        async move {
+            let known: Vec<Option<Versioned>> = {
+                let seen = self.seen();
+                keys.iter().map(|key| seen.get(key).cloned()).collect()
+            };
+            let missing = keys.iter().zip(&known).filter(|(_, known)| known.is_none());
+            let missing: Vec<String> = missing.map(|(key, _)| key.clone()).collect();
+            if missing.is_empty() {
+                return Ok(known.into_iter().flatten().collect());
+            }
+            let mut found = self.state.get_many(&missing).await?;
+            // The same key reads the same throughout the series.
+            self.seen()
+                .extend(missing.into_iter().zip(found.iter().cloned()));
+            let mut found = found.drain(..);
+            Ok(known
+                .into_iter()
+                .filter_map(|known| known.or_else(|| found.next()))
+                .collect())
+        }
+        .boxed()
+    }
+
+    fn record<'a>(&'a self, subject: &'a str) -> BoxFuture<'a, Result<Versioned, StateError>> {
+        self.state.record(subject)
+    }
+
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<String>, StateError>> {
+        let pending = self.seen().values().any(|one| one.revision == PENDING);
+        if pending {
+            self.short.store(true, Ordering::Relaxed);
+        }
+        self.state.list(prefix, after, limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effects::MemoryState;
+
+    #[tokio::test]
+    async fn a_later_one_sees_what_earlier_ones_wrote() {
+        let state = MemoryState::default();
+        state.set("a", "stored");
+        let overlay = Overlay::new(Arc::new(state));
+        let read = async |key: &str| {
+            let found = overlay.get_many(&[key.to_owned(), "a".to_owned()]).await;
+            found.unwrap().remove(0)
+        };
+        let stored = read("a").await;
+        assert_eq!(stored.value.as_deref(), Some(&b"stored"[..]));
+        assert!(stored.revision != PENDING && !overlay.fell_short());
+        let mut effects = Effects::default();
+        effects.writes.insert("a".into(), Write::Delete);
+        effects.writes.insert("b".into(), Write::Set("new".into()));
+        overlay.absorb(&effects);
+        assert_eq!((read("a").await.value, read("c").await.value), (None, None));
+        let written = read("b").await;
+        assert_eq!(written.value.as_deref(), Some(&b"new"[..]));
+        assert_eq!(written.revision, PENDING);
+        overlay.list("", None, 10).await.unwrap();
+        assert!(overlay.fell_short(), "a listing does not know of it");
+    }
+}
