@@ -171,7 +171,9 @@ async fn run(
             drop(expected);
             let count = 1 + series.followers.len();
             match settle::carry_out(worker, work, series).await {
-                Carried::Settled(settlement) => return (settlement, count),
+                Carried::Settled(Settlement::Done) => return (Settlement::Done, count),
+                // Whoever would have gone along waits behind it again.
+                Carried::Settled(settlement) => return (settlement, 1),
                 Carried::Conflict(keys) if work.iter().any(|one| one.case.is_stale(&keys)) => {
                     return (Settlement::Again(settle::LOOK_AGAIN), 1);
                 }
