@@ -1,7 +1,8 @@
 //! State as this node last saw it, so that most reads need no round trip: what it wrote itself, and what it read.
 //!
 //! It may be stale, for other nodes and clients write, too. That costs a second run and nothing else: a commit rests on the
-//! revision of everything that was read, and what a commit was refused for is forgotten here.
+//! revision of everything that was read, and what a commit was refused for is forgotten here. So is what an attempt read that is
+//! put off, for nothing checks that, and it would be put off for ever.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use quick_cache::Weighter;
 use quick_cache::sync;
 
 use super::state::NatsState;
-use crate::effects::{StateError, StateReader, Versioned};
+use crate::effects::{Effects, StateError, StateReader, Versioned};
 
 /// Bytes that the values of one app may take on a node, with what it costs to keep each.
 const MAX_BYTES: u64 = 64 << 20;
@@ -66,6 +67,11 @@ impl Cache {
         }
     }
 
+    /// Nothing is known for sure of what an attempt read or wrote.
+    pub(super) fn forget_all(&self, effects: &Effects) {
+        self.forget(effects.reads.keys().chain(effects.writes.keys()));
+    }
+
     /// Those of `reads` that have changed since, as far as is known. They are forgotten: what is known may be wrong, should the stream
     /// have been made anew, and then the server decides.
     pub(super) fn changed(&self, reads: &BTreeMap<String, u64>) -> Vec<String> {
@@ -93,6 +99,10 @@ impl CachedState {
     /// Reads `state` where `cache` does not have it.
     pub fn new(state: NatsState, cache: Cache) -> Self {
         Self { state, cache }
+    }
+
+    pub(super) fn cache(&self) -> &Cache {
+        &self.cache
     }
 }
 

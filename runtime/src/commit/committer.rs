@@ -161,9 +161,19 @@ impl Committer {
         self.check_size(&transaction)?;
         let gone = || CommitError::Unavailable("the node is stopping".into());
         let (reply, outcome) = oneshot::channel();
-        let entry = Entry::new(transaction, &self.names, reply);
+        let entry = Entry::new(transaction.clone(), &self.names, reply);
         self.queue.send(entry).await.map_err(|_| gone())?;
-        outcome.await.map_err(|_| gone())?
+        let outcome = outcome.await.map_err(|_| gone())?;
+        // What a conflict is about has been read anew. After anything else nobody knows what is stored, or by whom.
+        if !matches!(outcome, Ok(()) | Err(CommitError::Conflict(_))) {
+            self.forget(&transaction.effects);
+        }
+        outcome
+    }
+
+    /// Has what an attempt read or wrote read from the server next time: its outcome rests on nothing that a commit would check.
+    pub fn forget(&self, effects: &Effects) {
+        self.state.cache().forget_all(effects);
     }
 
     /// Brings a position's record up to date with what is done and left nothing to commit.

@@ -174,6 +174,8 @@ impl Pilot {
                     let _ = member.reply.send(Err(CommitError::Duplicate));
                 }
                 Blame::Duplicate => {
+                    // A batch without an answer wrote what is known otherwise here.
+                    self.cache.forget_all(&member.transaction.effects);
                     let outcome = if doubt {
                         Ok(())
                     } else {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use async_nats::jetstream;
@@ -29,6 +29,8 @@ use crate::telemetry::{Counters, LogPublisher};
 
 /// An old version may finish what it runs for this long after its successor took over.
 const HANDOVER: Duration = Duration::from_secs(30);
+/// An input that was open for so long was well: should it be lost, it is opened anew without delay.
+const STEADY: Duration = Duration::from_secs(10);
 /// Messages of a function on this node that are out of their handlers and not settled.
 const FINISHED: usize = 512;
 /// What hands back may take: a few acks.
@@ -361,8 +363,9 @@ impl Task {
     }
 
     async fn pump_positions(&self, input: &Input, worker: &Arc<Worker>) {
-        for pause in backoff() {
-            let shared = &self.shared;
+        let mut pauses = backoff();
+        loop {
+            let (shared, begun) = (&self.shared, Instant::now());
             let names = AppNames::new(self.record.app.as_str());
             let context = OpenContext {
                 worker: worker.clone(),
@@ -386,6 +389,10 @@ impl Task {
             lock(&self.status)
                 .lost
                 .insert(input.stream.clone(), error.to_string());
+            if begun.elapsed() > STEADY {
+                pauses = backoff();
+            }
+            let pause = pauses.next().unwrap_or(STEADY);
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}

@@ -230,6 +230,9 @@ pub(crate) async fn carry_out(worker: &Worker, work: &[Work<'_>], series: Series
     let Series { attempt, followers } = series;
     let Attempt { result, effects } = attempt;
     let verdict = verdict::decide(&result, case.history(), worker.policy(), fastrand::f64());
+    if matches!(verdict, Verdict::Retry(_) | Verdict::Defer(_)) {
+        worker.committer.forget(&effects);
+    }
     match (verdict, result) {
         (Verdict::Retry(after), Err(failure)) => {
             worker.counters.retried();

@@ -6,6 +6,7 @@
 
 mod claims;
 mod due;
+mod input;
 mod job;
 mod lanes;
 mod owner;
@@ -19,17 +20,17 @@ use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use async_nats::jetstream;
-use async_nats::jetstream::stream::RetentionPolicy;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::claims::Claims;
+use self::input::{check_stream, created};
 use self::job::{Ended, Job};
 use self::lanes::{Body, Key, Lanes, Place};
 pub(crate) use self::owner::PARTITIONS;
 use self::owner::{owner, partition_at, partition_of};
-use self::reader::{Reader, next, open_reader};
+use self::reader::{Reader, next};
 use super::queue::stream_error;
 use super::{Settlement, SourceError};
 use crate::call;
@@ -38,9 +39,8 @@ use crate::config::KeySource;
 use crate::delivery::Worker;
 use crate::event::{self, Message, subject};
 use crate::members::Members;
-use crate::mutation;
 use crate::names::AppNames;
-use crate::records::{Input, PositionRecord};
+use crate::records::Input;
 use crate::series::MAX_SERIES;
 
 /// Messages read ahead and not under way, for one input.
@@ -53,7 +53,8 @@ const PARK_AT_ONCE: usize = 64;
 const TICK: Duration = Duration::from_millis(100);
 /// How often partitions of others are looked at: a lease ends after three seconds.
 const CLAIMS: Duration = Duration::from_millis(250);
-
+/// For so long an input that cannot be read is waited for; then it is opened anew, and why is told.
+const OUTAGE: Duration = Duration::from_secs(30);
 /// How often positions are written of partitions that had nothing to do while the input went on.
 const NOTES: Duration = Duration::from_secs(2);
 
@@ -94,6 +95,8 @@ pub(crate) struct PositionSource {
     /// Up to here the input was handed out.
     passed: Arc<AtomicU64>,
     reader: Option<Reader>,
+    /// Since when there is no reader that there should be.
+    unread: Option<Instant>,
     /// Read, and waiting for room in its partition.
     stalled: Option<Message>,
     jobs: JoinSet<Ended>,
@@ -153,50 +156,6 @@ impl Context {
         let settings = &self.worker.record.settings;
         !self.internal && settings.key.is_some() && settings.allow.http.is_empty()
     }
-
-    /// A position beyond the input's end, or whose latest message is another one now, belongs to another input: events
-    /// would be passed by unseen.
-    async fn check_input(&self, record: &PositionRecord) -> Result<(), SourceError> {
-        // An internal input lies in the stream of its positions.
-        if record.witness == 0 || self.internal {
-            return Ok(());
-        }
-        let name = &self.input.stream;
-        let mut stream = self
-            .js
-            .get_stream(name)
-            .await
-            .map_err(|error| stream_error(name, &error))?;
-        let info = stream.info().await;
-        let state = info
-            .map_err(|error| SourceError(format!("cannot read stream {name}: {error}")))?
-            .state
-            .clone();
-        let rewound = |why: String| {
-            SourceError(format!(
-                "stream {name} is not what it was: {why}; it was restored or made anew, and the function's positions do not fit it. \
-                 Deploy the function under another name, or restore the stream as it was"
-            ))
-        };
-        if state.last_sequence < record.witness {
-            return Err(rewound(format!(
-                "it ends at {} and {} was handled",
-                state.last_sequence, record.witness
-            )));
-        }
-        match stream.get_raw_message(record.witness).await {
-            Ok(message)
-                if message.time.unix_timestamp_nanos() != i128::from(record.witness_stored) =>
-            {
-                Err(rewound(format!(
-                    "message {} is another one",
-                    record.witness
-                )))
-            }
-            // Gone by age, or as it was.
-            _ => Ok(()),
-        }
-    }
 }
 
 impl PositionSource {
@@ -217,22 +176,8 @@ impl PositionSource {
         let stream = js.get_stream(&input.stream).await;
         let stream = stream.map_err(|error| stream_error(&input.stream, &error))?;
         let info = stream.cached_info();
-        if info.config.retention != RetentionPolicy::Limits {
-            return Err(SourceError(format!(
-                "stream {} removes what is acknowledged (retention {:?}), and delivery = \"exactly-once\" acknowledges nothing; \
-                 say delivery = \"at-least-once\", or use a stream with retention = \"limits\"",
-                input.stream, info.config.retention
-            )));
-        }
-        let stream_created = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default();
-        let another = input.created != 0 && input.created != stream_created;
-        if another || info.state.last_sequence < input.start {
-            return Err(SourceError(format!(
-                "stream {} is not what it was: it was made anew or restored since the function was deployed; deploy it again, \
-                 and `start` says where it begins",
-                input.stream
-            )));
-        }
+        check_stream(&input, info)?;
+        let stream_created = created(info);
         let names = AppNames::new(worker.record.app.as_str());
         let internal = input.stream == names.commit_stream();
         let owner = format!("{node}:{}", uuid::Uuid::new_v4().simple());
@@ -251,7 +196,7 @@ impl PositionSource {
         // Read first: what is parked and removed meanwhile is found in the park.
         let (reader, awake) = match internal {
             true => {
-                let reader = open_reader(&context, &consumer, 1).await?;
+                let reader = Reader::open(&context, &consumer, 1).await?;
                 tick::arm(&context).await?;
                 (Some(reader), claims::any_parked(&context).await?)
             }
@@ -265,6 +210,7 @@ impl PositionSource {
             lanes: Lanes::default(),
             passed: Arc::new(AtomicU64::new(u64::MAX)),
             reader,
+            unread: None,
             stalled: None,
             jobs: JoinSet::new(),
             starved: false,
@@ -321,6 +267,7 @@ impl PositionSource {
             self.jobs
                 .spawn(job::flush(self.context.clone(), partition.clone()));
         }
+        self.read_on().await?;
         if let Some(message) = self.stalled.take() {
             self.hand_out(message);
         }
@@ -352,26 +299,45 @@ impl PositionSource {
             // Not where these begin: what was claimed a moment ago may still have to be read from further back.
             let from = self.passed.load(Ordering::Acquire);
             tracing::debug!(stream = self.context.input.stream, partitions = ?gained.partitions, from, "claimed");
-            self.stalled = None;
-            let reader = open_reader(&self.context, &self.consumer, from + 1).await?;
-            self.reader = Some(reader);
+            self.read_from(from).await?;
         }
         Ok(())
     }
 
-    fn read(
-        &mut self,
-        message: Option<Result<jetstream::Message, String>>,
-    ) -> Result<(), SourceError> {
+    async fn read_from(&mut self, passed: u64) -> Result<(), SourceError> {
+        self.stalled = None;
+        self.reader = Some(Reader::open(&self.context, &self.consumer, passed + 1).await?);
+        self.unread = None;
+        Ok(())
+    }
+
+    /// Reads on where the reader was lost.
+    async fn read_on(&mut self) -> Result<(), SourceError> {
+        let Some(since) = self.unread else {
+            return Ok(());
+        };
+        let passed = self.passed.load(Ordering::Acquire);
+        // Nothing is claimed: of an internal input all is looked at, whether anything is due.
+        let from = if passed == u64::MAX { 0 } else { passed };
+        match self.read_from(from).await {
+            Err(error) if since.elapsed() < OUTAGE => {
+                tracing::debug!(%error, "not readable yet");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn read(&mut self, message: Result<jetstream::Message, String>) -> Result<(), SourceError> {
         let name = &self.context.input.stream;
         let message = match message {
-            Some(Ok(message)) => message,
-            Some(Err(error)) => {
-                return Err(SourceError(format!(
-                    "reading stream {name} failed: {error}"
-                )));
+            Ok(message) => message,
+            Err(why) => {
+                tracing::debug!(stream = name, why, "the reader is lost");
+                self.reader = None;
+                self.unread = Some(Instant::now());
+                return Ok(());
             }
-            None => return Err(SourceError(format!("the reader of stream {name} ended"))),
         };
         let mut message = super::queue::message(&message, name)?;
         if self.context.internal {
@@ -385,8 +351,7 @@ impl PositionSource {
                 self.claimed_at = due.unwrap_or(self.claimed_at);
             }
         }
-        // A reader that the client made anew may begin too early.
-        if message.sequence > self.passed.load(Ordering::Acquire) || mutation::is("reader-guard") {
+        if message.sequence > self.passed.load(Ordering::Acquire) {
             self.hand_out(message);
         }
         Ok(())
