@@ -178,6 +178,11 @@ impl Partition {
         sequence <= progress.floor || progress.done.contains(&sequence)
     }
 
+    /// Whether a message waits in the park.
+    pub fn is_parked(&self, sequence: u64) -> bool {
+        self.lock().parked.contains(&sequence)
+    }
+
     /// Whether a message is still to be handled, and has not been handed out.
     pub fn wants(&self, sequence: u64) -> bool {
         let progress = self.lock();

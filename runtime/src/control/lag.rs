@@ -4,6 +4,7 @@
 //! The queue engine's consumer counts what is pending. Positions do not: what lies beyond the least of them is read, until
 //! the end of what any of them has done, or for so many messages; all that lies beyond is counted by the server.
 
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
@@ -18,7 +19,7 @@ use super::scan::{Scan, scan};
 use super::{ControlError, open, rfc3339};
 use crate::config::{DeliveryMode, KeySource};
 use crate::names::AppNames;
-use crate::records::{AttemptsRecord, FunctionRecord, Input};
+use crate::records::{AttemptsRecord, FunctionRecord, Input, PositionRecord};
 use crate::settle::park;
 use crate::source;
 
@@ -93,8 +94,15 @@ pub(super) async fn of(
             recorded(js, names, record, &mut status).await?;
         }
         DeliveryMode::ExactlyOnce => {
-            let waiting = parked(js, names, record, &mut status).await?;
-            let behind = behind(js, &stream, names, record, input, &mut status).await?;
+            let place = Place {
+                names,
+                function: &record.function,
+                stream: &input.stream,
+            };
+            let positions = progress::records(js, place).await?;
+            let waiting = parked(js, names, record, &positions, &mut status).await?;
+            let progress = Progress::new(input.start, &positions);
+            let behind = behind(&stream, record, input, &progress, &mut status).await?;
             status.pending = Some(waiting + behind);
         }
     }
@@ -156,27 +164,37 @@ async fn recorded(
     .await
 }
 
-/// What waits in the park of the position engine; how many.
+/// What waits in the park of the position engine; how many. What positions do not name there has ended.
 async fn parked(
     js: &jetstream::Context,
     names: &AppNames,
     record: &FunctionRecord,
+    positions: &BTreeMap<u16, PositionRecord>,
     status: &mut InputStatus,
 ) -> Result<u64, ControlError> {
     let Some(commits) = open(js, &names.commit_stream()).await? else {
         return Ok(0);
     };
-    let filter = names.waiting_filter(&record.function, &status.stream);
+    let waiting: HashSet<(u16, u64)> = positions
+        .iter()
+        .flat_map(|(partition, record)| record.parked_sequences().map(|at| (*partition, at)))
+        .collect();
+    if waiting.is_empty() {
+        return Ok(0);
+    }
+    let filter = names.parked_filter(&record.function, &status.stream, None);
     let mut read = 0;
     scan(&commits, all(filter, true), |message| {
-        let sequence = message.subject.rsplit('.').next();
-        let sequence = sequence.and_then(|token| token.parse().ok());
-        // What was taken out has no record, for the second that it is still there.
+        let mut tokens = message.subject.rsplit('.');
+        let sequence = tokens.next().and_then(|token| token.parse().ok());
+        let partition = tokens.nth(1).and_then(|token| token.parse().ok());
+        let place = partition.zip(sequence);
+        let place = place.filter(|place| waiting.contains(place));
         let found = message
             .headers
             .as_ref()
-            .zip(sequence)
-            .and_then(|(headers, sequence)| {
+            .zip(place)
+            .and_then(|(headers, (_, sequence))| {
                 let payload = bytes::Bytes::new();
                 let parked = park::read(headers, payload, &status.stream, sequence)?;
                 Some((parked, sequence))
@@ -199,19 +217,12 @@ async fn parked(
 
 /// How many events positions have not passed.
 async fn behind(
-    js: &jetstream::Context,
     stream: &Stream,
-    names: &AppNames,
     record: &FunctionRecord,
     input: &Input,
+    progress: &Progress,
     status: &mut InputStatus,
 ) -> Result<u64, ControlError> {
-    let place = Place {
-        names,
-        function: &record.function,
-        stream: &input.stream,
-    };
-    let progress = Progress::new(input.start, &progress::records(js, place).await?);
     let key = record.settings.key.as_ref();
     let beyond = Scan {
         filters: input.subjects.clone(),

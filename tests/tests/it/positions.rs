@@ -14,7 +14,7 @@ struct Scene {
     nats: Nats,
     pelton: Pelton,
     _project: Project,
-    _server: NatsServer,
+    server: NatsServer,
 }
 
 /// The order system, deployed, in order per order. No node runs yet.
@@ -33,7 +33,7 @@ async fn deployed(text: &str) -> Result<Scene> {
         nats,
         pelton,
         _project: project,
-        _server: server,
+        server,
     })
 }
 
@@ -301,6 +301,54 @@ async fn settled_at(nats: &Nats, parked: usize) -> Result<()> {
         Ok(Some(()))
     })
     .await
+}
+
+/// A server that is killed brings back what was cleared, without anybody claiming anything: it is removed, and what waits stays.
+#[tokio::test]
+async fn what_a_killed_server_brings_back_is_removed() -> Result<()> {
+    let mut scene = hostile().await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    let nats = &scene.nats;
+    let waits = nats.publish("hostile.act.w", fails("defer", 0)).await?;
+    let slow = nats
+        .publish("hostile.act.a", fails("retry-after", 4))
+        .await?;
+    let mut failing = vec![slow];
+    for key in 0..40 {
+        let subject = format!("hostile.act.k{key}");
+        failing.push(nats.publish(&subject, fails("retry", 3)).await?);
+    }
+    let (subject, headers, payload) = within(LONG, "a copy", || async {
+        Ok(parked(nats, slow).await.ok())
+    })
+    .await?;
+    let mut ended = Vec::new();
+    for sequence in &failing {
+        ended.push(done(nats, *sequence).await?);
+    }
+    settled_at(nats, 1).await?;
+    scene.server.restart().await?;
+    // One in any case, whatever this server does.
+    within(LONG, "one more", || async {
+        let (subject, headers) = (subject.clone(), headers.clone());
+        let restored = nats
+            .js
+            .publish_with_headers(subject, headers, payload.clone());
+        Ok(Some(restored.await?.await?))
+    })
+    .await?;
+    ensure!(
+        nats.count_below("KV_shop", "$PELTON.shop.park.>").await? > 1,
+        "nothing is back"
+    );
+    settled_at(nats, 1).await?;
+    parked(nats, waits).await?;
+    for (sequence, before) in failing.iter().zip(ended) {
+        assert_eq!(done(nats, *sequence).await?, before, "handled again");
+    }
+    let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
+    assert_eq!(info["status"]["pending"], 1, "{info}");
+    Ok(())
 }
 
 /// A thousand events of one key beside a few of others, and a node killed in the middle: each number is told once, in order.

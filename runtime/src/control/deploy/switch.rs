@@ -5,28 +5,23 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use async_nats::header;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::message::PublishMessage;
-use futures::TryStreamExt;
 use serde_json::{Value, json};
 
 use super::plan::FunctionPlan;
 use crate::commit::MARKER_TTL;
 use crate::config::DeliveryMode;
-use crate::control::progress::{Place, Progress, rewrite};
+use crate::control::progress::{Place, Progress, records, rewrite};
 use crate::control::scan::{Scan, scan};
 use crate::control::{ControlError, open};
 use crate::names::{AppNames, txn};
 use crate::records::{FunctionRecord, Input, PositionRecord};
 use crate::source;
 
-/// How long the park may take to become empty: what was taken out of it leaves a message that expires after a second.
-const PATIENCE: Duration = Duration::from_secs(3);
-const LOOK: Duration = Duration::from_millis(200);
 /// Markers that are written at most, so that a deploy ends: the window of each partition, and as much again that others passed.
 const MAX_MARKERS: usize = 131_072;
 /// Markers on their way at the same time.
@@ -53,14 +48,18 @@ pub(super) async fn to_queue(
         "closing the positions of function {}",
         function.function
     ));
-    nothing_parked(js, names, previous).await?;
+    for input in &previous.inputs {
+        let place = place(names, &function.function, input);
+        nothing_parked(&function.function, records(js, place).await?.values())?;
+    }
     let mut closed = BTreeMap::new();
     for input in &previous.inputs {
         let place = place(names, &function.function, input);
         closed.insert(input.stream.as_str(), close(js, place, input.start).await?);
     }
     // Only now does it stay empty.
-    if let Err(parked) = nothing_parked(js, names, previous).await {
+    let stored = closed.values().flat_map(BTreeMap::values);
+    if let Err(parked) = nothing_parked(&function.function, stored) {
         for input in &previous.inputs {
             let place = place(names, &function.function, input);
             rewrite(js, place, |stored| {
@@ -115,46 +114,24 @@ async fn close(
     .await
 }
 
-async fn nothing_parked(
-    js: &jetstream::Context,
-    names: &AppNames,
-    previous: &FunctionRecord,
+/// What these say is parked is refused: the records, for something that has ended may still lie in the park.
+fn nothing_parked<'a>(
+    function: &str,
+    records: impl IntoIterator<Item = &'a PositionRecord>,
 ) -> Result<(), ControlError> {
-    let function = &previous.function;
-    let Some(stream) = open(js, &names.commit_stream()).await? else {
+    let parked: usize = records.into_iter().map(|record| record.parked.len()).sum();
+    if parked == 0 {
         return Ok(());
-    };
-    let failed = |why: &dyn std::fmt::Display| ControlError::nats("read what is parked", why);
-    let until = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let mut parked = 0;
-        for input in &previous.inputs {
-            let filter = names.waiting_filter(function, &input.stream);
-            let subjects = stream.info_with_subjects(filter).await;
-            let subjects: Vec<(String, usize)> = subjects
-                .map_err(|error| failed(&error))?
-                .try_collect()
-                .await
-                .map_err(|error| failed(&error))?;
-            let subjects = subjects.iter().map(|(subject, _)| subject);
-            parked += subjects.filter(|one| !names.is_of_queue(one)).count();
-        }
-        if parked == 0 {
-            return Ok(());
-        }
-        if tokio::time::Instant::now() >= until {
-            return Err(ControlError::refused(
-                format!(
-                    "function {function} cannot change to delivery = \"at-least-once\": {parked} of its deliveries are parked, \
-                     to be tried again or until another event of their key has come, and a queue has no place for them"
-                ),
-                format!(
-                    "wait until `pelton function info {function}` shows none waiting, with a node running, or keep delivery = \"exactly-once\""
-                ),
-            ));
-        }
-        tokio::time::sleep(LOOK).await;
     }
+    Err(ControlError::refused(
+        format!(
+            "function {function} cannot change to delivery = \"at-least-once\": {parked} of its deliveries are parked, \
+             to be tried again or until another event of their key has come, and a queue has no place for them"
+        ),
+        format!(
+            "wait until `pelton function info {function}` shows none waiting, with a node running, or keep delivery = \"exactly-once\""
+        ),
+    ))
 }
 
 /// Marks what is done beyond the first message that is not, and makes the consumer begin with that one.

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::stream::InfoWithSubjects;
-use futures::StreamExt;
 use futures::future::join_all;
 
-use super::lanes::{Key, Place};
+use super::lanes::Place;
 use super::owner::PARTITIONS;
-use super::{Context, SourceError};
+use super::{Context, SourceError, park};
 use crate::commit::Partition;
 use crate::commit::position::{claim, put};
 use crate::members::Members;
@@ -44,6 +42,11 @@ impl Claims {
     /// The partition, if this node hands out its messages.
     pub(super) fn get(&self, partition: u16) -> Option<&Partition> {
         self.held.get(&partition)
+    }
+
+    /// The partitions whose messages this node hands out.
+    pub(super) fn held(&self) -> &BTreeMap<u16, Partition> {
+        &self.held
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Partition> {
@@ -222,62 +225,21 @@ async fn take(
     Ok(revision.map(|revision| (partition, record, revision)))
 }
 
-/// Whether anything of the input is parked.
-pub(super) async fn any_parked(context: &Context) -> Result<bool, SourceError> {
-    let function = &context.worker.record.function;
-    let input = &context.input.stream;
-    let filter = context.names.parked_filter(function, input, None);
-    let mut subjects = park(context, filter).await?;
-    Ok(subjects
-        .next()
-        .await
-        .transpose()
-        .map_err(unreadable)?
-        .is_some())
-}
-
-fn unreadable(error: impl std::fmt::Display) -> SourceError {
-    SourceError(format!("the park cannot be read: {error}"))
-}
-
-async fn park(context: &Context, filter: String) -> Result<InfoWithSubjects, SourceError> {
-    let name = context.names.commit_stream();
-    let stream = context.js.get_stream_no_info(name).await;
-    let stream = stream.map_err(unreadable)?;
-    let subjects = stream.info_with_subjects(filter).await;
-    subjects.map_err(unreadable)
-}
-
-/// What waits in the parks of these partitions, as the stream's leader knows it.
+/// What waits in the parks of these partitions. What their records do not name has ended.
 async fn parked(context: &Context, claimed: &[Claimed]) -> Result<Vec<(Place, u64)>, SourceError> {
-    let (function, input) = (&context.worker.record.function, &context.input.stream);
-    let filter = match claimed {
-        [(one, ..)] => context.names.parked_filter(function, input, Some(*one)),
-        _ => context.names.parked_filter(function, input, None),
+    let only = match claimed {
+        [(one, ..)] => Some(*one),
+        _ => None,
     };
-    let mut subjects = park(context, filter).await?;
     let waiting: HashSet<(u16, u64)> = claimed
         .iter()
         .flat_map(|(number, record, _)| record.parked_sequences().map(|at| (*number, at)))
         .collect();
-    let mut parked = Vec::new();
-    while let Some(entry) = subjects.next().await {
-        let (subject, _) = entry.map_err(unreadable)?;
-        let mut tokens = subject.rsplit('.');
-        let sequence = tokens.next().and_then(|token| token.parse().ok());
-        let (Some(sequence), Some(token)) = (sequence, tokens.next()) else {
-            continue;
-        };
-        let partition = tokens.next().and_then(|token| token.parse().ok());
-        // What the record does not name has ended.
-        let waits = |partition: &u16| waiting.contains(&(*partition, sequence));
-        let Some(partition) = partition.filter(waits) else {
-            continue;
-        };
-        if let Some(key) = Key::from_token(token, sequence) {
-            parked.push(((partition, key), sequence));
-        }
-    }
-    parked.sort_by_key(|(_, sequence)| *sequence);
-    Ok(parked)
+    let mut found = park::list(context, only).await?.entries;
+    found.retain(|one| waiting.contains(&(one.partition, one.sequence)));
+    found.sort_by_key(|one| one.sequence);
+    let parked = found.into_iter();
+    Ok(parked
+        .map(|one| ((one.partition, one.key), one.sequence))
+        .collect())
 }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use super::due;
 use super::lanes::{Body, Place};
+use super::park::Leftovers;
 use super::timer::{self, Timed};
 use crate::call::Caller;
 use crate::commit::{Fence, Origin, Partition};
@@ -49,6 +50,8 @@ pub(super) enum Ended {
     },
     /// A position was brought up to date, or will be at the next tick; or what is done was removed.
     Flushed,
+    /// The park was looked at.
+    Swept(Leftovers),
 }
 
 /// What was found of a parked delivery.

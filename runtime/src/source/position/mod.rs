@@ -10,6 +10,7 @@ mod input;
 mod job;
 mod lanes;
 mod owner;
+mod park;
 mod reader;
 mod tick;
 mod timer;
@@ -30,6 +31,7 @@ use self::job::{Ended, Job};
 use self::lanes::{Body, Key, Lanes, Place};
 pub(crate) use self::owner::PARTITIONS;
 use self::owner::{owner, partition_at, partition_of};
+use self::park::Sweeper;
 use self::reader::{Reader, next};
 use super::queue::stream_error;
 use super::{Settlement, SourceError};
@@ -109,6 +111,7 @@ pub(crate) struct PositionSource {
     abort: CancellationToken,
     claimed_at: Instant,
     noted_at: Instant,
+    sweeper: Sweeper,
 }
 
 impl Context {
@@ -198,7 +201,7 @@ impl PositionSource {
             true => {
                 let reader = Reader::open(&context, &consumer, 1).await?;
                 tick::arm(&context).await?;
-                (Some(reader), claims::any_parked(&context).await?)
+                (Some(reader), park::any(&context).await?)
             }
             false => (None, true),
         };
@@ -219,6 +222,7 @@ impl PositionSource {
             abort,
             claimed_at: Instant::now(),
             noted_at: Instant::now(),
+            sweeper: Sweeper::default(),
         })
     }
 
@@ -270,6 +274,9 @@ impl PositionSource {
         self.read_on().await?;
         if let Some(message) = self.stalled.take() {
             self.hand_out(message);
+        }
+        if let Some(sweep) = self.sweeper.start(&self.context, self.claims.held()) {
+            self.jobs.spawn(sweep);
         }
         // A flush may have found it out, with nothing of the partition under way here.
         for partition in self.claims.lost() {
@@ -431,6 +438,7 @@ impl PositionSource {
         };
         match ended {
             Ended::Flushed => {}
+            Ended::Swept(leftovers) => self.sweeper.end(leftovers),
             Ended::Parked {
                 partition,
                 place,
