@@ -8,7 +8,7 @@ help:
 	@echo 'make demo    run the order system end to end on a throw-away NATS, and check what it did'
 	@echo 'make test    all tests, on real nats-server processes'
 	@echo 'make faults  nodes and servers under kill -9, pauses and cuts, then an audit (SEED=, DURATION= seconds, CLUSTER=1|3)'
-	@echo 'make mutations  takes one safeguard after the other away; the verifier must notice each time'
+	@echo 'make mutations  takes one safeguard after the other away; a test must notice each time'
 	@echo 'make build   the binary: target/release/pelton'
 	@echo 'make lint    rustfmt and clippy'
 	@echo 'make bench   measurements'

@@ -1,4 +1,4 @@
-//! Faults in the protocol itself, put in on purpose: each takes one safeguard away, and the verifier must then find something.
+//! Faults in the protocol itself, put in on purpose: each takes one safeguard away, and a test must then fail (`make mutations`).
 //! They exist only in builds with the feature `mutations`; the variable `PELTON_MUTATION` chooses one.
 
 /// Whether the safeguard of this name is taken away.

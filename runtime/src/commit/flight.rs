@@ -233,19 +233,22 @@ impl Pilot {
         Ok(any)
     }
 
-    /// What the conditions of these members rest on, as it is now.
+    /// What the conditions of these members rest on, as it is now: no older than the claims, and than what they have seen.
     async fn look(&self, members: &[Entry<Reply>]) -> Result<HashMap<String, Last>, StateError> {
         let mut subjects = HashSet::new();
+        let mut seen = 0;
         for member in members {
-            subjects.extend(member.transaction.rests_on(&self.names));
-            subjects.extend(member.transaction.marker(&self.names));
-            let partition = member.transaction.partition();
+            let transaction = &member.transaction;
+            subjects.extend(transaction.rests_on(&self.names));
+            subjects.extend(transaction.marker(&self.names));
+            let partition = transaction.partition();
             subjects.extend(partition.map(|one| one.subject().to_owned()));
+            seen = seen.max(transaction.seen()).max(member.marker);
         }
         let subjects: Vec<String> = subjects.into_iter().collect();
         let mut found = HashMap::new();
         for some in subjects.chunks(LOOK) {
-            found.extend(self.state.last(some.to_vec()).await?);
+            found.extend(self.state.last_since(some, seen).await?);
         }
         Ok(found)
     }

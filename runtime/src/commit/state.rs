@@ -1,6 +1,6 @@
 //! State as a guest reads it: direct gets from the app's bucket, with the revision that each value has.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
@@ -12,10 +12,16 @@ use futures::{FutureExt, StreamExt};
 use std::collections::HashMap;
 
 use crate::effects::{MAX_STATE_BYTES, StateError, StateReader, Versioned};
+use crate::mutation;
 use crate::names::AppNames;
 
 /// An answer later than this counts as none; a request in flight waits it out across a disconnect.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a server that lags behind is waited for. A stream that was made anew counts from 1 again: what is known of its
+/// predecessor must not hold anybody up for ever.
+const LAG: Duration = Duration::from_secs(1);
+/// Between two looks at a server that lags behind.
+const LAG_PAUSE: Duration = Duration::from_millis(20);
 /// Keys below one prefix that a listing looks at.
 const MAX_LISTED: usize = 100_000;
 /// Bytes of one read; an attempt may not read more than [`MAX_STATE_BYTES`] anyway.
@@ -44,12 +50,28 @@ impl NatsState {
             match subjects.as_slice() {
                 [] => Ok(HashMap::new()),
                 [subject] => self.last_one(subject).await,
-                _ => self.last_many(&subjects).await,
+                _ => self.last_many(&subjects).await.map(|(found, _)| found),
             }
         };
-        tokio::time::timeout(TIMEOUT, all)
-            .await
-            .map_err(|_| StateError(format!("NATS did not answer within {TIMEOUT:?}")))?
+        answered(all).await
+    }
+
+    /// As [`last`](Self::last), from a server that has the stream up to `since`: any server that holds a copy may answer, and one
+    /// that has not heard of what was claimed or written there would say that it is not so.
+    pub(crate) async fn last_since(
+        &self,
+        subjects: &[String],
+        since: u64,
+    ) -> Result<HashMap<String, Last>, StateError> {
+        let began = Instant::now();
+        loop {
+            let (found, upto) = answered(self.last_many(subjects)).await?;
+            let heard = upto.is_none_or(|upto| upto >= since) || mutation::is("upto-check");
+            if heard || began.elapsed() > LAG {
+                return Ok(found);
+            }
+            tokio::time::sleep(LAG_PAUSE).await;
+        }
     }
 
     /// The last message of a subject as the stream's leader has it: other servers may not have heard of it yet.
@@ -80,7 +102,11 @@ impl NatsState {
         Ok(read_answer(&answer)?.into_iter().collect())
     }
 
-    async fn last_many(&self, subjects: &[String]) -> Result<HashMap<String, Last>, StateError> {
+    /// What was found, and up to where the server that answered has the stream; it does not say so when it found nothing.
+    async fn last_many(
+        &self,
+        subjects: &[String],
+    ) -> Result<(HashMap<String, Last>, Option<u64>), StateError> {
         let inbox = self.client.new_inbox();
         let mut answers = self
             .client
@@ -99,7 +125,7 @@ impl NatsState {
             match answer.status.map(|status| status.as_u16()) {
                 None => found.extend(read_answer(&answer)?),
                 Some(204 | 404) => return complete(&answer, found),
-                Some(_) => return read_answer(&answer).map(|_| found),
+                Some(_) => return read_answer(&answer).map(|_| (found, None)),
             }
         }
         Err(StateError("the connection closed while reading".into()))
@@ -225,17 +251,22 @@ impl Last {
     }
 }
 
+async fn answered<T>(
+    request: impl Future<Output = Result<T, StateError>>,
+) -> Result<T, StateError> {
+    let answer = tokio::time::timeout(TIMEOUT, request).await;
+    answer.map_err(|_| StateError(format!("NATS did not answer within {TIMEOUT:?}")))?
+}
+
 /// The server stops at a limit of bytes and says how many are left.
 fn complete(
     end: &async_nats::Message,
     found: HashMap<String, Last>,
-) -> Result<HashMap<String, Last>, StateError> {
-    let left = end
-        .headers
-        .as_ref()
-        .and_then(|headers| headers.get("Nats-Num-Pending"));
-    match left.map(|left| left.as_str()) {
-        None | Some("0") => Ok(found),
+) -> Result<(HashMap<String, Last>, Option<u64>), StateError> {
+    let header = |name: &str| Some(end.headers.as_ref()?.get(name)?.as_str());
+    let upto = header("Nats-UpTo-Sequence").and_then(|upto| upto.parse().ok());
+    match header("Nats-Num-Pending") {
+        None | Some("0") => Ok((found, upto)),
         Some(left) => Err(StateError(format!(
             "the values asked for are larger than {MAX_READ} bytes together ({left} of them are left out); read fewer at once"
         ))),

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::mutation;
 use crate::names::{AppNames, META_APP, META_FORMAT};
 use crate::records::FORMAT;
 
@@ -183,11 +184,15 @@ pub async fn ensure_target(
         )));
     };
     let (commit, filter) = (names.commit_stream(), names.outbox_source_filter(stream));
-    let sources = info["config"]["sources"]
+    let mut sources = info["config"]["sources"]
         .as_array()
         .cloned()
         .unwrap_or_default();
     let wanted = json!({ "name": commit, "subject_transforms": [{ "src": filter, "dest": ">" }] });
+    if mutation::is("source-in-place") {
+        let edited = |source: &Value| source["name"] == commit.as_str() && *source != wanted;
+        sources.retain(|source| !edited(source));
+    }
     if let Some(found) = sources
         .iter()
         .find(|source| source["name"] == commit.as_str())

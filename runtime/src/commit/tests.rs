@@ -1,5 +1,7 @@
 //! The committer against a real server.
 
+mod safeguards;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -69,6 +71,20 @@ impl Scene {
         let subject = self.names.state(key);
         let ack = self.js.publish(subject, "foreign".into()).await.unwrap();
         ack.await.unwrap().sequence
+    }
+
+    /// Begins as many batches as the server lets be open, and more; it gives them up after ten seconds.
+    async fn crowd(&self) {
+        for n in 0..60 {
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Batch-Id", format!("open{n}").as_str());
+            headers.insert("Nats-Batch-Sequence", "1");
+            let subject = format!("$KV.shop.open{n}");
+            let begun = self
+                .client
+                .publish_with_headers(subject, headers, Bytes::new());
+            begun.await.unwrap();
+        }
     }
 
     /// A batch whose messages are a subject and headers each.
@@ -308,17 +324,7 @@ async fn refusals_of_the_server() {
     );
 
     // 10210: fifty are open.
-    for n in 0..60 {
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Batch-Id", format!("open{n}").as_str());
-        headers.insert("Nats-Batch-Sequence", "1");
-        let subject = format!("$KV.shop.open{n}");
-        scene
-            .client
-            .publish_with_headers(subject, headers, Bytes::new())
-            .await
-            .unwrap();
-    }
+    scene.crowd().await;
     let over = scene.batch(&[(a, &[]), (k, &[])]).await;
     assert!(matches!(over, Err(BatchError::Busy(_))), "{over:?}");
     // The server gives them up after ten seconds; until then a commit says that it may be tried again.

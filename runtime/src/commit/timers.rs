@@ -9,7 +9,8 @@ use super::position::TIMEOUT;
 use super::transaction::{SCRAP_TTL, expecting, header_map, scrap};
 use crate::effects::{StateError, Timer, TimerChange};
 use crate::event::timestamp;
-use crate::names::AppNames;
+use crate::mutation;
+use crate::names::{AppNames, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER};
 use crate::records::{FORMAT, TimerRecord};
 
 /// What each timer's name holds from now on. The same message takes away what it held: a message of its own in that place
@@ -56,13 +57,27 @@ pub(super) fn push_schedules<'a>(
             "Nats-Schedule",
             format!("@at {}", timestamp::format(timer.at)),
         );
-        headers.insert("Nats-Schedule-Target", names.due(function, &timer.id));
+        headers.insert("Nats-Schedule-Target", target(timer, names, function));
         messages.push(BatchMessage {
             subject: names.at(&timer.id),
             headers,
             payload: timer.payload.clone(),
         });
     }
+}
+
+/// Where a timer's message goes when it is due: to where it is handled as a delivery, for the server may put it there twice.
+fn target(timer: &Timer, names: &AppNames, function: &str) -> String {
+    let said = |wanted| {
+        let mut headers = timer.headers.iter();
+        headers.find_map(|(name, value)| (name == wanted).then_some(value))
+    };
+    if mutation::is("schedule-to-outbox")
+        && let (Some(stream), Some(subject)) = (said(DUE_TARGET_HEADER), said(DUE_SUBJECT_HEADER))
+    {
+        return names.outbox(stream, &timer.id, 0, subject);
+    }
+    names.due(function, &timer.id)
 }
 
 /// Changes a timer's record by itself, with no delivery. `false`: somebody else changed it first.

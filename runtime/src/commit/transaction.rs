@@ -143,6 +143,16 @@ impl Transaction {
         }
     }
 
+    /// The latest revision among all that it rests on.
+    pub(super) fn seen(&self) -> u64 {
+        let reads = self.effects.reads.values().copied();
+        let timers = self.effects.timers.values().map(|change| change.revision);
+        let parked = self.parking.iter().map(|one| one.revision);
+        let position = self.partition().and_then(Partition::revision);
+        let all = reads.chain(timers).chain(parked).chain(position);
+        all.max().unwrap_or(0)
+    }
+
     /// The messages that the position moves past, and when they were stored.
     pub(super) fn past(&self) -> impl Iterator<Item = (u64, i64)> {
         let own = match self.fence {

@@ -14,6 +14,7 @@ mod outbox;
 mod positions;
 mod redeploy;
 mod retry;
+mod safeguards;
 mod scaffold;
 mod state;
 mod streams;

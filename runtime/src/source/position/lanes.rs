@@ -405,6 +405,78 @@ mod tests {
     }
 
     #[test]
+    fn those_that_follow_go_along_and_no_other() {
+        let mut lanes = lanes("aabaaa");
+        let now = Instant::now();
+        assert_eq!(taken(&mut lanes, now), [1, 3]);
+        let more = |lanes: &mut Lanes, limit| -> Vec<u64> {
+            let more = lanes.take_more(&place("a"), limit, now);
+            more.iter().map(|message| message.sequence).collect()
+        };
+        assert_eq!((more(&mut lanes, 2), lanes.held()), (vec![2, 4], 2));
+        assert_eq!((more(&mut lanes, 9), lanes.held()), (vec![5, 6], 0));
+        assert!(more(&mut lanes, 9).is_empty());
+        assert!(lanes.take_more(&place("c"), 9, now).is_empty());
+        // All of them have ended.
+        lanes.end(&place("a"));
+        lanes.end(&place("b"));
+        assert_eq!((lanes.held(), lanes.lanes.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_parked_or_not_due_does_not_go_along_and_lets_nothing_pass() {
+        let mut lanes = Lanes::default();
+        let now = Instant::now();
+        for sequence in [1, 2, 5] {
+            lanes.push(place("a"), message(sequence), now);
+        }
+        lanes.push_parked(place("a"), 3, now);
+        lanes.again(place("a"), 4, Body::Read(Box::new(message(4))), now + SOON);
+        assert_eq!(lanes.take(now).map(|(_, one)| one.sequence), Some(1));
+        let more = lanes.take_more(&place("a"), 9, now);
+        assert_eq!((more.len(), lanes.held()), (1, 2), "{more:?}");
+        lanes.end(&place("a"));
+        assert_eq!(lanes.take(now).map(|(_, one)| one.sequence), Some(3));
+        assert!(lanes.take_more(&place("a"), 9, now).is_empty());
+    }
+
+    #[test]
+    fn those_that_were_not_begun_wait_again_in_their_order() {
+        let mut lanes = lanes("aaaa");
+        let now = Instant::now();
+        assert_eq!(taken(&mut lanes, now), [1]);
+        let mut more = lanes.take_more(&place("a"), 9, now);
+        lanes.push(place("a"), message(5), now);
+        // The first ended with 2; the others did not go along.
+        more.remove(0);
+        lanes.give_back(&place("a"), more, now);
+        assert_eq!(lanes.held(), 3);
+        assert!(taken(&mut lanes, now).is_empty(), "one at a time");
+        lanes.end(&place("a"));
+        for sequence in [3, 4, 5] {
+            assert_eq!(taken(&mut lanes, Instant::now()), [sequence]);
+            lanes.end(&place("a"));
+        }
+        assert_eq!((lanes.held(), lanes.lanes.len()), (0, 0));
+    }
+
+    #[test]
+    fn those_that_would_have_gone_along_stay_behind_a_first_that_did_not_end() {
+        let mut lanes = lanes("aaa");
+        let now = Instant::now();
+        assert_eq!(taken(&mut lanes, now), [1]);
+        let more = lanes.take_more(&place("a"), 9, now);
+        lanes.give_back(&place("a"), more, now);
+        lanes.again(place("a"), 1, Body::Read(Box::new(message(1))), now + SOON);
+        assert!(taken(&mut lanes, now).is_empty(), "nothing passes it");
+        let later = now + SOON;
+        assert_eq!(taken(&mut lanes, later), [1]);
+        let more = lanes.take_more(&place("a"), 9, later);
+        let more: Vec<u64> = more.iter().map(|message| message.sequence).collect();
+        assert_eq!((more, lanes.held()), (vec![2, 3], 0));
+    }
+
+    #[test]
     fn a_lost_partition_leaves_nothing() {
         let mut lanes = lanes("ab");
         lanes.push((1, Key::Alone(9)), message(9), Instant::now());
