@@ -219,6 +219,42 @@ async fn what_is_read_a_second_time_is_not_handled_again() -> Result<()> {
     Ok(())
 }
 
+/// What the server has sent and the reader has not got, as when a connection breaks; here somebody else has it.
+#[tokio::test]
+async fn what_did_not_reach_the_reader_is_read_again() -> Result<()> {
+    use futures::StreamExt;
+    let scene = Scene::start(&manifest()?).await?;
+    let nats = &scene.nats;
+    let fine = json!({ "do": "fine" });
+    act(nats, "a", &fine).await?;
+    let inbox = nats.core.new_inbox();
+    let mut stolen = nats.core.subscribe(inbox.clone()).await?;
+    for reader in consumers(nats).await? {
+        let ask = format!("$JS.API.CONSUMER.MSG.NEXT.HOSTILE.{reader}");
+        let one = json!({ "batch": 1, "expires": 60_000_000_000_u64 }).to_string();
+        nats.core
+            .publish_with_reply(ask, inbox.clone(), one.into())
+            .await?;
+    }
+    nats.core.flush().await?;
+    let mut asked = Vec::new();
+    // The server gives each that has asked one in turn.
+    for _ in 0..20 {
+        asked.push(nats.publish("hostile.act.a", fine.to_string()).await?);
+    }
+    let taken = tokio::time::timeout(LONG, stolen.next()).await?;
+    ensure!(
+        taken.is_some_and(|taken| taken.status.is_none()),
+        "nothing was taken"
+    );
+    act(nats, "a", &fine).await?;
+    for sequence in asked {
+        let record = record(nats, sequence).await?;
+        ensure!(record.is_some(), "{sequence} is lost, and its key went on");
+    }
+    Ok(())
+}
+
 /// Names of the consumers that read the input.
 async fn consumers(nats: &Nats) -> Result<BTreeSet<String>> {
     use futures::TryStreamExt;
