@@ -18,6 +18,7 @@ read-only-verdicts  safeguards::an_event_is_not_given_up_for_what_is_no_longer_s
 upto-check          commit::tests::safeguards::who_is_to_blame_is_not_said_by_a_server_that_lags_behind
 schedule-to-outbox  safeguards::a_timer_that_fires_twice_comes_once
 park-in-memory      safeguards::what_is_to_be_tried_again_outlives_its_node
+reader-guard        safeguards::what_did_not_reach_the_reader_is_read_again
 reader-guard        safeguards::what_is_read_a_second_time_is_not_handled_again
 source-in-place     commit::tests::safeguards::a_source_is_not_edited_in_place_and_nothing_arrives_twice
 '
