@@ -1,8 +1,8 @@
 //! Calling a function and waiting for its reply, as any NATS client may.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use async_nats::client::RequestErrorKind;
+use async_nats::client::{RequestError, RequestErrorKind};
 use async_nats::jetstream;
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
 use async_nats::{Client, HeaderMap, Message, Request};
@@ -20,6 +20,8 @@ use crate::names::{AppNames, CODE_HEADER, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT
 
 /// How long a reply that left in time may be on its way.
 const GRACE: Duration = Duration::from_millis(250);
+/// A call whose node died, or left with it on the way, is asked again after this, then after twice this, and so on.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// How a function is called.
 #[derive(Debug, Clone)]
@@ -72,11 +74,7 @@ pub async fn call(
         .get_or_insert_with(|| Uuid::now_v7().to_string())
         .clone();
     let subject = AppNames::new(app).call(function);
-    let request = Request::new()
-        .headers(headers(options)?)
-        .payload(body)
-        .timeout(Some(timeout + GRACE));
-    let answer = match client.send_request(subject.clone(), request).await {
+    let answer = match ask(client, &subject, options, body).await? {
         Ok(answer) => answer,
         Err(error) => {
             return Err(match error.kind() {
@@ -119,6 +117,35 @@ pub async fn call(
         reply_base64,
         data,
     })
+}
+
+/// Asks until there is an answer or the time is over; by its id it is one call.
+async fn ask(
+    client: &Client,
+    subject: &str,
+    mut options: CallOptions,
+    body: Bytes,
+) -> Result<Result<Message, RequestError>, ControlError> {
+    let end = Instant::now() + options.timeout;
+    let mut pause = ASK_AGAIN;
+    loop {
+        let last = options.timeout <= pause;
+        let wait = match last {
+            true => options.timeout + GRACE,
+            false => pause,
+        };
+        let request = Request::new()
+            .headers(headers(options.clone())?)
+            .payload(body.clone())
+            .timeout(Some(wait));
+        match client.send_request(subject.to_owned(), request).await {
+            Err(error) if error.kind() == RequestErrorKind::TimedOut && !last => {}
+            answer => return Ok(answer),
+        }
+        pause *= 2;
+        let left = end.saturating_duration_since(Instant::now());
+        options.timeout = left.max(Duration::from_millis(1));
+    }
 }
 
 fn headers(options: CallOptions) -> Result<HeaderMap, ControlError> {

@@ -103,6 +103,8 @@ pub(super) struct Running {
     stop: CancellationToken,
     /// Hand back what still runs.
     abort: CancellationToken,
+    /// Where it is called, handed from version to version.
+    endpoint: Endpoint,
     task: JoinHandle<()>,
 }
 
@@ -141,12 +143,17 @@ impl Running {
         }));
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
         let counters = Arc::new(Counters::default());
+        let endpoint = predecessor
+            .as_ref()
+            .map(|running| running.endpoint.clone())
+            .unwrap_or_default();
         let task = Task {
             record: record.clone(),
             status: status.clone(),
             counters: counters.clone(),
             stop: stop.clone(),
             abort: abort.clone(),
+            endpoint: endpoint.clone(),
             shared,
         };
         let task = tokio::spawn(task.run(predecessor));
@@ -156,6 +163,7 @@ impl Running {
             counters,
             stop,
             abort,
+            endpoint,
             task,
         }
     }
@@ -228,6 +236,7 @@ struct Task {
     counters: Arc<Counters>,
     stop: CancellationToken,
     abort: CancellationToken,
+    endpoint: Endpoint,
     shared: Arc<Shared>,
 }
 
@@ -242,8 +251,7 @@ impl Task {
             }
             return;
         };
-        // Before the predecessor's is gone, so that there is always one.
-        let endpoint = self.open_endpoint().await;
+        self.open_endpoint().await;
         if let Some(predecessor) = predecessor {
             predecessor.retire(&self.shared);
         }
@@ -267,26 +275,22 @@ impl Task {
             created: 0,
         };
         let internal = self.pump_positions(&internal, &worker);
-        tokio::join!(futures::future::join_all(pumps), internal);
+        let calls = async {
+            self.stop.cancelled().await;
+            self.endpoint.close(&self.record, &self.abort).await;
+        };
+        tokio::join!(futures::future::join_all(pumps), internal, calls);
         running.close();
         running.wait().await;
-        if let Some(endpoint) = endpoint {
-            let _ = endpoint.await;
-        }
         tracing::info!(app, function, version, "drained");
     }
 
-    /// Lets the function be called. A task of its own: it ends with the tokens, whatever becomes of this one.
-    async fn open_endpoint(&self) -> Option<JoinHandle<()>> {
+    /// Lets the function be called.
+    async fn open_endpoint(&self) {
         let (client, js) = (self.shared.publisher.clone(), self.shared.js.clone());
-        match Endpoint::open(client, js, self.record.clone()).await {
-            Ok(endpoint) => Some(tokio::spawn(
-                endpoint.serve(self.stop.clone(), self.abort.clone()),
-            )),
-            Err(error) => {
-                tracing::warn!(%error, function = self.record.function, "it cannot be called on this node");
-                None
-            }
+        let opened = self.endpoint.open(client, js, self.record.clone());
+        if let Err(error) = opened.await {
+            tracing::warn!(%error, function = self.record.function, "it cannot be called on this node");
         }
     }
 

@@ -1,5 +1,7 @@
 //! Request/reply: a call is done once, in its key's order, and answered when it has committed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -8,6 +10,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 use pelton_tests::{Nats, Node, Scene, build, eventually, foreign, project, within};
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 const LONG: Duration = Duration::from_secs(60);
 const SUBJECT: &str = "hostile.act.a";
@@ -372,31 +375,79 @@ async fn a_client_of_another_language_finds_and_calls_a_function() -> Result<()>
     Ok(())
 }
 
+/// Callers who ask one call after the other, each a counter of its own, until they are told to stop.
+struct Callers {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<Result<u64>>>,
+}
+
+impl Callers {
+    /// Who gets no reply within `wait` asks again with the same id, so often.
+    fn start(nats: &Nats, wait: Duration, tries: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let task = |caller: usize| {
+            let (nats, stop) = (nats.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut n = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    n += 1;
+                    let (id, counter) = (format!("c{caller}-{n}"), format!("c{caller}"));
+                    let headers = [("Pelton-Subject", SUBJECT), ("Nats-Msg-Id", id.as_str())];
+                    let mut reply = None;
+                    for _ in 0..tries {
+                        reply = request(&nats, &headers, count(&counter), wait).await?;
+                        if reply.is_some() {
+                            break;
+                        }
+                    }
+                    let reply = reply.with_context(|| format!("no reply to {id}"))?;
+                    ensure!(reply.payload == n.to_string(), "call {id}: {reply:?}");
+                }
+                Ok(n)
+            })
+        };
+        let tasks = (0..8).map(task).collect();
+        Self { stop, tasks }
+    }
+
+    /// Each call of each was answered and done once.
+    async fn end(self, nats: &Nats) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for (caller, task) in self.tasks.into_iter().enumerate() {
+            let n = task.await??;
+            ensure!(n > 5, "only {n} calls");
+            assert_eq!(counter(nats, &format!("c{caller}")).await?, Some(n.into()));
+        }
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn calls_go_on_while_versions_change() -> Result<()> {
     let scene = hostile().await?;
-    let nats = scene.nats.clone();
-    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
-    let calls = tokio::spawn(async move {
-        let mut n = 0;
-        while stopped.try_recv().is_err() {
-            n += 1;
-            let reply = call(&nats, &format!("v{n}"), count("v")).await?;
-            ensure!(reply.payload == n.to_string(), "call {n}: {reply:?}");
-        }
-        Ok(n)
-    });
-    for version in 2..5 {
+    // Not one is lost.
+    let callers = Callers::start(&scene.nats, LONG, 1);
+    for version in 2..7 {
         let text = manifest()? + &format!("[functions.hostile.config]\ntag = \"v{version}\"\n");
         scene.project.change(&text)?;
         scene.pelton.ok(&["deploy"]).await?;
         scene.nats.serving("hostile", Some(version), 1).await?;
     }
-    let _ = stop.send(());
-    let n: u64 = calls.await??;
-    ensure!(n > 5, "only {n} calls");
-    assert_eq!(counter(&scene.nats, "v").await?, Some(n.into()));
-    Ok(())
+    callers.end(&scene.nats).await
+}
+
+#[tokio::test]
+async fn calls_go_on_while_nodes_come_and_go() -> Result<()> {
+    let mut scene = hostile().await?;
+    let callers = Callers::start(&scene.nats, Duration::from_secs(5), 4);
+    for _ in 0..5 {
+        let other = scene.node()?;
+        scene.nats.serving("hostile", None, 2).await?;
+        let mut gone = std::mem::replace(&mut scene.node, other);
+        gone.terminate(LONG).await?;
+        scene.nats.serving("hostile", None, 1).await?;
+    }
+    callers.end(&scene.nats).await
 }
 
 #[tokio::test]
