@@ -462,15 +462,59 @@ async fn nothing_is_left_of_calls_but_the_answers_of_named_ones() -> Result<()> 
     for n in 0..5 {
         call(nats, &format!("n{n}"), count("n")).await?;
     }
-    eventually("calls to be removed", || async {
-        let left = nats.count_below("KV_shop", "$PELTON.shop.due.>").await?;
-        ensure!(left == 5, "{left} left");
-        Ok(Some(()))
-    })
-    .await?;
+    gone(nats, 5).await?;
     // And they are found again by a node that starts, which does none of them again.
     drop(Node::start(&scene.pelton, &[])?);
     assert_eq!(call(nats, "n0", count("n")).await?.payload, "21");
     assert_eq!(counter(nats, "n").await?, Some(25.into()));
     Ok(())
+}
+
+/// A server that is killed may bring back what was there before; a call that was done is not done again.
+#[tokio::test]
+async fn calls_outlive_the_loss_of_their_server() -> Result<()> {
+    let mut scene = hostile().await?;
+    let mut calls = 0;
+    for round in 0..3 {
+        let nats = &scene.nats;
+        let kept = format!("kept{round}");
+        assert_eq!(call(nats, &kept, count(&kept)).await?.payload, "1");
+        for _ in 0..10 {
+            calls += 1;
+            let headers = [("Pelton-Subject", SUBJECT)];
+            let reply = request(nats, &headers, count("c"), LONG).await?;
+            assert_eq!(reply.context("no reply")?.payload, calls.to_string());
+        }
+        // Half of the rounds with what takes the calls' place expired, half without.
+        if round % 2 == 0 {
+            gone(nats, 2 * round + 1).await?;
+        }
+        scene.server.kill()?;
+        scene.server.restart().await?;
+        let reply = within(LONG, "a reply", || async {
+            call(nats, &kept, count(&kept)).await.map(Some)
+        })
+        .await?;
+        assert_eq!(reply.payload, "1");
+        calls += 1;
+        let fresh = format!("fresh{round}");
+        assert_eq!(
+            call(nats, &fresh, count("c")).await?.payload,
+            calls.to_string()
+        );
+        // Each round kept two answers.
+        gone(nats, 2 * (round + 1)).await?;
+    }
+    assert_eq!(counter(&scene.nats, "c").await?, Some(calls.into()));
+    Ok(())
+}
+
+/// Waits until no more than so many answers are left; each goes after two minutes.
+async fn gone(nats: &Nats, answers: usize) -> Result<()> {
+    eventually("calls to be removed", || async {
+        let left = nats.count_below("KV_shop", "$PELTON.shop.due.>").await?;
+        ensure!(left <= answers, "{left} left");
+        Ok(Some(()))
+    })
+    .await
 }
