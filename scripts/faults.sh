@@ -9,5 +9,6 @@ build_all
 PELTON_BIN="$(target_folder)/release/pelton"
 export PELTON_BIN
 : "${DURATION:=90}"
-export DURATION
+: "${RATE:=300}"
+export DURATION RATE
 cargo test --release --locked --workspace --test faults

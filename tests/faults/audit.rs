@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::positions;
-use crate::workload::MILLION;
+use crate::timers;
+use crate::workload::{MILLION, OVERSIZED};
 use crate::world::{Delivery, Fact, Input, World};
 
 /// A write of the outside client.
@@ -14,6 +15,16 @@ pub(crate) struct Outside {
     pub id: String,
     /// Its place among all commits; `None`: its answer was lost, and it was found stored.
     pub at: Option<u64>,
+}
+
+/// What is known beside what is in the streams.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    pub outside: Vec<Outside>,
+    /// Numbers of events whose producer was told that they are stored, and where.
+    pub acked: Vec<(u64, u64)>,
+    /// From which commit to which one functions may have been forbidden to emit to `out.*`.
+    pub narrow: Vec<(u64, u64)>,
 }
 
 /// Something that must not be.
@@ -35,6 +46,9 @@ enum Due {
 }
 
 fn due(input: &Input) -> Due {
+    if input.act["bytes"] == OVERSIZED {
+        return Due::Dead("pelton-limit");
+    }
     match (input.act["do"].as_str(), input.fail["how"].as_str()) {
         (Some("judge"), _) => Due::Dead("judged"),
         (_, Some("reject")) => Due::Dead("told"),
@@ -44,7 +58,7 @@ fn due(input: &Input) -> Due {
 }
 
 /// Everything that is wrong.
-pub(crate) fn audit(world: &World, outside: &[Outside]) -> Vec<Violation> {
+pub(crate) fn audit(world: &World, known: &Known) -> Vec<Violation> {
     let inputs: BTreeMap<Delivery, &Input> = world
         .inputs
         .iter()
@@ -65,10 +79,12 @@ pub(crate) fn audit(world: &World, outside: &[Outside]) -> Vec<Violation> {
     for twice in &world.twice {
         add("", format!("an event arrived twice: {twice}"));
     }
-    once(world, &inputs, &mut add);
+    stored(world, &known.acked, &mut add);
+    once(world, &inputs, &known.narrow, &mut add);
     order(world, &inputs, &mut add);
     emitted(world, &inputs, &mut add);
-    let state = replay(world, outside, &mut add);
+    timers::fired(world, &mut add);
+    let state = replay(world, &known.outside, &mut add);
     last_state(world, &state, &mut add);
     conserved(&state, &mut add);
     for left in &world.commits.leftovers {
@@ -82,8 +98,30 @@ pub(crate) fn audit(world: &World, outside: &[Outside]) -> Vec<Violation> {
 
 type Inputs<'a> = BTreeMap<Delivery, &'a Input>;
 
+/// What its producer was told to be stored is there.
+fn stored(world: &World, acked: &[(u64, u64)], add: &mut impl FnMut(&str, String)) {
+    let work = world.inputs.iter().filter(|input| input.stream == "WORK");
+    let ids: BTreeMap<u64, &str> = work
+        .filter_map(|input| Some((input.sequence, input.id.as_deref()?)))
+        .collect();
+    for (n, sequence) in acked {
+        let found = ids.get(sequence).copied();
+        if found != Some(format!("e{n}").as_str()) {
+            add(
+                "",
+                format!("event {n} was stored at WORK:{sequence}, where {found:?} is"),
+            );
+        }
+    }
+}
+
 /// Every delivery has ended once, and as it should.
-fn once(world: &World, inputs: &Inputs<'_>, add: &mut impl FnMut(&str, String)) {
+fn once(
+    world: &World,
+    inputs: &Inputs<'_>,
+    narrow: &[(u64, u64)],
+    add: &mut impl FnMut(&str, String),
+) {
     let mut ends: BTreeMap<&Delivery, Vec<&Fact>> = BTreeMap::new();
     for fact in &world.facts {
         ends.entry(&fact.delivery).or_default().push(fact);
@@ -104,7 +142,12 @@ fn once(world: &World, inputs: &Inputs<'_>, add: &mut impl FnMut(&str, String)) 
         for fact in facts {
             let right = match (&due, fact.code.as_deref()) {
                 (Due::Receipt, None) => true,
-                (Due::Dead(code), Some(found)) => *code == found,
+                (Due::Dead(code), Some(found)) if *code == found => true,
+                (_, Some("pelton-not-allowed")) => {
+                    let emits = matches!(input.act["do"].as_str(), Some("tell" | "later"));
+                    let mut narrow = narrow.iter();
+                    emits && narrow.any(|(from, to)| (*from..=*to).contains(&fact.at))
+                }
                 _ => false,
             };
             if !right {
@@ -158,7 +201,7 @@ fn order(world: &World, inputs: &Inputs<'_>, add: &mut impl FnMut(&str, String))
 /// What was emitted beside the receipts is what they say, each once and in order.
 fn emitted(world: &World, inputs: &Inputs<'_>, add: &mut impl FnMut(&str, String)) {
     let mut told: BTreeMap<&Delivery, Vec<u64>> = BTreeMap::new();
-    for one in &world.told {
+    for one in world.told.iter().filter(|one| one.timer.is_none()) {
         told.entry(&one.from).or_default().push(one.n);
     }
     for fact in &world.facts {

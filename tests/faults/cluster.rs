@@ -83,6 +83,16 @@ impl Cluster {
         &self.ports
     }
 
+    /// All of them, for a client, past the proxies.
+    pub(crate) fn url(&self) -> String {
+        let urls: Vec<_> = self
+            .ports
+            .iter()
+            .map(|port| format!("nats://127.0.0.1:{port}"))
+            .collect();
+        urls.join(",")
+    }
+
     /// One of them.
     ///
     /// # Errors
@@ -96,13 +106,9 @@ impl Cluster {
     /// # Errors
     /// None is there.
     pub(crate) async fn client(&self) -> Result<Nats> {
-        let urls: Vec<_> = self
-            .ports
-            .iter()
-            .map(|port| format!("nats://127.0.0.1:{port}"))
-            .collect();
+        let url = self.url();
         within(UP, "a connection", || async {
-            Ok(Some(Nats::connect(&urls.join(",")).await?))
+            Ok(Some(Nats::connect(&url).await?))
         })
         .await
     }

@@ -10,28 +10,31 @@ mod cluster;
 mod history;
 mod nemesis;
 mod nodes;
+mod operator;
 mod positions;
 mod proxy;
 mod publisher;
 mod settings;
+mod timers;
 mod workload;
 mod world;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use pelton_tests::{Nats, Pelton, Project, build, within};
+use anyhow::{Result, ensure};
+use pelton_tests::{Nats, build, within};
 
-use crate::audit::{Outside, Violation, audit};
+use crate::audit::{Known, Outside, Violation, audit};
 use crate::cluster::Cluster;
 use crate::history::{clock, history};
 use crate::nemesis::{Field, Log};
 use crate::nodes::Nodes;
+use crate::operator::Operator;
 use crate::publisher::Published;
 use crate::settings::Settings;
 use crate::workload::Workload;
@@ -102,17 +105,14 @@ async fn run(settings: &Settings) -> Result<()> {
     let folder = folder(settings)?;
     let cluster = Arc::new(Cluster::start(&folder, settings.cluster).await?);
     let nats = cluster.client().await?;
-    let project = Project::verbatim(&settings::manifest(settings.cluster)?)?;
-    let url = format!(
-        "nats://127.0.0.1:{}",
-        cluster.ports().first().context("no port")?
-    );
-    Pelton::new(&url, project.path())?.ok(&["deploy"]).await?;
-    let nodes = Arc::new(Nodes::start(&folder, &project, &cluster, NODES).await?);
+    let operator = Operator::new(&cluster.url(), &nats, settings.cluster).await?;
+    let nodes = Nodes::start(&folder, operator.project(), &cluster, NODES).await?;
+    let nodes = Arc::new(nodes);
     let log = Log::default();
     let field = Field {
         cluster: cluster.clone(),
         nodes: nodes.clone(),
+        operator: Arc::new(operator),
         log: log.clone(),
     };
 
@@ -134,7 +134,17 @@ async fn run(settings: &Settings) -> Result<()> {
     );
 
     let world = World::read(&nats).await?;
-    let mut violations = audit(&world, &outside);
+    let known = Known {
+        outside,
+        acked: std::mem::take(
+            &mut published
+                .acked
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        ),
+        narrow: field.operator.narrow(),
+    };
+    let mut violations = audit(&world, &known);
     if let Err(error) = drained {
         violations.push(Violation {
             about: String::new(),
@@ -142,7 +152,7 @@ async fn run(settings: &Settings) -> Result<()> {
         });
     }
     summary(&world, &log, &published);
-    report(&violations, &world, &outside, &log, &folder)?;
+    report(&violations, &world, &known.outside, &log, &folder)?;
     enough(settings, &world, &log)?;
     drop((field, nodes, nats));
     drop(cluster);
@@ -225,6 +235,23 @@ fn summary(world: &World, log: &Log, published: &Published) {
     let counts = log.counts().into_iter();
     let counts: Vec<String> = counts.map(|(kind, n)| format!("{kind:?} {n}")).collect();
     println!("faults: {}", counts.join(", "));
+    let coded = |code: &str| {
+        let facts = world.facts.iter();
+        facts
+            .filter(|fact| fact.code.as_deref() == Some(code))
+            .count()
+    };
+    println!(
+        "faults: {} timers came, {} events were not allowed, {} too large; {} leftovers in copies that do not lead",
+        world
+            .told
+            .iter()
+            .filter(|told| told.timer.is_some())
+            .count(),
+        coded("pelton-not-allowed"),
+        coded("pelton-limit"),
+        world.commits.apart,
+    );
 }
 
 /// Shows what is wrong, with the history of the first keys concerned.

@@ -11,12 +11,13 @@ use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;
 use crate::nodes::Nodes;
+use crate::operator::Operator;
 use crate::proxy::Mode;
 
 /// How long a server may take to end when asked to.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Seconds of a run for each fault of a kind, at the most as many as it should see.
-const SECONDS_FOR_EACH: [(Kind, u64); 9] = [
+const SECONDS_FOR_EACH: [(Kind, u64); 12] = [
     (Kind::KillNode, 4),
     (Kind::KillServer, 12),
     (Kind::PauseNode, 12),
@@ -26,6 +27,9 @@ const SECONDS_FOR_EACH: [(Kind, u64); 9] = [
     (Kind::Leave, 25),
     (Kind::PauseServer, 40),
     (Kind::Rolling, 60),
+    (Kind::Deploy, 20),
+    (Kind::Full, 20),
+    (Kind::Narrow, 45),
 ];
 
 /// What may happen.
@@ -49,6 +53,12 @@ pub(crate) enum Kind {
     PauseServer,
     /// All servers restart, one after the other.
     Rolling,
+    /// New versions of all functions.
+    Deploy,
+    /// A target refuses what is new.
+    Full,
+    /// Functions may not emit to a target any more, and then again.
+    Narrow,
 }
 
 /// One fault, with all that chance decides.
@@ -70,6 +80,7 @@ struct Fault {
 pub(crate) struct Field {
     pub cluster: Arc<Cluster>,
     pub nodes: Arc<Nodes>,
+    pub operator: Arc<Operator>,
     pub log: Log,
 }
 
@@ -144,6 +155,8 @@ fn deck(rng: &mut Rng, seconds: u64) -> Vec<Fault> {
                 Kind::PauseNode => rng.u64(3500..6500),
                 Kind::PauseServer => rng.u64(1500..5000),
                 Kind::Cut | Kind::Hold | Kind::Delay => rng.u64(500..6000),
+                Kind::Full | Kind::Narrow => rng.u64(500..5000),
+                Kind::Deploy => 0,
                 Kind::Rolling => 1000,
             };
             deck.push(Fault {
@@ -163,7 +176,19 @@ fn deck(rng: &mut Rng, seconds: u64) -> Vec<Fault> {
 async fn happen(field: Field, fault: Fault) -> Result<()> {
     match fault.kind {
         Kind::KillServer | Kind::PauseServer | Kind::Rolling => to_server(&field, &fault).await,
+        Kind::Deploy | Kind::Full | Kind::Narrow => to_app(&field, &fault).await,
         _ => to_node(&field, &fault).await,
+    }
+}
+
+async fn to_app(field: &Field, fault: &Fault) -> Result<()> {
+    let Fault { kind, lasts, .. } = *fault;
+    let operator = &field.operator;
+    field.log.say(kind, format!("{kind:?} is asked for"));
+    match kind {
+        Kind::Full => operator.fill(fault.target, lasts).await,
+        Kind::Narrow => operator.narrow_for(lasts).await,
+        _ => operator.deploy().await,
     }
 }
 

@@ -3,8 +3,8 @@
 //! Both go on through every outage, and know in the end what is stored: the producer by ids that the stream takes once, the
 //! client by conditions on revisions.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -33,6 +33,8 @@ pub(crate) struct Published {
     pub events: AtomicU64,
     /// Receipts and dead letters to come of them.
     pub answers: AtomicU64,
+    /// Numbers of the events that are said to be stored, and where.
+    pub acked: Mutex<Vec<(u64, u64)>>,
     /// No more are to be published.
     pub stop: AtomicBool,
 }
@@ -84,7 +86,7 @@ async fn publish(nats: Nats, n: u64, event: Event, published: Arc<Published>) ->
     let begun = Instant::now();
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", format!("e{n}"));
-    loop {
+    let sequence = loop {
         let (subject, headers) = (event.subject.clone(), headers.clone());
         let sent = nats
             .js
@@ -95,11 +97,16 @@ async fn publish(nats: Nats, n: u64, event: Event, published: Arc<Published>) ->
             Err(error) => Err(error),
         };
         match stored {
-            Ok(_) => break,
+            Ok(ack) => break ack.sequence,
             Err(error) if begun.elapsed() > PATIENCE => bail!("event {n} is not stored: {error}"),
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
-    }
+    };
+    published
+        .acked
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((n, sequence));
     published.events.fetch_add(1, Ordering::Relaxed);
     published
         .answers

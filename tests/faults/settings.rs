@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use pelton_tests::build;
 
 /// Seconds of the run among the tests.
-const SHORT: u64 = 45;
-/// Events published a second at most: what three nodes do beside three servers on two cores, and faults.
-const RATE: u64 = 300;
+const SHORT: u64 = 30;
+/// Events published a second at most: half of what three nodes do beside three servers on two cores, and faults.
+const RATE: u64 = 150;
 
 /// How to run.
 #[derive(Debug, Clone)]
@@ -80,11 +80,15 @@ fn number(name: &str, default: u64) -> Result<u64> {
     }
 }
 
-/// The app: one component as three functions, over streams with so many copies.
+/// Bytes that a told event may have.
+const MAX_TOLD: usize = 256 << 10;
+
+/// The app: one component as three functions, over streams with so many copies. Another `generation` makes other versions;
+/// they may emit to `out.*` if `out` says so.
 ///
 /// # Errors
 /// The component does not build.
-pub(crate) fn manifest(replicas: usize) -> Result<String> {
+pub(crate) fn manifest(replicas: usize, generation: u64, out: bool) -> Result<String> {
     let component = build::component("ledger")?;
     let mut text = "pelton = 1\napp = \"faults\"\n".to_owned();
     for (stream, subject) in [
@@ -94,7 +98,11 @@ pub(crate) fn manifest(replicas: usize) -> Result<String> {
         ("AUDIT", "audit.>"),
     ] {
         text += &format!("[streams.{stream}]\nsubjects = [{subject:?}]\nreplicas = {replicas}\n");
+        if stream == "OUT" {
+            text += &format!("max-msg-size = {MAX_TOLD}\n");
+        }
     }
+    let out = if out { "\"out.*\", " } else { "" };
     for (function, subject) in [
         ("ledger", "work.*.*"),
         ("twin", "work.*.shared"),
@@ -103,7 +111,8 @@ pub(crate) fn manifest(replicas: usize) -> Result<String> {
         text += &format!(
             "[functions.{function}]\ncomponent = {component:?}\nsubjects = [{subject:?}]\nkey = {{ token = 2 }}\nstart = \"all\"\n\
              retry = {{ max-attempts = 0, initial-delay = \"50ms\", max-delay = \"400ms\" }}\n\
-             [functions.{function}.allow]\nemit = [\"audit.*\", \"out.*\", \"chain.*.*\"]\n"
+             [functions.{function}.config]\ngeneration = \"{generation}\"\n\
+             [functions.{function}.allow]\nemit = [\"audit.*\", {out}\"chain.*.*\"]\n"
         );
     }
     Ok(text)

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 pub(crate) const OUTSIDE: usize = 12;
 /// What it adds each time; functions add one each, and never so many.
 pub(crate) const MILLION: i64 = 1_000_000;
+/// Bytes of an event that its target does not take.
+pub(crate) const OVERSIZED: usize = 300_000;
 /// Events after which one that others wait for is published.
 const GATE_OPENS_AFTER: usize = 60;
 
@@ -153,7 +155,7 @@ impl Workload {
 
     fn second(&mut self) -> (String, &'static str, Value) {
         let rng = &mut self.rng;
-        match rng.u32(..220) {
+        match rng.u32(..250) {
             0..30 => {
                 let id = format!("count-{}", rng.u32(..1000));
                 (
@@ -196,6 +198,12 @@ impl Workload {
                 (key, "chain", act)
             }
             185..195 => self.wait(),
+            195..222 => self.later(),
+            222..225 => {
+                let key = format!("e{}", rng.u32(..500));
+                let act = json!({ "do": "tell", "to": format!("out.{key}"), "times": 1, "bytes": OVERSIZED });
+                (key, "huge", act)
+            }
             _ => {
                 let id = format!("outside-{}", rng.usize(..OUTSIDE));
                 (
@@ -205,6 +213,22 @@ impl Workload {
                 )
             }
         }
+    }
+
+    /// An event at a time: under a name of its own, or one that others set anew and cancel.
+    fn later(&mut self) -> (String, &'static str, Value) {
+        let rng = &mut self.rng;
+        let key = format!("y{}", rng.u32(..200));
+        let name = match rng.bool() {
+            true => format!("once-{}", self.made),
+            false => format!("often-{}", rng.u32(..40)),
+        };
+        if name.starts_with("often") && rng.u32(..4) == 0 {
+            return (key, "cancel", json!({ "do": "cancel", "name": name }));
+        }
+        let to = format!("out.{key}");
+        let act = json!({ "do": "later", "name": name, "to": to, "after": rng.i64(0..6000) });
+        (key, "later", act)
     }
 
     /// One that waits for another one of its key, which comes later.

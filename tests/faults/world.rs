@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 use futures::StreamExt;
 use pelton_tests::Nats;
@@ -17,6 +18,8 @@ use time::OffsetDateTime;
 
 /// Wait for the next message of a stream that has one.
 const NEXT: Duration = Duration::from_secs(10);
+/// What is under way lies below these tokens.
+const LEFT: [&str; 5] = ["park", "out", "at", "due", "timer"];
 /// The app.
 pub(crate) const APP: &str = "faults";
 
@@ -41,6 +44,8 @@ pub(crate) struct Input {
     /// How it is to fail.
     pub fail: Value,
     pub time: OffsetDateTime,
+    /// Its producer's id.
+    pub id: Option<String>,
 }
 
 /// Values as a delivery saw or left them; `None`: absent.
@@ -56,6 +61,8 @@ pub(crate) struct Fact {
     pub writes: Values,
     /// Events emitted beside the receipt.
     pub told: u64,
+    /// Timers by name with the milliseconds since 1970 when they are due; `None`: cancelled.
+    pub timers: BTreeMap<String, Option<i64>>,
     /// `None`: committed; else a dead letter's code.
     pub code: Option<String>,
     pub attempt: u64,
@@ -67,6 +74,11 @@ pub(crate) struct Fact {
 pub(crate) struct Told {
     pub from: Delivery,
     pub n: u64,
+    /// Its place among all commits.
+    pub at: u64,
+    pub time: OffsetDateTime,
+    /// The timer that it was set by, and when it was due.
+    pub timer: Option<(String, i64)>,
 }
 
 /// The record of a partition.
@@ -96,8 +108,10 @@ pub(crate) struct Commits {
     pub state: BTreeMap<String, (Option<i64>, u64)>,
     /// By subject.
     pub positions: BTreeMap<String, Position>,
-    /// Subjects of what lies in outbox or park.
+    /// Subjects of what lies in outbox, park or among what is due.
     pub leftovers: Vec<String>,
+    /// How many a copy holds that is not the leader's.
+    pub apart: u64,
 }
 
 /// Everything.
@@ -208,6 +222,7 @@ pub(crate) async fn inputs(nats: &Nats, stream: &str, behind: u64) -> Result<Vec
     let inputs = messages.into_iter().map(|message| {
         let data: Value = serde_json::from_slice(&message.payload)?;
         Ok(Input {
+            id: message.header("Nats-Msg-Id").map(str::to_owned),
             stream: stream.to_owned(),
             sequence: message.sequence,
             key: message
@@ -246,13 +261,34 @@ pub(crate) async fn commits(nats: &Nats) -> Result<Commits> {
         } else if kind == "pos" {
             let position = serde_json::from_slice(&message.payload)?;
             commits.positions.insert(subject.to_owned(), position);
-        } else if kind == "park" && message.header("KV-Operation").is_some() {
+        } else if LEFT.contains(&kind) && message.header("KV-Operation").is_none() {
             // What clears one goes by itself within seconds.
-        } else if kind == "park" || kind == "out" {
             commits.leftovers.push(subject.to_owned());
         }
     }
+    led(nats, &mut commits).await?;
     Ok(commits)
+}
+
+/// Keeps of the leftovers what the stream's leader has, too: of what goes by itself, a copy that was killed may hold on to an
+/// older message. Nobody believes that copy, and should it lead one day, the nodes clear it.
+async fn led(nats: &Nats, commits: &mut Commits) -> Result<()> {
+    let stream = nats.js.get_stream_no_info(format!("KV_{APP}")).await?;
+    // Many are left while there is still work, and then it does not matter which.
+    if commits.leftovers.len() > 500 {
+        return Ok(());
+    }
+    for subject in std::mem::take(&mut commits.leftovers) {
+        match stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(found) if found.headers.get("KV-Operation").is_some() => commits.apart += 1,
+            Ok(_) => commits.leftovers.push(subject),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                commits.apart += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -263,6 +299,7 @@ struct Receipt {
     reads: Values,
     writes: Values,
     told: u64,
+    timers: BTreeMap<String, Option<i64>>,
 }
 
 #[derive(Deserialize)]
@@ -270,6 +307,7 @@ struct From {
     stream: String,
     sequence: u64,
     n: u64,
+    timer: Option<(String, i64)>,
 }
 
 fn receipt(message: &Message) -> Result<Fact> {
@@ -285,6 +323,7 @@ fn receipt(message: &Message) -> Result<Fact> {
         reads: receipt.reads,
         writes: receipt.writes,
         told: receipt.told,
+        timers: receipt.timers,
         code: None,
         attempt: receipt.attempt,
         time: message.time,
@@ -311,6 +350,7 @@ fn dead(message: &Message) -> Result<Fact> {
         reads: seen.into_iter().collect(),
         writes: Values::new(),
         told: 0,
+        timers: BTreeMap::new(),
         code: Some(code),
         attempt: attempts.len() as u64,
         time: message.time,
@@ -327,6 +367,9 @@ fn told(message: &Message) -> Result<Told> {
     Ok(Told {
         from: from_delivery,
         n: from.n,
+        at: message.origin()?,
+        time: message.time,
+        timer: from.timer,
     })
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Duration;
 
+use pelton_sdk::Timestamp;
 use pelton_sdk::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +99,23 @@ pub enum Act {
         to: String,
         /// How often.
         times: u32,
+        /// Bytes to make it longer by.
+        #[serde(default)]
+        bytes: usize,
+    },
+    /// Emit at a time.
+    Later {
+        /// The timer's name: what it held is replaced.
+        name: String,
+        /// Subject of what is told.
+        to: String,
+        /// Milliseconds after this event was stored.
+        after: i64,
+    },
+    /// Take back what is to be emitted.
+    Cancel {
+        /// The timer's name.
+        name: String,
     },
     /// Add one, and hand on to the next.
     Chain {
@@ -128,6 +146,8 @@ struct Receipt {
     reads: BTreeMap<String, Option<i64>>,
     writes: BTreeMap<String, Option<i64>>,
     told: u32,
+    /// Timers set, with the milliseconds since 1970 when they are due; none: cancelled.
+    timers: BTreeMap<String, Option<i64>>,
 }
 
 /// What an emitted event tells of whom it comes from.
@@ -137,6 +157,10 @@ struct Told<'a> {
     sequence: u64,
     n: u32,
     act: Option<Act>,
+    /// The timer that it was set by, and when it is due.
+    timer: Option<(&'a str, i64)>,
+    /// Makes it long.
+    padding: &'a str,
 }
 
 /// Does what an event says, whoever it comes from.
@@ -155,7 +179,7 @@ pub fn perform(event: Event<Order>, ctx: &mut Context) -> Result {
         black_box(round);
     }
     let silent = matches!(act, Act::Hush { .. } | Act::Look { .. });
-    log.act(act, ctx)?;
+    log.act(act, event.time.0, ctx)?;
     // After everything else: what a failed attempt did must leave no trace.
     if let Some(fail) = fail {
         fail.strike(log.attempt)?;
@@ -191,19 +215,37 @@ impl Receipt {
         self.set(id, Some(value + amount), ctx)
     }
 
-    fn tell(&mut self, to: &str, act: Option<Act>, ctx: &mut Context) -> Result {
+    fn tell(&mut self, to: &str, act: Option<Act>, bytes: usize, ctx: &mut Context) -> Result {
+        let padding = "x".repeat(bytes);
         let told = Told {
             stream: &self.stream,
             sequence: self.sequence,
             n: self.told,
             act,
+            timer: None,
+            padding: &padding,
         };
         ctx.emit(Draft::new(to, &told))?;
         self.told += 1;
         Ok(())
     }
 
-    fn act(&mut self, act: Act, ctx: &mut Context) -> Result {
+    fn later(&mut self, name: String, to: &str, at: i64, ctx: &mut Context) -> Result {
+        let told = Told {
+            stream: &self.stream,
+            sequence: self.sequence,
+            n: 0,
+            act: None,
+            timer: Some((&name, at)),
+            padding: "",
+        };
+        ctx.emit_at(&name, Timestamp(at * 1_000_000), Draft::new(to, &told))?;
+        self.timers.insert(name, Some(at));
+        Ok(())
+    }
+
+    /// `stored`: when the event was, nanoseconds since 1970.
+    fn act(&mut self, act: Act, stored: i64, ctx: &mut Context) -> Result {
         match act {
             Act::Count { id } => self.add(&id, 1, ctx),
             Act::Hot { id, hot } => {
@@ -235,14 +277,24 @@ impl Receipt {
                 Some(_) => Ok(()),
                 None => defer!("not-there", "`{id}` is not there yet"),
             },
-            Act::Tell { to, times } => (0..times).try_for_each(|_| self.tell(&to, None, ctx)),
+            Act::Tell { to, times, bytes } => {
+                (0..times).try_for_each(|_| self.tell(&to, None, bytes, ctx))
+            }
+            Act::Later { name, to, after } => {
+                self.later(name, &to, stored / 1_000_000 + after, ctx)
+            }
+            Act::Cancel { name } => {
+                ctx.cancel(&name)?;
+                self.timers.insert(name, None);
+                Ok(())
+            }
             Act::Chain { id, to, hops } => {
                 self.add(&id, 1, ctx)?;
                 let Some(hops) = hops.checked_sub(1) else {
                     return Ok(());
                 };
                 let subject = [to.as_str(), ".", &hops.to_string()].concat();
-                self.tell(&subject, Some(Act::Chain { id, to, hops }), ctx)
+                self.tell(&subject, Some(Act::Chain { id, to, hops }), 0, ctx)
             }
         }
     }
