@@ -6,6 +6,7 @@
 
 mod attempts;
 mod batch;
+pub mod bygone;
 mod cache;
 mod committer;
 mod flight;

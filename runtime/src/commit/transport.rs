@@ -152,7 +152,8 @@ async fn arrived(
     Ok(ours.any(|at| at >= sequence))
 }
 
-async fn message(
+/// One message as the stream's leader has it; `which` as the server's `STREAM.MSG.GET` takes it.
+pub(super) async fn message(
     js: &jetstream::Context,
     stream: &str,
     which: &Value,

@@ -10,12 +10,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::every;
+use crate::commit::bygone::Bygone;
 use crate::commit::{outbox, stream, transport};
 use crate::names::AppNames;
 
 /// How often outboxes are cleared of what has arrived.
 const PURGE: Duration = Duration::from_secs(2);
-/// How often the commit streams' settings are looked at: nobody alters them in a sound system.
+/// How often the commit streams' settings are looked at, and some records of timers: nobody alters them in a sound system.
 const MEND: Duration = Duration::from_secs(10);
 /// How often what has not left the outbox is looked at.
 const WATCH: Duration = Duration::from_secs(5);
@@ -43,6 +44,8 @@ pub(super) struct Janitor {
     stuck: BTreeSet<(String, String)>,
     /// Apps and targets whose outbox could not be cleared the last time.
     failing: BTreeSet<(String, String)>,
+    /// Of each app, what is known of records that a killed server brought back.
+    bygone: HashMap<String, Bygone>,
 }
 
 impl Janitor {
@@ -53,6 +56,7 @@ impl Janitor {
             purged: HashMap::new(),
             stuck: BTreeSet::new(),
             failing: BTreeSet::new(),
+            bygone: HashMap::new(),
         }
     }
 
@@ -126,12 +130,24 @@ impl Janitor {
         }
     }
 
-    async fn mend(&self, apps: Apps) {
+    async fn mend(&mut self, apps: Apps) {
         for (app, served) in apps {
-            let names = AppNames::new(app);
+            let names = AppNames::new(app.as_str());
             if let Err(error) = stream::mend_commit_stream(&self.js, &names, served.deployed).await
             {
                 tracing::warn!(%error, "the commit stream is not as it should be");
+            }
+            let bygone = self.bygone.entry(app.clone()).or_default();
+            match bygone.look(&self.js, &names).await {
+                Ok(0) => {}
+                Ok(records) => {
+                    tracing::info!(
+                        records,
+                        app,
+                        "timers that a killed server brought back are removed"
+                    );
+                }
+                Err(error) => tracing::debug!(%error, app, "records of timers are not looked at"),
             }
         }
     }
