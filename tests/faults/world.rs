@@ -246,6 +246,7 @@ pub(crate) async fn inputs(nats: &Nats, stream: &str, behind: u64) -> Result<Vec
 /// NATS does not answer, or a value is none.
 pub(crate) async fn commits(nats: &Nats) -> Result<Commits> {
     let mut commits = Commits::default();
+    let before = last(nats).await?;
     for message in read(nats, &format!("KV_{APP}"), 0).await? {
         let subject = message.subject.as_str();
         let kind = subject.split('.').nth(2).unwrap_or_default();
@@ -266,8 +267,19 @@ pub(crate) async fn commits(nats: &Nats) -> Result<Commits> {
             commits.leftovers.push(subject.to_owned());
         }
     }
+    let all = commits.leftovers.clone();
     led(nats, &mut commits).await?;
+    // What moved meanwhile was not gone, but lies elsewhere.
+    if last(nats).await? != before {
+        (commits.leftovers, commits.apart) = (all, 0);
+    }
     Ok(commits)
+}
+
+/// The commit stream's last sequence, as its leader has it.
+async fn last(nats: &Nats) -> Result<u64> {
+    let stream = nats.js.get_stream(format!("KV_{APP}")).await?;
+    Ok(stream.cached_info().state.last_sequence)
 }
 
 /// Keeps of the leftovers what the stream's leader has, too: of what goes by itself, a copy that was killed may hold on to an
