@@ -51,6 +51,12 @@ impl Members {
             .filter(move |(_, served)| served.contains(&key));
         serving.map(|(node, _)| node.as_str())
     }
+
+    /// How many nodes serve anything of an app.
+    pub(crate) fn of_app(&self, app: &str) -> usize {
+        let serves = |served: &&Served| served.iter().any(|(one, _)| one == app);
+        self.nodes.values().filter(serves).count()
+    }
 }
 
 /// Listens to heartbeats until `stop`.
@@ -113,4 +119,35 @@ fn hear(heard: &mut BTreeMap<String, (Instant, Served)>, beat: &Message) {
     let functions = record.functions.into_iter().filter(|one| one.version > 0);
     let served = functions.map(|one| (one.app, one.function)).collect();
     heard.insert(node.to_owned(), (Instant::now(), served));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_counted_by_function_and_by_app() {
+        let one = |app: &str, function: &str| (app.to_owned(), function.to_owned());
+        let nodes = BTreeMap::from([
+            (
+                "a".to_owned(),
+                Served::from([one("shop", "orders"), one("shop", "notifier")]),
+            ),
+            (
+                "b".to_owned(),
+                Served::from([one("shop", "notifier"), one("bank", "notifier")]),
+            ),
+            ("c".to_owned(), Served::new()),
+        ]);
+        let members = Members {
+            nodes,
+            complete: true,
+        };
+        assert_eq!(
+            members.serving("shop", "notifier").collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+        let counted = ["shop", "bank", "zoo"].map(|app| members.of_app(app));
+        assert_eq!(counted, [2, 1, 0]);
+    }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -22,10 +22,14 @@ use super::position::Partition;
 use super::state::NatsState;
 use super::transaction::{Fence, Origin, Transaction};
 use crate::effects::{Effects, HEADER_RESERVE};
+use crate::members::Members;
 use crate::names::AppNames;
 
-/// Batches of one app in flight from this node; the server takes 50 per stream from all nodes together.
+/// Batches of one app in flight from this node at most: more make batches smaller, and no commit faster.
 const SLOTS: usize = 4;
+/// What all nodes of an app share. The server takes 50 on one stream and refuses more; the rest is for nodes that have not heard of each
+/// other yet, and for batches without a node.
+const SHARED_SLOTS: usize = 40;
 /// With so many in flight, the next one goes only when it is full: large batches are what makes commits cheap.
 const EAGER: usize = 2;
 /// A batch costs the server some ten milliseconds however small it is: while attempts are under way that may join, one
@@ -105,8 +109,13 @@ impl Drop for Expected {
 pub struct Room<'a>(#[allow(dead_code)] Option<SemaphorePermit<'a>>);
 
 impl Committer {
-    /// A committer for the app that `names` names.
-    pub fn start(client: Client, state: NatsState, names: AppNames) -> Self {
+    /// A committer for the app that `names` names; `members` says with how many nodes it shares what the server takes.
+    pub(crate) fn start(
+        client: Client,
+        state: NatsState,
+        names: AppNames,
+        members: watch::Receiver<Members>,
+    ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let cache = Cache::default();
         let pilot = Pilot {
@@ -116,7 +125,7 @@ impl Committer {
             cache: cache.clone(),
         };
         let expected = Arc::new(AtomicUsize::new(0));
-        tokio::spawn(Gatherer::new(pilot, expected.clone()).run(waiting));
+        tokio::spawn(Gatherer::new(pilot, expected.clone(), members).run(waiting));
         Self {
             client,
             names,
@@ -237,13 +246,14 @@ struct Gatherer {
     patience: Instant,
     linger: Duration,
     expected: Arc<AtomicUsize>,
+    members: watch::Receiver<Members>,
     /// What batches in flight touch.
     busy: HashSet<String>,
     flights: JoinSet<Landed>,
 }
 
 impl Gatherer {
-    fn new(pilot: Pilot, expected: Arc<AtomicUsize>) -> Self {
+    fn new(pilot: Pilot, expected: Arc<AtomicUsize>, members: watch::Receiver<Members>) -> Self {
         Self {
             pilot: Arc::new(pilot),
             waiting: VecDeque::new(),
@@ -254,6 +264,7 @@ impl Gatherer {
             patience: Instant::now(),
             linger: LINGER[0],
             expected,
+            members,
             busy: HashSet::new(),
             flights: JoinSet::new(),
         }
@@ -274,7 +285,7 @@ impl Gatherer {
                     None => more = false,
                 },
                 Some(landed) = self.flights.join_next() => self.land(landed),
-                () = tokio::time::sleep_until(self.patience), if !self.open.is_empty() && self.flights.len() < EAGER => {}
+                () = tokio::time::sleep_until(self.patience), if !self.open.is_empty() && self.flights.len() < self.slots().min(EAGER) => {}
             }
             self.gather();
         }
@@ -308,7 +319,10 @@ impl Gatherer {
             if began {
                 self.patience = Instant::now() + self.linger;
             }
-            let slots = if self.full { SLOTS } else { EAGER };
+            let slots = match self.full {
+                true => self.slots(),
+                false => self.slots().min(EAGER),
+            };
             if self.open.is_empty()
                 || self.flights.len() >= slots
                 || !self.full && self.others_may_join()
@@ -322,6 +336,11 @@ impl Gatherer {
             self.flights
                 .spawn(async move { pilot.fly(members, keys).await });
         }
+    }
+
+    /// Batches in flight as things are.
+    fn slots(&self) -> usize {
+        slots(self.members.borrow().of_app(self.pilot.names.app()))
     }
 
     fn others_may_join(&self) -> bool {
@@ -359,6 +378,39 @@ impl Gatherer {
                 }
                 Fit::Full => self.full = true,
             }
+        }
+    }
+}
+
+/// This node's part of what `nodes` share. Of more than the server takes, each still has one: refused ones are sent again.
+fn slots(nodes: usize) -> usize {
+    (SHARED_SLOTS / nodes.max(1)).clamp(1, SLOTS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_share_what_the_server_takes() {
+        let cases = [
+            (0, 4),
+            (1, 4),
+            (10, 4),
+            (11, 3),
+            (13, 3),
+            (14, 2),
+            (20, 2),
+            (21, 1),
+            (40, 1),
+            (50, 1),
+            (1000, 1),
+        ];
+        for (nodes, want) in cases {
+            assert_eq!(slots(nodes), want, "{nodes} nodes");
+        }
+        for nodes in 1..=50 {
+            assert!(nodes * slots(nodes) <= 50, "{nodes} nodes");
         }
     }
 }

@@ -45,7 +45,13 @@ impl Scene {
         let names = AppNames::new("shop");
         stream::ensure_commit_stream(&js, &names, 1).await.unwrap();
         let state = NatsState::new(client.clone(), js.clone(), names.clone());
-        let committer = Committer::start(client.clone(), state.clone(), names.clone());
+        let members = tokio::sync::watch::Sender::new(crate::members::Members::default());
+        let committer = Committer::start(
+            client.clone(),
+            state.clone(),
+            names.clone(),
+            members.subscribe(),
+        );
         Self {
             client,
             js,

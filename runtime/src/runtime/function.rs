@@ -86,7 +86,15 @@ impl Shared {
             .committers
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let make = || Committer::start(self.publisher.clone(), state.clone(), names.clone());
+        let make = || {
+            let members = self.members.clone();
+            Committer::start(
+                self.publisher.clone(),
+                state.clone(),
+                names.clone(),
+                members,
+            )
+        };
         committers
             .entry(names.app().to_owned())
             .or_insert_with(make)

@@ -174,3 +174,34 @@ async fn a_key_that_was_purged_begins_anew() -> Result<()> {
     assert!(scene.nats.dead("shop").await?.is_empty());
     Ok(())
 }
+
+/// An attempt that waits for a key is not checked by any commit: what the node believes of that key must not outlive it, or it
+/// would never hear of a client that writes the key beside Pelton.
+#[tokio::test]
+async fn who_waits_for_a_key_hears_of_a_foreign_client_that_writes_it() -> Result<()> {
+    let component = build::component("orders")?;
+    let orders = project::keyed("orders", &component, 2, project::QUICK_RETRY);
+    let scene = Scene::start(&format!("{}{orders}", project::SHOP_STREAMS)).await?;
+    scene.nats.step("o-1", "paid").await?;
+    eventually("the payment to be deferred", || async {
+        let info = scene.pelton.json(&["function", "info", "orders"]).await?;
+        Ok((info["status"]["deferred"] == 1).then_some(()))
+    })
+    .await?;
+    let order = json!({
+        "order_id": "o-1",
+        "customer_id": "c-1",
+        "total_price": "19.90",
+        "status": "created",
+    });
+    let bucket = scene.nats.state("shop").await?;
+    bucket.put("orders.o-1", order.to_string().into()).await?;
+    scene.nats.order("o-1", "paid").await?;
+    eventually("the park to be empty", || async {
+        let parked = scene.nats.count_below("KV_shop", "$PELTON.shop.park.>");
+        Ok((parked.await? == 0).then_some(()))
+    })
+    .await?;
+    assert!(scene.nats.dead("shop").await?.is_empty());
+    Ok(())
+}
