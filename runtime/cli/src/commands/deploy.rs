@@ -175,10 +175,10 @@ pub fn ensure_supported(manifest: &Manifest) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Problems with their places in the manifest, one after another.
+/// Problems with their places in the manifest, one after another, each as an error of its own.
 pub fn all(manifest: &Manifest, problems: &[Problem]) -> anyhow::Error {
     let located = problems
         .iter()
         .map(|problem| problem.located(manifest).to_string());
-    anyhow::anyhow!(located.collect::<Vec<_>>().join("\n"))
+    anyhow::anyhow!(located.collect::<Vec<_>>().join("\nerror: "))
 }

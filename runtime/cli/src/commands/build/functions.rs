@@ -10,6 +10,7 @@ use pelton_runtime::config::Manifest;
 
 use super::cargo::{self, Crate};
 use super::features;
+use crate::output::failure;
 
 /// Where `pelton build` leaves a function's component.
 pub(crate) fn artifact(manifest: &Manifest, function: &str) -> PathBuf {
@@ -120,7 +121,12 @@ async fn compile(
 }
 
 fn read(file: &Path) -> anyhow::Result<Component> {
-    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let bytes = std::fs::read(file).map_err(|error| {
+        failure(
+            format!("cannot read {}: {error}", file.display()),
+            "build the component there, or have `component` name a .wasm file or a crate's folder that exists",
+        )
+    })?;
     component::read(&bytes).with_context(|| file.display().to_string())
 }
 
