@@ -25,7 +25,7 @@ use crate::effects::{Effects, HEADER_RESERVE};
 use crate::members::Members;
 use crate::names::AppNames;
 
-/// Batches of one app in flight from this node at most: more make batches smaller, and no commit faster.
+/// Batches of one app in flight from this node at most: batches of the same partitions wait for each other anyway.
 const SLOTS: usize = 4;
 /// What all nodes of an app share. The server takes 50 on one stream and refuses more; the rest is for nodes that have not heard of each
 /// other yet, and for batches without a node.
