@@ -6,12 +6,17 @@ use async_nats::Client;
 
 use super::batch::{self, BatchError, BatchMessage};
 use super::position::TIMEOUT;
-use super::transaction::{SCRAP_TTL, expecting, header_map, scrap};
+use super::transaction::{expecting, header_map, scrap};
 use crate::effects::{StateError, Timer, TimerChange};
 use crate::event::timestamp;
 use crate::mutation;
 use crate::names::{AppNames, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER};
 use crate::records::{FORMAT, TimerRecord};
+
+/// How long a name says that it holds no timer. While it does, a server that is killed cannot bring back the record that was
+/// replaced; so it is longer than a message that is due waits for its look at that record, even through a takeover and an
+/// outage of some minutes.
+const GONE_TTL: &str = "10m";
 
 /// What each timer's name holds from now on. The same message takes away what it held: a message of its own in that place
 /// could expire, and a server that is killed would bring the timer back.
@@ -27,7 +32,7 @@ pub(super) fn push_records(
             headers.insert("Nats-Schedule-Next", "purge");
         }
         let Some(timer) = &change.next else {
-            messages.push(scrap(subject.clone(), headers, SCRAP_TTL));
+            messages.push(scrap(subject.clone(), headers, GONE_TTL));
             continue;
         };
         let record = TimerRecord {
