@@ -37,6 +37,8 @@ pub const CODE_HEADER: &str = "Pelton-Code";
 pub const TIMER_HEADER: &str = "Pelton-Timer";
 /// The same: the stream that the event goes to; no handler sees it.
 pub const DUE_TARGET_HEADER: &str = "Pelton-Target";
+/// NATS's header of a scheduled message: where that goes when its time has come.
+pub const SCHEDULE_TARGET_HEADER: &str = "Nats-Schedule-Target";
 /// The subject of a tick, as handlers announce it.
 pub const TICK_SUBJECT: &str = "schedule.tick";
 
@@ -99,6 +101,11 @@ impl AppNames {
         format!("$PELTON.{}.txn.{function}.{stream}.{sequence}", self.app)
     }
 
+    /// Filter over all [markers](Self::marker) of a function.
+    pub fn all_markers(&self, function: &str) -> String {
+        format!("$PELTON.{}.txn.{function}.>", self.app)
+    }
+
     /// Carrier of a condition on a key that was only read; what is stored under it means nothing.
     pub fn check(&self, function: &str) -> String {
         format!("$PELTON.{}.txn.{function}.check", self.app)
@@ -151,6 +158,11 @@ impl AppNames {
     /// Filter over all deliveries of one input that wait: [`parked`](Self::parked), and [`attempts`](Self::attempts).
     pub fn waiting_filter(&self, function: &str, stream: &str) -> String {
         format!("$PELTON.{}.park.{function}.{stream}.>", self.app)
+    }
+
+    /// Filter over all deliveries of a function that wait.
+    pub fn all_parked(&self, function: &str) -> String {
+        format!("$PELTON.{}.park.{function}.>", self.app)
     }
 
     /// Whether a subject under [`waiting_filter`](Self::waiting_filter) is of the queue engine.

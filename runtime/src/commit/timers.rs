@@ -10,7 +10,7 @@ use super::transaction::{expecting, header_map, scrap};
 use crate::effects::{StateError, Timer, TimerChange};
 use crate::event::timestamp;
 use crate::mutation;
-use crate::names::{AppNames, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER};
+use crate::names::{AppNames, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER, SCHEDULE_TARGET_HEADER};
 use crate::records::{FORMAT, TimerRecord};
 
 /// How long a name says that it holds no timer. While it does, a server that is killed cannot bring back the record that was
@@ -62,7 +62,7 @@ pub(super) fn push_schedules<'a>(
             "Nats-Schedule",
             format!("@at {}", timestamp::format(timer.at)),
         );
-        headers.insert("Nats-Schedule-Target", target(timer, names, function));
+        headers.insert(SCHEDULE_TARGET_HEADER, target(timer, names, function));
         messages.push(BatchMessage {
             subject: names.at(&timer.id),
             headers,

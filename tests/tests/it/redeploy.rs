@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use futures::TryStreamExt;
-use pelton_tests::{Scene, build, project};
+use pelton_tests::{Nats, Scene, build, eventually, project};
+use serde_json::json;
 
 fn manifest(tag: &str) -> Result<String> {
     let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
@@ -84,5 +85,142 @@ async fn a_plan_changes_nothing_and_an_unchanged_function_keeps_its_version() ->
         after["version"], 1,
         "deploying the same again is no new version"
     );
+    Ok(())
+}
+
+/// A function in order per key, with delayed events and a schedule.
+fn timed(tag: &str, schedule: &str) -> Result<String> {
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    text += "[streams.LATER]\nsubjects = [\"later.>\"]\n";
+    let more = format!("start = \"new\"\nschedule = {schedule:?}");
+    text += &project::keyed("hostile", &build::component("hostile")?, 3, &more);
+    text += &format!("[functions.hostile.config]\ntag = {tag:?}\n");
+    text += "[functions.hostile.allow]\nemit = [\"later.>\"]\nhttp = [\"127.0.0.1:9\"]\n";
+    Ok(text)
+}
+
+async fn act(nats: &Nats, key: &str, act: serde_json::Value) -> Result<u64> {
+    let subject = format!("hostile.act.{key}");
+    nats.publish(&subject, act.to_string()).await
+}
+
+async fn handled(nats: &Nats, sequence: u64) -> Result<serde_json::Value> {
+    eventually(&format!("event {sequence} to be handled"), || async {
+        nats.value("shop", &format!("done.HOSTILE=3A{sequence}"))
+            .await
+    })
+    .await
+}
+
+/// What lies in the commit stream and could make a function do something.
+async fn alive(nats: &Nats) -> Result<Vec<String>> {
+    let mut alive = Vec::new();
+    for message in nats.messages("KV_shop").await? {
+        let Some(rest) = message.subject.strip_prefix("$PELTON.shop.") else {
+            continue;
+        };
+        let kind = rest.split('.').next().unwrap_or_default();
+        let body = String::from_utf8_lossy(&message.payload);
+        let counts = match kind {
+            // Says that the name holds no timer.
+            "timer" | "tick" => message.headers.get("KV-Operation").is_none(),
+            "pos" => body.contains("\"parked\"") || !body.contains("\"owner\":\"\""),
+            "out" => false,
+            _ => true,
+        };
+        if counts {
+            alive.push(message.subject.to_string());
+        }
+    }
+    Ok(alive)
+}
+
+#[tokio::test]
+async fn a_function_made_anew_wakes_nothing_of_one_that_was_deleted() -> Result<()> {
+    const YEARLY: &str = "0 0 0 1 1 *";
+    let mut scene = Scene::start(&timed("old", YEARLY)?).await?;
+    // Its ticks are of a later version than the new function's will be.
+    scene.project.change(&timed("old-two", YEARLY)?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    let nats = scene.nats.clone();
+    nats.serving("hostile", Some(2), 1).await?;
+    let at_ms = i64::try_from(std::time::UNIX_EPOCH.elapsed()?.as_millis())? + 5000;
+    let later = json!({ "do": "later", "name": "old", "at_ms": at_ms, "subject": "later.old" });
+    let set = act(&nats, "a", later).await?;
+    handled(&nats, set).await?;
+    // It would be handled with the next event of its key.
+    let waits = json!({ "do": "fail", "how": "defer", "code": "early", "well_at": 2 });
+    let parked = act(&nats, "b", waits).await?;
+    eventually("the event to be parked", || async {
+        let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        Ok((parked == 1).then_some(()))
+    })
+    .await?;
+    scene.node.kill().await?;
+    let unseen = act(&nats, "c", json!({ "do": "fine" })).await?;
+    let headers = [("Pelton-Subject", "hostile.act.d"), ("Nats-Msg-Id", "call")];
+    nats.publish_with(
+        "$PELTON.shop.due.hostile.call",
+        &headers,
+        r#"{"do":"fine"}"#,
+    )
+    .await?;
+    let before = alive(&nats).await?;
+    for kind in ["at", "timer", "tick", "park", "due", "pos"] {
+        let prefix = format!("$PELTON.shop.{kind}.");
+        ensure!(
+            before.iter().any(|one| one.starts_with(&prefix)),
+            "{before:?}"
+        );
+    }
+
+    let registry = nats.js.get_key_value("PELTON_REGISTRY").await?;
+    registry.delete("function.shop.hostile").await?;
+    scene.project.change(&timed("new", "* * * * * *")?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    let left = alive(&nats).await?;
+    ensure!(left.is_empty(), "{left:?}");
+
+    let _node = scene.node()?;
+    let follows = act(&nats, "b", json!({ "do": "fine" })).await?;
+    assert_eq!(handled(&nats, follows).await?["tag"], "new");
+    eventually("ticks beyond the old timer's time", || async {
+        let last = format!("ticks.{}", at_ms / 1000 + 2);
+        nats.value("shop", &last).await
+    })
+    .await?;
+    for sequence in [parked, unseen] {
+        let key = format!("done.HOSTILE=3A{sequence}");
+        assert_eq!(nats.value("shop", &key).await?, None, "event {sequence}");
+    }
+    assert_eq!(nats.value("shop", "done.call").await?, None);
+    assert_eq!(nats.messages("LATER").await?.len(), 0);
+    ensure!(nats.dead("shop").await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_queue_made_anew_does_not_go_on_where_a_deleted_one_was() -> Result<()> {
+    let text = |start: &str| {
+        Ok::<_, anyhow::Error>(
+            manifest("v1")?.replace("\nretry", &format!("\nstart = {start:?}\nretry")),
+        )
+    };
+    let mut scene = Scene::start(&text("all")?).await?;
+    let nats = scene.nats.clone();
+    let first = act(&nats, "a", json!({ "do": "fine" })).await?;
+    handled(&nats, first).await?;
+    scene.node.kill().await?;
+    let unseen = act(&nats, "a", json!({ "do": "fine" })).await?;
+    let registry = nats.js.get_key_value("PELTON_REGISTRY").await?;
+    registry.delete("function.shop.hostile").await?;
+    scene.project.change(&text("new")?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    assert_eq!(nats.pending("shop", "hostile", "HOSTILE").await?, 0);
+    let _node = scene.node()?;
+    let last = act(&nats, "a", json!({ "do": "fine" })).await?;
+    handled(&nats, last).await?;
+    let key = format!("done.HOSTILE=3A{unseen}");
+    assert_eq!(nats.value("shop", &key).await?, None);
     Ok(())
 }

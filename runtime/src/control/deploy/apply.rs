@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::begin::begin;
 use super::clean_up;
+use super::leftovers;
 use super::plan::{FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan};
 use super::switch::to_queue;
 use super::targets;
@@ -81,33 +82,46 @@ pub async fn apply(
     }
     register_app(js, &names, plan).await?;
     for function in &plan.functions {
-        if let Some(component) = components
-            .get(&function.function)
-            .filter(|_| function.upload)
-        {
-            step(&format!(
-                "component of {} ({} bytes)",
-                function.function, function.bytes
-            ));
-            upload(js, component).await?;
+        let component = components.get(&function.function);
+        apply_function(js, &names, function, component, &mut step).await?;
+    }
+    Ok(())
+}
+
+/// One function: what it needs, then its record.
+async fn apply_function(
+    js: &jetstream::Context,
+    names: &AppNames,
+    function: &FunctionPlan,
+    component: Option<&Component>,
+    step: &mut impl FnMut(&str),
+) -> Result<(), ControlError> {
+    if let Some(component) = component.filter(|_| function.upload) {
+        step(&format!(
+            "component of {} ({} bytes)",
+            function.function, function.bytes
+        ));
+        upload(js, component).await?;
+    }
+    if function.action != FunctionAction::Unchanged {
+        step(&format!(
+            "function {} version {}",
+            function.function, function.version
+        ));
+    }
+    if function.previous.is_none() {
+        leftovers::clear(js, names, &function.record).await?;
+    }
+    let record = match function.record.settings.delivery {
+        DeliveryMode::AtLeastOnce => {
+            to_queue(js, names, function, step).await?;
+            ensure_consumers(js, names, function).await?;
+            function.record.clone()
         }
-        if function.action != FunctionAction::Unchanged {
-            step(&format!(
-                "function {} version {}",
-                function.function, function.version
-            ));
-        }
-        let record = match function.record.settings.delivery {
-            DeliveryMode::AtLeastOnce => {
-                to_queue(js, &names, function, &mut step).await?;
-                ensure_consumers(js, &names, function).await?;
-                function.record.clone()
-            }
-            DeliveryMode::ExactlyOnce => begin(js, &names, function, &mut step).await?,
-        };
-        if function.action != FunctionAction::Unchanged {
-            register(js, &names, function, record).await?;
-        }
+        DeliveryMode::ExactlyOnce => begin(js, names, function, step).await?,
+    };
+    if function.action != FunctionAction::Unchanged {
+        register(js, names, function, record).await?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod changes;
 mod clean_up;
 mod coverage;
 mod inputs;
+mod leftovers;
 mod plan;
 mod streams;
 mod survey;
