@@ -1,11 +1,15 @@
 //! A function changes its kind of delivery while events come: each is handled once, none is forgotten.
 
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pelton_tests::http::HttpServer;
 use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, project, within};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 const LONG: Duration = Duration::from_secs(60);
 const STREAM: &str = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n";
@@ -55,6 +59,33 @@ impl Scene {
         Ok(())
     }
 
+    /// Deploys this, and kills the deploy so long after it has said `line`. Whether that was before the function changed.
+    async fn killed(&self, text: &str, line: &str, after: Duration) -> Result<bool> {
+        self.project.change(text)?;
+        let before = self.version().await?;
+        let mut command = self.pelton.command(&["deploy"])?;
+        let mut deploy = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let said = deploy.stderr.take().context("no stderr")?;
+        let mut said = BufReader::new(said).lines();
+        while !said
+            .next_line()
+            .await?
+            .context(line.to_owned())?
+            .contains(line)
+        {}
+        tokio::time::sleep(after).await;
+        deploy.kill().await?;
+        Ok(self.version().await? == before)
+    }
+
+    async fn version(&self) -> Result<u64> {
+        let version = &self.info().await?["version"];
+        version.as_u64().context("no version")
+    }
+
     async fn info(&self) -> Result<Value> {
         let info = self.pelton.json(&["function", "info", "hostile"]).await?;
         Ok(info["status"].clone())
@@ -86,13 +117,18 @@ impl Scene {
 /// Publishes events of 40 keys, each of which counts in its own counter, at some hundreds a second.
 async fn publish(nats: Nats, events: usize) -> Result<()> {
     for n in 0..events {
-        let act = json!({ "do": "count", "counter": format!("n-{n}") }).to_string();
-        nats.publish(&format!("hostile.act.k{}", n % 40), act)
-            .await?;
+        count(&nats, n).await?;
         if n % 4 == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+    Ok(())
+}
+
+async fn count(nats: &Nats, n: usize) -> Result<()> {
+    let act = json!({ "do": "count", "counter": format!("n-{n}") }).to_string();
+    nats.publish(&format!("hostile.act.k{}", n % 40), act)
+        .await?;
     Ok(())
 }
 
@@ -127,6 +163,48 @@ async fn each_event_is_handled_once_across_both_changes() -> Result<()> {
     let pending = scene.nats.pending("shop", "hostile", "HOSTILE").await;
     ensure!(pending.is_err(), "a consumer is left: {pending:?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_deploy_killed_between_both_loses_and_doubles_nothing() -> Result<()> {
+    // Both kinds of change take some 120 ms on an idle machine.
+    const MOMENTS: [u64; 4] = [0, 30, 60, 100];
+    let scene = deployed(&queue(NOWHERE)?).await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    scene.nats.serving("hostile", Some(1), 1).await?;
+    let enough = Arc::new(AtomicBool::new(false));
+    let publishing = tokio::spawn({
+        let (nats, enough) = (scene.nats.clone(), enough.clone());
+        async move {
+            let mut events = 0;
+            while !enough.load(Ordering::Relaxed) {
+                count(&nats, events).await?;
+                events += 1;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            anyhow::Ok(events)
+        }
+    });
+    let (queue, positions) = (queue(NOWHERE)?, positions(NOWHERE)?);
+    let (to_rest, closing) = ("to come to rest", "closing the positions");
+    let mut half_way = [0; 3];
+    for moment in MOMENTS.map(Duration::from_millis) {
+        let ways = [
+            (&positions, to_rest, &positions),
+            (&queue, closing, &positions),
+            (&queue, closing, &queue),
+        ];
+        for (way, (text, line, then)) in ways.into_iter().enumerate() {
+            half_way[way] += u32::from(scene.killed(text, line, moment).await?);
+            scene.deploy(then).await?;
+            let version = scene.version().await?;
+            scene.nats.serving("hostile", Some(version), 1).await?;
+        }
+    }
+    enough.store(true, Ordering::Relaxed);
+    let events = publishing.await??;
+    ensure!(half_way.iter().all(|one| *one > 0), "{half_way:?}");
+    scene.counted(events).await
 }
 
 #[tokio::test]
