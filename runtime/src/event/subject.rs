@@ -32,6 +32,21 @@ pub fn overlaps(left: &str, right: &str) -> bool {
     }
 }
 
+/// Subjects that match `pattern` and none of `others`, as a pattern that holds no `>`; `None`: there are none.
+///
+/// A token that none of them names is taken by their wildcards alone. So it is enough to look at the pattern with such a token
+/// in the place of each wildcard, and `>` as any number of them up to one more than the longest of the others has.
+pub fn beyond(pattern: &str, others: &[&str]) -> Option<String> {
+    let untaken = |one: &String| !others.iter().any(|other| covers(other, one));
+    let Some(head) = pattern.strip_suffix('>') else {
+        return Some(pattern.to_owned()).filter(untaken);
+    };
+    let longest = others.iter().map(|other| other.split('.').count()).max();
+    let lengths = 1..=longest.unwrap_or(0) + 1;
+    let mut all = lengths.map(|length| format!("{head}{}", vec!["*"; length].join(".")));
+    all.find(untaken)
+}
+
 /// Longest subject, bytes. The server closes a connection whose control line is over 4096 bytes, and the outbox's
 /// prefix and the reply's subject stand on that line too.
 pub const MAX_SUBJECT: usize = 1024;
@@ -78,6 +93,28 @@ mod tests {
             assert_eq!(covers(a, b), covered, "{a} covers {b}");
             assert_eq!(overlaps(a, b), overlapping, "{a} overlaps {b}");
             assert_eq!(overlaps(b, a), overlapping, "{b} overlaps {a}");
+        }
+    }
+
+    #[test]
+    fn what_others_leave_of_a_pattern() {
+        for (pattern, others, left) in [
+            ("a.b", &["a.*"] as &[&str], None),
+            ("a.*", &["a.b", "a.c"], Some("a.*")),
+            ("a.>", &["a.>"], None),
+            ("a.>", &["a.*", "a.*.>"], None),
+            ("a.>", &["a.*", "a.*.*.>"], Some("a.*.*")),
+            ("a.>", &["a.*", "a.*.*"], Some("a.*.*.*")),
+            ("a.>", &["a.b.>"], Some("a.*")),
+            ("a.*.c", &["a.b.c", "*.*.*"], None),
+            (">", &["*", "*.>"], None),
+            ("a", &[], Some("a")),
+        ] {
+            assert_eq!(
+                beyond(pattern, others).as_deref(),
+                left,
+                "{pattern} {others:?}"
+            );
         }
     }
 

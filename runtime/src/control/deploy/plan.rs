@@ -13,6 +13,7 @@ use super::{Change, Problem, streams};
 use crate::component::Component;
 use crate::config::{DeliveryMode, FunctionManifest, Manifest, OnExhausted};
 use crate::control::handlers_match;
+use crate::event::subject::beyond;
 use crate::names::{AppNames, TICK_SUBJECT};
 use crate::records::{FORMAT, FunctionRecord, Input, Target};
 
@@ -247,6 +248,7 @@ impl Planner<'_> {
         self.check_secrets();
         let subjects = self.subjects()?;
         let inputs = self.inputs(&subjects);
+        self.note_unhandled(&inputs);
         let targets = self.targets();
         let previous = self.view.functions.get(self.name);
         let mut record = FunctionRecord {
@@ -323,6 +325,23 @@ impl Planner<'_> {
                     self.problem(&["subjects"], what.to_owned(), fix.to_owned());
                 }
                 None
+            }
+        }
+    }
+
+    /// Events that come and find no handler, as far as the component says what it takes.
+    fn note_unhandled(&mut self, inputs: &[Input]) {
+        let handlers = &self.component.handlers;
+        let taken: Vec<&str> = handlers.iter().map(|one| one.subject.as_str()).collect();
+        let come = inputs.iter().flat_map(|input| &input.subjects);
+        for subject in come.filter(|_| !taken.is_empty()) {
+            if let Some(left) = beyond(subject, &taken) {
+                self.notes.push(format!(
+                    "function {}: it gets {subject}, and no handler takes {left}: such events become dead letters; there are: {}\n  \
+                     fix: name in `subjects` what the handlers take, or leave `subjects` out, or add #[handler({left:?})]",
+                    self.name,
+                    taken.join(", ")
+                ));
             }
         }
     }

@@ -190,6 +190,31 @@ fn subjects_and_handlers_must_belong_together() {
 }
 
 #[test]
+fn events_that_no_handler_takes_are_told() {
+    let mut manifest = manifest();
+    let some = component(&["orders.*.paid", "orders.*.created"]);
+    let notes = |manifest: &Manifest, components: &BTreeMap<String, Component>| {
+        planned(manifest, components, &View::default())
+            .unwrap()
+            .notes
+    };
+    assert!(notes(&manifest, &some).is_empty(), "no subjects are given");
+    let function = manifest.functions.get_mut("orders").unwrap();
+    function.subjects = Some(vec!["orders.>".into()]);
+    let told = notes(&manifest, &some);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains("it gets orders.>, and no handler takes orders.*:"),
+        "{told:?}"
+    );
+    assert!(notes(&manifest, &component(&["orders.>"])).is_empty());
+    assert!(
+        notes(&manifest, &component(&[])).is_empty(),
+        "a component that announces nothing is taken at the manifest's word"
+    );
+}
+
+#[test]
 fn a_subject_that_no_stream_covers_is_refused() {
     let (at, text) = problem(planned(
         &manifest(),
