@@ -180,6 +180,12 @@ impl AppNames {
         format!("$PELTON.{}.due.{function}.>", self.app)
     }
 
+    /// The function that a message with this subject is [`due`](Self::due) for, and its id.
+    pub fn due_for<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
+        let rest = subject.strip_prefix("$PELTON.")?.strip_prefix(&self.app)?;
+        rest.strip_prefix(".due.")?.split_once('.')
+    }
+
     /// A message that the server puts where it is [`due`](Self::due) when its time has come. Written once: what is written
     /// again could come back with a server that was killed.
     pub fn at(&self, id: &str) -> String {

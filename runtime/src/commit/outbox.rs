@@ -93,6 +93,19 @@ pub async fn clear(
     remove(js, names, target, json!({})).await
 }
 
+/// Removes of the app's outbox for `target` what was stored up to this message.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn clear_up_to(
+    js: &jetstream::Context,
+    names: &AppNames,
+    target: &str,
+    sequence: u64,
+) -> Result<(), StreamError> {
+    remove(js, names, target, json!({ "seq": sequence + 1 })).await
+}
+
 async fn remove(
     js: &jetstream::Context,
     names: &AppNames,

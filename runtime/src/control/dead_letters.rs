@@ -60,6 +60,15 @@ pub struct DeadLetter {
     pub parts: u32,
 }
 
+impl DeadLetter {
+    /// An original header.
+    pub(super) fn header(&self, wanted: &str) -> Option<&str> {
+        let mut all = self.headers.iter();
+        let found = all.find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
 /// A dead letter with its body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct WholeDeadLetter {

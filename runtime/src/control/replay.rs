@@ -11,7 +11,9 @@ use super::ControlError;
 use super::dead_letters::{DeadLetter, read, stream};
 use super::publish::publish;
 use crate::event::{Draft, DraftDefaults, Event, Headers, Message, decode, encode};
-use crate::names::{AppNames, DUE_KEY_HEADER, DUE_SUBJECT_HEADER, ONLY_HEADER, TIMER_HEADER};
+use crate::names::{
+    AppNames, DUE_KEY_HEADER, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER, ONLY_HEADER, TIMER_HEADER,
+};
 
 /// A dead letter that was put back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -42,7 +44,13 @@ pub async fn replay(
     let (letter, body) = read(&letters, sequence).await?;
     let names = AppNames::new(app);
     let mut headers = headers(&names, &letter, &body);
-    let to = match letter.stream == names.commit_stream() {
+    let from_within = letter.stream == names.commit_stream();
+    let to = match from_within {
+        true if letter.header(DUE_TARGET_HEADER).is_some() => {
+            // A delayed event that was to leave is for whoever listens there.
+            headers.retain(|(name, _)| name != ONLY_HEADER);
+            letter.subject.clone()
+        }
         true => internal(&names, &letter, &mut headers),
         false => letter.subject.clone(),
     };
@@ -71,14 +79,11 @@ pub async fn replay(
 
 /// A call or a tick goes back to the function's internal input.
 fn internal(names: &AppNames, letter: &DeadLetter, headers: &mut Headers) -> String {
-    let said = |wanted: &str| {
-        let mut all = letter.headers.iter();
-        all.find(|(name, _)| name.eq_ignore_ascii_case(wanted))
-    };
     let subject = (DUE_SUBJECT_HEADER.to_owned(), letter.subject.clone());
     headers.push(subject);
-    if let Some((_, key)) = said(DUE_KEY_HEADER).or_else(|| said(TIMER_HEADER)) {
-        headers.push((DUE_KEY_HEADER.to_owned(), key.clone()));
+    let key = letter.header(DUE_KEY_HEADER);
+    if let Some(key) = key.or_else(|| letter.header(TIMER_HEADER)) {
+        headers.push((DUE_KEY_HEADER.to_owned(), key.to_owned()));
     }
     names.due(&letter.function, &format!("replay.{}", letter.txn))
 }

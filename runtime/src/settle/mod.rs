@@ -330,6 +330,20 @@ pub(crate) async fn pass_on(worker: &Worker, case: &Case, effects: Effects) -> S
     }
 }
 
+/// Gives up what no handler was asked for, as [`pass_on`] commits it.
+pub(crate) async fn refuse(
+    worker: &Worker,
+    case: &Case,
+    received: &Received,
+    failure: Failure,
+    effects: Effects,
+) -> Settlement {
+    match give_up(worker, case, received, failure, effects).await {
+        Carried::Settled(settlement) => settlement,
+        Carried::Conflict(_) | Carried::TooLarge => Settlement::Again(LOOK_AGAIN),
+    }
+}
+
 /// Stores the attempt, then lets the source hand the message out again.
 async fn put_off(
     worker: &Worker,

@@ -148,3 +148,97 @@ async fn what_has_arrived_is_not_taken_for_stuck_after_a_restart() -> Result<()>
     assert_eq!(left, 1);
     Ok(())
 }
+
+/// Sets a timer whose event goes to `out.late`, and waits until that is committed.
+async fn set(nats: &Nats, name: &str, ahead_ms: i64) -> Result<()> {
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed()?.as_millis())?;
+    let later =
+        json!({ "do": "later", "name": name, "at_ms": now + ahead_ms, "subject": "out.late" });
+    let sequence = nats.publish("hostile.act.a", later.to_string()).await?;
+    let done = format!("done.HOSTILE=3A{sequence}");
+    eventually("the timer to be set", || nats.value("shop", &done)).await?;
+    Ok(())
+}
+
+async fn sources(nats: &Nats) -> Result<usize> {
+    let stream = nats.js.get_stream("OUT").await?;
+    let sources = stream.cached_info().config.sources.as_ref();
+    Ok(sources.map_or(0, Vec::len))
+}
+
+#[tokio::test]
+async fn a_delayed_event_leaves_for_a_stream_that_is_no_target_any_more() -> Result<()> {
+    let scene = Scene::start(&emitting("\"out.>\"")?).await?;
+    let nats = &scene.nats;
+    set(nats, "late", 6000).await?;
+    scene.project.change(&emitting("")?)?;
+    for _ in 0..2 {
+        scene.pelton.ok(&["deploy"]).await?;
+        assert_eq!(sources(nats).await?, 1, "an event is to come");
+    }
+    nats.serving("hostile", Some(2), 1).await?;
+    ensure!(nats.messages("OUT").await?.is_empty(), "it came too early");
+    arrived(nats, 1).await?;
+    eventually("the timer to be removed", || async {
+        let left = nats.count_below("KV_shop", "$PELTON.shop.due.>").await?;
+        Ok((left == 0).then_some(()))
+    })
+    .await?;
+    scene.pelton.ok(&["deploy"]).await?;
+    assert_eq!(sources(nats).await?, 0);
+    let left = nats.count_below("KV_shop", "$PELTON.shop.out.>").await?;
+    assert_eq!(left, 0, "what has arrived is cleared");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_delayed_event_whose_stream_does_not_take_it_any_more_is_a_dead_letter() -> Result<()> {
+    let scene = Scene::start(&emitting("\"out.>\"")?).await?;
+    let nats = &scene.nats;
+    set(nats, "late", 5000).await?;
+    scene.project.change(&emitting("")?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    nats.serving("hostile", Some(2), 1).await?;
+    let config = Config {
+        sources: None,
+        ..nats
+            .js
+            .get_stream("OUT")
+            .await?
+            .cached_info()
+            .config
+            .clone()
+    };
+    nats.js.update_stream(config).await?;
+    let dead = eventually("the dead letter", || async {
+        Ok(nats.dead("shop").await?.pop())
+    })
+    .await?;
+    assert_eq!(dead.code(), "pelton-not-allowed");
+    let why = dead.reason();
+    ensure!(
+        why.contains("stream OUT takes no events of app shop"),
+        "{why}"
+    );
+    for kind in ["due", "at", "out"] {
+        let lies = format!("$PELTON.shop.{kind}.>");
+        eventually(&format!("nothing under {kind}"), || async {
+            let left = nats.count_below("KV_shop", &lies).await?;
+            Ok((left == 0).then_some(()))
+        })
+        .await?;
+    }
+
+    scene.project.change(&emitting("\"out.>\"")?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    let sequence = dead.sequence.to_string();
+    scene
+        .pelton
+        .ok(&["dead-letter", "replay", &sequence])
+        .await?;
+    arrived(nats, 1).await?;
+    let event = nats.messages("OUT").await?.pop().context("no message")?;
+    assert_eq!(event.subject.as_str(), "out.late");
+    ensure!(event.headers.get("Pelton-Only").is_none(), "{event:?}");
+    Ok(())
+}

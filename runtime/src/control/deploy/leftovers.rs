@@ -6,23 +6,21 @@
 //! may bring an earlier message back. What else is purged was written once, or means nothing without its position.
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
 
 use async_nats::jetstream;
-use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::json;
 
 use super::clean_up::request;
+use super::timers::scan_timers;
 use crate::commit::set_timer;
 use crate::config::DeliveryMode;
 use crate::control::progress::{Place, rewrite};
-use crate::control::scan::{Scan, scan};
 use crate::control::{ControlError, open};
 use crate::effects::TimerChange;
-use crate::names::{AppNames, REGISTRY_BUCKET, SCHEDULE_TARGET_HEADER, TIMER_HEADER};
+use crate::names::{AppNames, REGISTRY_BUCKET};
 use crate::records::{FunctionRecord, PositionRecord, TimerRecord};
 
 /// Timers that are taken back at the same time: each is a request or three.
@@ -90,25 +88,11 @@ async fn timers(
     commit: &Stream,
     last: u64,
 ) -> Result<(), ControlError> {
-    let due = names.due(function, "");
-    let all = Scan {
-        filters: vec![names.at(">"), names.due_filter(function)],
-        from: DeliverPolicy::All,
-        headers_only: true,
-    };
     let mut found = Vec::new();
-    scan(commit, all, |message| {
-        let said = |name| {
-            let headers = message.headers.as_ref();
-            headers
-                .and_then(|all| all.get(name))
-                .map(|one| one.as_str())
-        };
-        let goes_to = said(SCHEDULE_TARGET_HEADER).unwrap_or(&message.subject);
-        if let (Some(id), Some(timer)) = (goes_to.strip_prefix(&due), said(TIMER_HEADER)) {
-            found.push((timer.to_owned(), Some(id.to_owned())));
+    scan_timers(commit, names, |timer| {
+        if timer.function == function {
+            found.push((timer.record.to_owned(), Some(timer.id.to_owned())));
         }
-        Ok(ControlFlow::Continue(()))
     })
     .await?;
     found.push((names.tick(function), None));

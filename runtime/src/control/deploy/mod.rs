@@ -16,6 +16,7 @@ mod streams;
 mod survey;
 mod switch;
 mod targets;
+mod timers;
 
 #[cfg(test)]
 mod tests;

@@ -195,7 +195,7 @@ pub fn plan(
     }
     let (targets_before, targets_gone) = targets(&functions, view);
     notes.extend(targets_gone.iter().map(|name| {
-        format!("stream {name}: no function emits to it any more, so that Pelton's source is taken from it")
+        format!("stream {name}: no function emits to it any more, so that Pelton's source is taken from it once no delayed event for it is left")
     }));
     let replicas = stream_plans.iter().map(|plan| plan.wanted.replicas).max();
     Ok(Plan {

@@ -9,8 +9,10 @@ use std::time::Duration;
 use async_nats::jetstream;
 
 use super::apply::refused;
-use crate::commit::{outbox, stream, transport};
-use crate::control::ControlError;
+use super::timers::scan_timers;
+use crate::commit::stream::{self, StreamError};
+use crate::commit::{outbox, transport};
+use crate::control::{ControlError, open};
 use crate::names::AppNames;
 use crate::records::FunctionRecord;
 
@@ -90,17 +92,47 @@ pub(super) async fn give_back(
         .collect();
     let dead = names.dead_stream();
     wanted.insert(&dead);
+    let mut going = Vec::new();
     for target in streams.iter().filter(|one| !wanted.contains(one.as_str())) {
-        let sourced = stream::is_target(js, names, target)
-            .await
-            .map_err(refused)?;
-        let waiting = async || transport::waiting(js, names, target).await.map_err(refused);
-        if sourced && waiting().await?.is_none() {
-            stream::remove_source(js, names, target)
-                .await
-                .map_err(refused)?;
-            outbox::clear(js, names, target).await.map_err(refused)?;
+        let sourced = stream::is_target(js, names, target).await;
+        if sourced.map_err(refused)? {
+            going.push(target);
         }
     }
+    let Some(commit) = open(js, &names.commit_stream()).await? else {
+        return Ok(());
+    };
+    if going.is_empty() {
+        return Ok(());
+    }
+    let last = commit.cached_info().state.last_sequence;
+    // What was allowed when it was set leaves when it is due. Timers of a function that is gone nobody handles.
+    let mut awaited = BTreeSet::new();
+    scan_timers(&commit, names, |timer| {
+        if records.iter().any(|one| one.function == timer.function) {
+            awaited.extend(timer.target.map(str::to_owned));
+        }
+    })
+    .await?;
+    going.retain(|target| !awaited.contains(*target));
+    for target in going {
+        give_one_back(js, names, target, last)
+            .await
+            .map_err(refused)?;
+    }
     Ok(())
+}
+
+/// What came for it since the commit stream ended with `last` may have arrived or not.
+async fn give_one_back(
+    js: &jetstream::Context,
+    names: &AppNames,
+    target: &str,
+    last: u64,
+) -> Result<(), StreamError> {
+    if transport::waiting(js, names, target).await?.is_some() {
+        return Ok(());
+    }
+    stream::remove_source(js, names, target).await?;
+    outbox::clear_up_to(js, names, target, last).await
 }

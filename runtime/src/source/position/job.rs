@@ -123,6 +123,12 @@ impl Job {
                 None
             }
             Ok(Timed::Stale) => Some(Settlement::Done),
+            Ok(Timed::Refused(effects, failure)) => {
+                let case = self.case(message.sequence, message.stored, None);
+                let received = self.received(message.clone());
+                let worker = &self.context.worker;
+                Some(settle::refuse(worker, &case, &received, failure, effects).await)
+            }
             Ok(Timed::Event(effects)) => {
                 let case = self.case(message.sequence, message.stored, None);
                 Some(settle::pass_on(&self.context.worker, &case, effects).await)

@@ -9,7 +9,8 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use super::Context;
 use super::due::header;
 use super::tick;
-use crate::effects::{Effects, Emit, TimerChange};
+use crate::commit::stream;
+use crate::effects::{Effects, Emit, Failure, TimerChange};
 use crate::event::Message;
 use crate::names::{DUE_HEADER, DUE_TARGET_HEADER, TIMER_HEADER};
 use crate::records::TimerRecord;
@@ -22,6 +23,8 @@ pub(super) enum Timed {
     Stale,
     /// An event that is to leave, with the change of its record.
     Event(Effects),
+    /// An event whose stream does not take the app's events any more, with the change of its record.
+    Refused(Effects, Failure),
     /// A tick for the handler, and by which record its successor is set.
     Tick(String, TimerChange),
 }
@@ -50,8 +53,38 @@ pub(super) async fn look(context: &Context, message: &Message) -> Result<Timed, 
     };
     let mut effects = Effects::default();
     effects.timers.insert(subject.to_owned(), change);
-    effects.emits.extend(event(message));
+    let Some(emit) = event(message) else {
+        return Ok(Timed::Event(effects));
+    };
+    if let Some(failure) = refused(context, &emit).await? {
+        return Ok(Timed::Refused(effects, failure));
+    }
+    effects.emits.push(emit);
     Ok(Timed::Event(effects))
+}
+
+/// What was allowed when the timer was set leaves, unless its stream takes nothing from the outbox any more: there it would wait for ever.
+async fn refused(context: &Context, emit: &Emit) -> Result<Option<Failure>, String> {
+    let record = &context.worker.record;
+    let target = &emit.target;
+    let known = record.targets.iter().any(|one| one.stream == *target);
+    if known
+        || stream::is_target(&context.js, &context.names, target)
+            .await
+            .map_err(|error| error.to_string())?
+    {
+        return Ok(None);
+    }
+    Ok(Some(Failure::reject(
+        "pelton-not-allowed",
+        format!(
+            "stream {target} takes no events of app {} any more, and the delayed event for {to} is due; if it should leave, add to \
+             [functions.{}.allow] emit = [\"{to}\"] in pelton.toml, deploy, and replay it",
+            record.app,
+            record.function,
+            to = emit.subject,
+        ),
+    )))
 }
 
 /// The event as it leaves: without the headers by which Pelton and NATS steered it.
