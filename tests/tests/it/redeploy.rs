@@ -177,7 +177,9 @@ async fn a_function_made_anew_wakes_nothing_of_one_that_was_deleted() -> Result<
     let registry = nats.js.get_key_value("PELTON_REGISTRY").await?;
     registry.delete("function.shop.hostile").await?;
     scene.project.change(&timed("new", "* * * * * *")?)?;
-    scene.pelton.ok(&["deploy"]).await?;
+    let deployed = scene.pelton.ok(&["deploy"]).await?;
+    let said = "taking back 2 timers of an earlier function hostile";
+    ensure!(deployed.stderr.contains(said), "{deployed:#?}");
     let left = alive(&nats).await?;
     ensure!(left.is_empty(), "{left:?}");
 

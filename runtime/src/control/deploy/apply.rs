@@ -110,7 +110,7 @@ async fn apply_function(
         ));
     }
     if function.previous.is_none() {
-        leftovers::clear(js, names, &function.record).await?;
+        leftovers::clear(js, names, &function.record, step).await?;
     }
     let record = match function.record.settings.delivery {
         DeliveryMode::AtLeastOnce => {

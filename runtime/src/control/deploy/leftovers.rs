@@ -34,6 +34,7 @@ pub(super) async fn clear(
     js: &jetstream::Context,
     names: &AppNames,
     record: &FunctionRecord,
+    step: &mut impl FnMut(&str),
 ) -> Result<(), ControlError> {
     let function = &record.function;
     let Some(commit) = open(js, &names.commit_stream()).await? else {
@@ -45,7 +46,7 @@ pub(super) async fn clear(
         return Ok(());
     }
     // Before what is due is purged: one of them may become due at any moment.
-    timers(js, names, function, &commit, last).await?;
+    timers(js, names, function, &commit, last, step).await?;
     positions(js, names, record, &commit, last).await?;
     for left in [
         names.due_filter(function),
@@ -87,6 +88,7 @@ async fn timers(
     function: &str,
     commit: &Stream,
     last: u64,
+    step: &mut impl FnMut(&str),
 ) -> Result<(), ControlError> {
     let mut found = Vec::new();
     scan_timers(commit, names, |timer| {
@@ -95,6 +97,12 @@ async fn timers(
         }
     })
     .await?;
+    if !found.is_empty() {
+        step(&format!(
+            "taking back {} timers of an earlier function {function}",
+            found.len()
+        ));
+    }
     found.push((names.tick(function), None));
     futures::stream::iter(found)
         .map(async |(subject, id)| {
