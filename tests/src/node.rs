@@ -94,11 +94,23 @@ impl Node {
     /// # Errors
     /// The process is gone.
     pub fn peak_memory(&self) -> Result<u64> {
+        self.bytes("VmHWM:")
+    }
+
+    /// The memory that the process holds, bytes.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn memory(&self) -> Result<u64> {
+        self.bytes("VmRSS:")
+    }
+
+    fn bytes(&self, name: &str) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let line = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
-            .context("no VmHWM in /proc status")?;
+            .find_map(|line| line.strip_prefix(name))
+            .with_context(|| format!("no {name} in /proc status"))?;
         let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kib << 10)
     }
