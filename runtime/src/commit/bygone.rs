@@ -70,7 +70,7 @@ impl Bygone {
     }
 }
 
-/// Whether the timer that a record names is long past and nowhere.
+/// Whether a message holds a record that [`is_nowhere`].
 async fn is_bygone(
     js: &jetstream::Context,
     names: &AppNames,
@@ -78,9 +78,21 @@ async fn is_bygone(
 ) -> Result<bool, StreamError> {
     let data = found["data"].as_str().unwrap_or_default();
     let record = STANDARD.decode(data).ok();
-    let Some(record) = record.and_then(|data| TimerRecord::read(&data)) else {
-        return Ok(false);
-    };
+    match record.and_then(|data| TimerRecord::read(&data)) {
+        Some(record) => is_nowhere(js, names, &record).await,
+        None => Ok(false),
+    }
+}
+
+/// Whether the timer that a record names is long past, and neither scheduled nor due.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn is_nowhere(
+    js: &jetstream::Context,
+    names: &AppNames,
+    record: &TimerRecord,
+) -> Result<bool, StreamError> {
     let past = timestamp::parse(&record.at).is_some_and(|at| at < timestamp::now() - PAST);
     if !past {
         return Ok(false);

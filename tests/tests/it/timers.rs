@@ -258,6 +258,34 @@ async fn a_server_killed_as_timers_fire_doubles_and_loses_none() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_tick_that_a_killed_server_brought_back_stops_no_schedule() -> Result<()> {
+    let scene = deployed(&manifest("schedule = \"* * * * * *\"")?).await?;
+    let nats = &scene.nats;
+    let mut node = Node::start(&scene.pelton, &[])?;
+    ticked(nats, 1).await?;
+    node.kill().await?;
+    let stream = nats.js.get_stream("KV_shop").await?;
+    let record = "$PELTON.shop.tick.hostile";
+    let mut tick: Value = serde_json::from_slice(
+        &stream
+            .get_last_raw_message_by_subject(record)
+            .await?
+            .payload,
+    )?;
+    tick["at"] = json!("2026-01-01T00:00:00Z");
+    tick["id"] = json!("tick-hostile-1");
+    tick["ticking"]["version"] = json!(9);
+    nats.publish(record, tick.to_string()).await?;
+    for kind in ["at", "due"] {
+        let lies = format!("$PELTON.shop.{kind}.>");
+        stream.purge().filter(lies).await?;
+    }
+    let before = ticks(nats).await?.len();
+    let _node = Node::start(&scene.pelton, &[])?;
+    ticked(nats, before + 2).await
+}
+
 /// The seconds that the function was told of, in order, each with how often.
 async fn ticks(nats: &Nats) -> Result<Vec<(i64, u64)>> {
     use futures::TryStreamExt;

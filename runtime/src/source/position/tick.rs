@@ -5,6 +5,7 @@
 
 use super::timer::last;
 use super::{Context, SourceError};
+use crate::commit::bygone::is_nowhere;
 use crate::commit::set_timer;
 use crate::config::Schedule;
 use crate::effects::{Timer, TimerChange};
@@ -22,7 +23,15 @@ pub(super) async fn arm(context: &Context) -> Result<(), SourceError> {
     let subject = context.names.tick(&record.function);
     let unreadable =
         |why: String| SourceError(format!("the function's schedule cannot be set: {why}"));
-    let (revision, held) = last(context, &subject).await.map_err(unreadable)?;
+    let (revision, mut held) = last(context, &subject).await.map_err(unreadable)?;
+    // A killed server may bring back what an earlier schedule, or an earlier function of that name, set: nothing would ever tick.
+    if let Some(record) = &held
+        && is_nowhere(&context.js, &context.names, record)
+            .await
+            .map_err(|error| unreadable(error.to_string()))?
+    {
+        held = None;
+    }
     let ticking = held.as_ref().and_then(|held| held.ticking.as_ref());
     let wanted = record.settings.schedule.as_ref();
     let newer = ticking.is_some_and(|ticking| ticking.version > record.version);
