@@ -12,7 +12,7 @@ help:
 	@echo 'make mutations  takes one safeguard after the other away; a test must notice each time'
 	@echo 'make build   the binary: target/release/pelton'
 	@echo 'make lint    rustfmt and clippy'
-	@echo 'make bench   measurements'
+	@echo 'make bench   measurements (NAMES= some of them)'
 	@echo 'make setup   only what demo and test need: checks Rust, fetches nats-server and nats-py into ~/.cache/pelton'
 	@echo 'make clean   deletes target/ (the fetched tools stay in ~/.cache/pelton; delete that folder by hand)'
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# make bench: the measurements in tests/benches.
+# make bench: the measurements in tests/benches; NAMES, the parts of them wanted.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/tools.sh
@@ -9,4 +9,6 @@ ls tests/benches/*.rs >/dev/null 2>&1 || die "there are no measurements yet: tes
 build_all
 PELTON_BIN="$(target_folder)/release/pelton"
 export PELTON_BIN
-cargo bench --locked --workspace --bench '*'
+# Names are words.
+# shellcheck disable=SC2086
+cargo bench --locked --workspace --bench '*' -- ${NAMES:-}

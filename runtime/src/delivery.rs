@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::Client;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -16,10 +16,10 @@ use crate::effects::{Attempt, Effects, Failure, StateReader};
 use crate::event::{self, Decoded, Delivery, Position};
 use crate::names::ONLY_HEADER;
 use crate::records::FunctionRecord;
-use crate::sandbox::{self, Call};
+use crate::sandbox::{self, Call, LogLines};
 use crate::series::{self, Series, Work};
 use crate::settle::{self, Carried, Case};
-use crate::source::{Received, Settlement};
+use crate::source::{Habits, Received, Settlement};
 use crate::telemetry::{Counters, LogPublisher, LogSource};
 
 /// Commits of one delivery that are refused because its reads went stale, before that counts as a failed attempt.
@@ -35,8 +35,6 @@ const MAX_DOUBLINGS: u32 = 6;
 pub(crate) const PROGRESS: Duration = Duration::from_secs(10);
 /// Pause before a delivery is handed out again when NATS did not answer.
 pub(crate) const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
-/// Lines one attempt may log; more are dropped.
-const LOG_LINES: usize = 256;
 
 /// One function's version, ready to take deliveries.
 pub(crate) struct Worker {
@@ -49,6 +47,8 @@ pub(crate) struct Worker {
     pub(crate) client: Client,
     pub(crate) logs: LogPublisher,
     pub(crate) counters: Arc<Counters>,
+    /// What its handlers were seen to read.
+    pub(crate) habits: Habits,
     /// One for each attempt inside a handler; what waits for its commit holds none.
     pub(crate) handlers: Arc<Semaphore>,
     /// One for each message taken from a queue and not settled: what waits for its commit, or for its turn at a key.
@@ -127,16 +127,18 @@ pub(crate) async fn position(
     worker: &Worker,
     work: &[Work<'_>],
     permit: OwnedSemaphorePermit,
-    abort: CancellationToken,
+    abort: &CancellationToken,
 ) -> (Settlement, usize) {
     let late = |caller: &Caller| caller.is_late(settle::now_ms());
     if let [Work { case, received }] = work
         && case.is_untried()
         && received.caller.as_ref().is_some_and(late)
     {
-        return (settle::drop_late(worker, case, received).await, 1);
+        return (Box::pin(settle::drop_late(worker, case, received)).await, 1);
     }
     tokio::select! {
+        // Most end at once.
+        biased;
         ended = run(worker, work, permit) => ended,
         () = abort.cancelled() => (Settlement::Again(Duration::ZERO), 1),
     }
@@ -157,9 +159,14 @@ async fn run(
             permit = worker.handlers.clone().acquire_owned().await.ok();
         }
         let expected = worker.committer.expect();
-        let Some(series) = series::gather(worker, work).await else {
+        // Not part of what a delivery takes while it waits for its commit: thousands may.
+        let gathered = Box::pin(series::gather(worker, work)).await;
+        let Some(series) = gathered else {
             return (Settlement::Done, 0);
         };
+        if let Some(key) = work.first().and_then(|one| one.received.key.as_deref()) {
+            worker.habits.learn(key, &series.attempt.effects);
+        }
         let touched = commit::touched(&series.attempt.effects);
         let mut conflict = locks.taken(&touched, turn.as_ref());
         // Others wait for their turn at what this one touched.
@@ -196,7 +203,8 @@ async fn run(
         "state that the handler read changed before it committed, {MAX_CONFLICTS} times in a row"
     );
     let failure = failed(Failure::retry("pelton-conflict", why));
-    let settlement = match settle::carry_out(worker, work, Series::of(failure)).await {
+    let given_up = Box::pin(settle::carry_out(worker, work, Series::of(failure)));
+    let settlement = match given_up.await {
         Carried::Settled(settlement) => settlement,
         _ => Settlement::Again(TROUBLE_PAUSE),
     };
@@ -296,15 +304,15 @@ async fn invoke(
         timeout: Duration::from_millis(settings.timeout_ms),
         expects_reply: received.caller.is_some(),
     };
-    let (logs, mut lines) = mpsc::channel(LOG_LINES);
+    let logs = LogLines::default();
     let call = Call {
         delivery,
         txn: case.origin.txn.clone(),
         state,
-        logs,
+        logs: logs.clone(),
     };
     let attempt = worker.function.invoke(call).await;
-    while let Ok(line) = lines.try_recv() {
+    for line in logs.take() {
         worker.logs.publish(&worker.record, &source, line).await;
     }
     attempt

@@ -13,14 +13,16 @@ use pelton_tests::orders::{body, subject};
 use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, modules, project, within};
 
 /// Events without effects: enough for some seconds.
-const EMPTY: u64 = 100_000;
+const EMPTY: u64 = 200_000;
 /// Atomic batches of two messages.
 const BATCHES: u64 = 2_000;
 /// Batches at once; a server takes 50 on one stream.
 const BATCHES_AT_ONCE: usize = 40;
 /// Events whose handling changes state.
 const ORDERS: u64 = 40_000;
-/// Keys of the function that counts.
+/// Events that are counted by key.
+const COUNTED: u64 = 100_000;
+/// Keys that they have.
 const KEYS: u64 = 10_000;
 /// What the service written by hand does at once.
 const BY_HAND_AT_ONCE: usize = 64;
@@ -30,37 +32,64 @@ const LIMIT: Duration = Duration::from_secs(180);
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "a benchmark prints")]
 async fn main() -> Result<()> {
-    let raw = raw().await?;
-    let batches = batches().await?;
-    let folder = tempfile::tempdir()?;
-    let component = folder.path().join("plain.wasm");
-    std::fs::write(&component, modules::component()?)?;
-    let plain = |n| (format!("plain.{n}"), "{}".to_owned());
-    let empty = function("plain", &component, EMPTY, Engine::Queue, plain).await?;
-    let empty_positions = function("plain", &component, EMPTY, Engine::Positions, plain).await?;
-    let component = build::component("orders")?;
-    let orders = function("orders", &component, ORDERS, Engine::Queue, created).await?;
-    let positions = function("orders", &component, ORDERS, Engine::Positions, created).await?;
-    let component = build::component("tally")?;
-    let counts = |keys: u64| move |n: u64| (format!("tally.k{}", n % keys), String::new());
-    let many = function("tally", &component, ORDERS, Engine::Positions, counts(KEYS)).await?;
-    let one = function("tally", &component, ORDERS, Engine::Positions, counts(1)).await?;
-    let by_hand = by_hand().await?;
+    // As of other benchmarks: what names are asked for; all without any.
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let wanted: Vec<&String> = wanted.iter().filter(|one| !one.starts_with('-')).collect();
     println!("{:<44} {:>12} {:>8}", "events per second", "rate", "of raw");
-    for (what, rate) in [
-        ("raw async-nats: pull and ack", raw),
-        ("pelton: a function that does nothing", empty),
-        ("pelton: the same, position engine", empty_positions),
-        ("raw: atomic batches of two messages", batches),
-        ("by hand: KV get, KV update, publish, ack", by_hand),
-        ("pelton: orders, its effects atomic", orders),
-        ("pelton: the same, position engine", positions),
-        ("pelton: count 10,000 keys and emit", many),
-        ("pelton: the same, all events on one key", one),
-    ] {
-        println!("{what:<44} {rate:>12.0} {:>7.1}%", 100.0 * rate / raw);
+    let mut first = None;
+    for (name, what) in MEASUREMENTS {
+        if !wanted.is_empty() && !wanted.iter().any(|one| name.contains(one.as_str())) {
+            continue;
+        }
+        let rate = measure(name).await?;
+        let whole = *first.get_or_insert(rate);
+        println!("{what:<44} {rate:>12.0} {:>7.1}%", 100.0 * rate / whole);
     }
     Ok(())
+}
+
+/// What is measured, by name; the first one is what the others are held against.
+const MEASUREMENTS: [(&str, &str); 9] = [
+    ("raw", "raw async-nats: pull and ack"),
+    ("plain-queue", "pelton: a function that does nothing"),
+    ("plain-positions", "pelton: the same, position engine"),
+    ("batches", "raw: atomic batches of two messages"),
+    ("by-hand", "by hand: KV get, KV update, publish, ack"),
+    ("orders-queue", "pelton: orders, its effects atomic"),
+    ("orders-positions", "pelton: the same, position engine"),
+    ("tally-many", "pelton: count 10,000 keys and emit"),
+    ("tally-one", "pelton: the same, all events on one key"),
+];
+
+async fn measure(name: &str) -> Result<f64> {
+    let folder = tempfile::tempdir()?;
+    let plain = |n| (format!("plain.{n}"), "{}".to_owned());
+    match name {
+        "raw" => raw().await,
+        "batches" => batches().await,
+        "by-hand" => by_hand().await,
+        "plain-queue" | "plain-positions" => {
+            let component = folder.path().join("plain.wasm");
+            std::fs::write(&component, modules::component()?)?;
+            function("plain", &component, EMPTY, Engine::of(name), plain).await
+        }
+        "tally-many" | "tally-one" => {
+            let keys = if name == "tally-one" { 1 } else { KEYS };
+            let component = build::component("tally")?;
+            function(
+                "tally",
+                &component,
+                COUNTED,
+                Engine::Positions,
+                counts(keys),
+            )
+            .await
+        }
+        _ => {
+            let component = build::component("orders")?;
+            function("orders", &component, ORDERS, Engine::of(name), created).await
+        }
+    }
 }
 
 /// How a function's events are delivered.
@@ -68,6 +97,20 @@ async fn main() -> Result<()> {
 enum Engine {
     Queue,
     Positions,
+}
+
+impl Engine {
+    fn of(name: &str) -> Self {
+        match name.ends_with("-queue") {
+            true => Self::Queue,
+            false => Self::Positions,
+        }
+    }
+}
+
+/// An event to be counted.
+fn counts(keys: u64) -> impl Fn(u64) -> (String, String) {
+    move |n| (format!("tally.k{}", n % keys), String::new())
 }
 
 fn created(n: u64) -> (String, String) {
@@ -153,11 +196,11 @@ async fn batch(nats: &Nats, n: u64) -> Result<()> {
     Ok(())
 }
 
-/// A service as one writes it without Pelton: at least once, and a crash between its steps leaves them half done.
+/// The same counting as one writes it without Pelton: at least once, and a crash between its steps leaves them half done.
 async fn by_hand() -> Result<f64> {
     let server = NatsServer::start().await?;
     let nats = Nats::connect(&server.url()).await?;
-    for (name, subjects) in [("ORDERS", "orders.>"), ("MAILS", "mails.>")] {
+    for (name, subjects) in [("TALLY", "tally.>"), ("COUNTS", "counts.>")] {
         let config = async_nats::jetstream::stream::Config {
             name: name.into(),
             subjects: vec![subjects.into()],
@@ -170,44 +213,43 @@ async fn by_hand() -> Result<f64> {
         ..Default::default()
     };
     let state = nats.js.create_key_value(config).await?;
-    fill(&nats, ORDERS, created).await?;
+    fill(&nats, COUNTED, counts(KEYS)).await?;
     let config = pull::Config {
         durable_name: Some("service".into()),
         max_ack_pending: 10_000,
         ..Default::default()
     };
-    let orders = nats.js.get_stream("ORDERS").await?;
-    let messages = orders.create_consumer(config).await?.messages().await?;
+    let tally = nats.js.get_stream("TALLY").await?;
+    let messages = tally.create_consumer(config).await?.messages().await?;
     let start = Instant::now();
     messages
-        .take(ORDERS as usize)
+        .take(COUNTED as usize)
         .map_err(anyhow::Error::from)
         .try_for_each_concurrent(BY_HAND_AT_ONCE, async |message| {
-            let order = message
-                .subject
-                .split('.')
-                .nth(1)
-                .context("an order")?
-                .to_owned();
-            let key = format!("orders.{order}");
-            let revision = state
-                .entry(key.as_str())
-                .await?
-                .map_or(0, |entry| entry.revision);
-            state
-                .update(&key, message.payload.clone(), revision)
-                .await?;
-            let mail = nats
-                .js
-                .publish(format!("mails.{order}"), message.payload.clone());
-            mail.await?.await?;
-            message
-                .ack()
-                .await
-                .map_err(|error| anyhow::anyhow!("{error}"))
+            count_by_hand(&nats, &state, message).await
         })
         .await?;
-    Ok(rate(ORDERS, start.elapsed()))
+    Ok(rate(COUNTED, start.elapsed()))
+}
+
+async fn count_by_hand(
+    nats: &Nats,
+    state: &async_nats::jetstream::kv::Store,
+    message: async_nats::jetstream::Message,
+) -> Result<()> {
+    let name = message.subject.split('.').nth(1).context("a key")?;
+    let key = format!("counts.{name}");
+    let (mut count, mut revision) = (0u64, 0);
+    if let Some(entry) = state.entry(key.as_str()).await? {
+        count = std::str::from_utf8(&entry.value)?.parse()?;
+        revision = entry.revision;
+    }
+    let next = (count + 1).to_string();
+    state.update(&key, next.clone().into(), revision).await?;
+    let subject = format!("counts.{name}");
+    nats.js.publish(subject, next.into()).await?.await?;
+    let acked = message.ack().await;
+    acked.map_err(|error| anyhow::anyhow!("{error}"))
 }
 
 /// A function on a node, from the first event done to the last.
@@ -238,24 +280,69 @@ async fn function(
     let pelton = Pelton::new(&server.url(), project.path())?;
     pelton.ok(&["deploy"]).await?;
     fill(&nats, count, event).await?;
-    let _node = Node::start(&pelton, &[])?;
-    // Heartbeats come every second: the first one with work begins the measurement, the first with all of it ends it.
-    let committed = |least: u64| {
-        let nats = &nats;
-        within(LIMIT, "work to be done", move || async move {
-            let done = nats.committed().await?;
-            Ok((done >= least).then_some((done, Instant::now())))
-        })
+    let mut done = match engine {
+        Engine::Queue => Done::Acks(Box::new(nats.clone()), format!("pelton_shop_{name}")),
+        Engine::Positions => {
+            let subject = format!("$PELTON.shop.pos.{name}.>");
+            Done::Positions(nats.core.subscribe(subject).await?)
+        }
     };
-    let (before, start) = committed(1).await?;
-    let (after, end) = committed(count).await?;
-    ensure!(
-        count - before > count / 4,
-        "too few events for this machine: {before} done at the start"
-    );
-    let took = end - start;
+    let _node = Node::start(&pelton, &[])?;
+    let took = done.wait(&nats, count).await?;
     ensure!(nats.dead("shop").await?.is_empty(), "dead letters");
-    Ok(rate(after - before, took))
+    Ok(rate(count, took))
+}
+
+/// By what is seen that a function has begun and is done. Nodes tell their counts once a second only.
+enum Done {
+    /// Its consumer, of this name.
+    Acks(Box<Nats>, String),
+    /// Its positions as they are written: the first are claims, the last says that all is done.
+    Positions(async_nats::Subscriber),
+}
+
+impl Done {
+    async fn wait(&mut self, nats: &Nats, count: u64) -> Result<Duration> {
+        let all = within(LIMIT, "work to be done", || async {
+            Ok((nats.committed().await? >= count).then_some(()))
+        });
+        tokio::pin!(all);
+        let (mut began, mut last) = (None, Instant::now());
+        loop {
+            tokio::select! {
+                ended = &mut all => {
+                    ended?;
+                    let began: Instant = began.context("nothing was seen to begin")?;
+                    return Ok(last - began);
+                }
+                moved = self.moved() => if moved? {
+                    last = Instant::now();
+                    began.get_or_insert(last);
+                },
+            }
+        }
+    }
+
+    /// Whether something has been done since.
+    async fn moved(&mut self) -> Result<bool> {
+        match self {
+            Self::Positions(positions) => Ok(positions.next().await.is_some()),
+            Self::Acks(nats, name) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let stream = if name.ends_with("orders") {
+                    "ORDERS"
+                } else {
+                    "PLAIN"
+                };
+                let consumer = nats
+                    .js
+                    .get_consumer_from_stream::<pull::Config, _, _>(name.as_str(), stream);
+                let info = consumer.await?.cached_info().clone();
+                Ok(info.delivered.consumer_sequence > 0
+                    && (info.num_pending > 0 || info.num_ack_pending > 0))
+            }
+        }
+    }
 }
 
 /// Stores events, many in flight.

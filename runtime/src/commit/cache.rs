@@ -101,6 +101,11 @@ impl CachedState {
         Self { state, cache }
     }
 
+    /// Whether a read of this key needs no round trip.
+    pub(crate) fn knows(&self, key: &str) -> bool {
+        self.cache.0.peek(key).is_some()
+    }
+
     pub(super) fn cache(&self) -> &Cache {
         &self.cache
     }

@@ -3,12 +3,13 @@
 //! A transaction that touches what another one in the open batch or in flight touches waits for that to land, and keeps its place
 //! before later ones that touch the same.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
+use rustc_hash::FxHashSet;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 use super::batch::{self, MAX_MESSAGES};
 use super::cache::{Cache, CachedState};
 use super::flight::{Landed, Pilot};
-use super::group::{Entry, Fit, Group};
+use super::group::{Entry, Fit, Group, Mark};
 use super::locks::Locks;
 use super::position::Partition;
 use super::state::NatsState;
@@ -233,12 +234,12 @@ impl Committer {
 /// The task's state.
 struct Gatherer {
     pilot: Arc<Pilot>,
-    /// In the order they came.
-    waiting: VecDeque<Entry<Reply>>,
-    /// So many at the head of `waiting` cannot go before a batch has landed.
-    blocked: usize,
+    /// Those that cannot go before a batch has landed, in the order they came.
+    blocked: VecDeque<Entry<Reply>>,
     /// What those touch: who comes later must not overtake them.
-    reserved: HashSet<String>,
+    reserved: FxHashSet<Mark>,
+    /// Those that came after them and have not been looked at since a batch landed.
+    waiting: VecDeque<Entry<Reply>>,
     /// The batch that fills.
     open: Group<Reply>,
     full: bool,
@@ -248,7 +249,7 @@ struct Gatherer {
     expected: Arc<AtomicUsize>,
     members: watch::Receiver<Members>,
     /// What batches in flight touch.
-    busy: HashSet<String>,
+    busy: FxHashSet<Mark>,
     flights: JoinSet<Landed>,
 }
 
@@ -256,36 +257,36 @@ impl Gatherer {
     fn new(pilot: Pilot, expected: Arc<AtomicUsize>, members: watch::Receiver<Members>) -> Self {
         Self {
             pilot: Arc::new(pilot),
+            blocked: VecDeque::new(),
+            reserved: FxHashSet::default(),
             waiting: VecDeque::new(),
-            blocked: 0,
-            reserved: HashSet::new(),
             open: Group::new(),
             full: false,
             patience: Instant::now(),
             linger: LINGER[0],
             expected,
             members,
-            busy: HashSet::new(),
+            busy: FxHashSet::default(),
             flights: JoinSet::new(),
         }
     }
 
     async fn run(mut self, mut queue: mpsc::Receiver<Entry<Reply>>) {
         let mut more = true;
-        while more || !self.waiting.is_empty() || !self.flights.is_empty() {
+        while more || self.held() > 0 || !self.flights.is_empty() {
             tokio::select! {
-                entry = queue.recv(), if more && self.waiting.len() < QUEUE => match entry {
+                entry = queue.recv(), if more && self.held() < QUEUE => match entry {
                     Some(entry) => {
                         self.waiting.push_back(entry);
                         // Whoever else is ready goes along.
-                        while self.waiting.len() < QUEUE && let Ok(entry) = queue.try_recv() {
+                        while self.held() < QUEUE && let Ok(entry) = queue.try_recv() {
                             self.waiting.push_back(entry);
                         }
                     }
                     None => more = false,
                 },
                 Some(landed) = self.flights.join_next() => self.land(landed),
-                () = tokio::time::sleep_until(self.patience), if !self.open.is_empty() && self.flights.len() < self.slots().min(EAGER) => {}
+                () = tokio::time::sleep_until(self.patience), if !self.open.is_empty() && self.flights.len() < self.eager() => {}
             }
             self.gather();
         }
@@ -307,8 +308,14 @@ impl Gatherer {
                 }
             }
         }
-        self.blocked = 0;
         self.reserved.clear();
+        self.blocked.append(&mut self.waiting);
+        std::mem::swap(&mut self.blocked, &mut self.waiting);
+    }
+
+    /// Transactions that wait and are in no batch.
+    fn held(&self) -> usize {
+        self.blocked.len() + self.waiting.len()
     }
 
     /// Fills the open batch, and sends it when it is its turn.
@@ -321,7 +328,7 @@ impl Gatherer {
             }
             let slots = match self.full {
                 true => self.slots(),
-                false => self.slots().min(EAGER),
+                false => self.eager(),
             };
             if self.open.is_empty()
                 || self.flights.len() >= slots
@@ -343,40 +350,51 @@ impl Gatherer {
         slots(self.members.borrow().of_app(self.pilot.names.app()))
     }
 
+    /// Batches in flight beside which one goes that is not full. Where others are blocked, many of what comes next are, too: they
+    /// make one large batch when those have landed, rather than the few that are not a small one beside them.
+    fn eager(&self) -> usize {
+        match self.blocked.is_empty() {
+            true => self.slots().min(EAGER),
+            false => 1,
+        }
+    }
+
     fn others_may_join(&self) -> bool {
         self.expected.load(Ordering::Relaxed) > 0 && Instant::now() < self.patience
     }
 
     fn fill(&mut self) {
         while !self.full
-            && let Some(entry) = self.waiting.get(self.blocked)
+            && let Some(entry) = self.waiting.pop_front()
         {
             // The delivery was handed back meanwhile.
-            let gone = entry.reply.is_closed();
-            let stale = self.pilot.cache.changed(&entry.transaction.effects.reads);
-            if gone || !stale.is_empty() {
-                if let Some(entry) = self.waiting.remove(self.blocked) {
-                    let _ = entry.reply.send(Err(CommitError::Conflict(stale)));
-                }
+            if entry.reply.is_closed() {
                 continue;
             }
-            let taken = |key: &String| self.busy.contains(key) || self.reserved.contains(key);
-            let moving = |position: &String| self.busy.contains(position);
-            let fit = match entry.keys().any(taken) || entry.position().is_some_and(moving) {
+            let taken = |key: Mark| self.busy.contains(&key) || self.reserved.contains(&key);
+            let moving = |position: Mark| self.busy.contains(&position);
+            let fit = match entry.position().is_some_and(moving) || entry.keys().any(taken) {
                 true => Fit::Conflict,
-                false => self.open.fit(entry),
+                false => self.open.fit(&entry),
             };
             match fit {
                 Fit::Yes => {
-                    if let Some(entry) = self.waiting.remove(self.blocked) {
-                        self.open.push(entry);
+                    let stale = self.pilot.cache.changed(&entry.transaction.effects.reads);
+                    match stale.is_empty() {
+                        true => self.open.push(entry),
+                        false => {
+                            let _ = entry.reply.send(Err(CommitError::Conflict(stale)));
+                        }
                     }
                 }
                 Fit::Conflict => {
-                    self.reserved.extend(entry.keys().cloned());
-                    self.blocked += 1;
+                    self.reserved.extend(entry.keys());
+                    self.blocked.push_back(entry);
                 }
-                Fit::Full => self.full = true,
+                Fit::Full => {
+                    self.full = true;
+                    self.waiting.push_front(entry);
+                }
             }
         }
     }

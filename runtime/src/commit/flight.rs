@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use backon::{BackoffBuilder, ExponentialBuilder};
+use rustc_hash::FxHashSet;
 
 use super::batch::{self, BatchError, BatchMessage};
 use super::cache::Cache;
 use super::committer::{CommitError, Reply};
-use super::group::{Entry, Layout, layout};
+use super::group::{Entry, Layout, Mark, layout};
 use super::position::Partition;
 use super::state::{Last, NatsState};
 use crate::effects::{StateError, Versioned};
@@ -35,7 +36,7 @@ pub(super) struct Pilot {
 /// What a batch leaves behind.
 pub(super) struct Landed {
     /// Every key that it touched.
-    pub(super) keys: HashSet<String>,
+    pub(super) keys: FxHashSet<Mark>,
     /// From its first send to its last answer.
     pub(super) took: Duration,
 }
@@ -53,7 +54,7 @@ enum Blame {
 
 impl Pilot {
     /// Takes a batch to its end: every member gets its answer.
-    pub(super) async fn fly(&self, members: Vec<Entry<Reply>>, keys: HashSet<String>) -> Landed {
+    pub(super) async fn fly(&self, members: Vec<Entry<Reply>>, keys: FxHashSet<Mark>) -> Landed {
         let began = Instant::now();
         let mut left = vec![members];
         while let Some(members) = left.pop() {

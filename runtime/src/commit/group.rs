@@ -4,10 +4,12 @@
 //! batch they may rest on the same key at the same revision. So a batch that the server refuses was refused for what
 //! somebody else did, and one look at its conditions finds the deliveries to blame.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use async_nats::HeaderMap;
+use rustc_hash::{FxHashMap, FxHashSet};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::batch::{BatchMessage, MAX_MESSAGES};
 use super::position::Partition;
@@ -18,6 +20,13 @@ use crate::names::AppNames;
 
 /// Bytes in one batch: the server stages a batch whole before it stores it. One delivery alone may have more.
 const MAX_BYTES: usize = 4 << 20;
+
+/// A key, or a subject, by its hash: of two that have the same, one waits for the other needlessly, and that is all.
+pub(super) type Mark = u64;
+
+fn mark(name: &str) -> Mark {
+    xxh3_64(name.as_bytes())
+}
 
 /// A delivery on its way into a batch.
 pub(super) struct Entry<R> {
@@ -33,10 +42,10 @@ pub(super) struct Entry<R> {
 /// together.
 struct Footprint {
     /// Key → revision; not those that it writes too.
-    reads: Vec<(String, u64)>,
-    writes: Vec<String>,
-    /// Subject of its partition's position: others of that partition go along, in this batch and in no other.
-    position: Option<String>,
+    reads: Vec<(Mark, u64)>,
+    writes: Vec<Mark>,
+    /// Its partition's position: others of that partition go along, in this batch and in no other.
+    position: Option<Mark>,
     messages: usize,
     bytes: usize,
 }
@@ -48,17 +57,17 @@ impl<R> Entry<R> {
         let only_read = only_read.filter(|(key, _)| !effects.writes.contains_key(*key));
         let marker = transaction.marker(names);
         let footprint = Footprint {
-            reads: only_read.map(|(key, at)| (key.clone(), *at)).collect(),
+            reads: only_read.map(|(key, at)| (mark(key), *at)).collect(),
             writes: effects
                 .writes
                 .keys()
                 .chain(effects.timers.keys())
-                .cloned()
-                .chain(marker)
+                .chain(&marker)
+                .map(|name| mark(name))
                 .collect(),
             position: transaction
                 .partition()
-                .map(|partition| partition.subject().to_owned()),
+                .map(|partition| mark(partition.subject())),
             messages: transaction.count(),
             bytes: transaction.bytes(),
         };
@@ -71,14 +80,14 @@ impl<R> Entry<R> {
     }
 
     /// Every key that it touches, apart from its position.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &String> {
-        let reads = self.footprint.reads.iter().map(|(key, _)| key);
-        reads.chain(&self.footprint.writes)
+    pub(super) fn keys(&self) -> impl Iterator<Item = Mark> {
+        let reads = self.footprint.reads.iter().map(|(key, _)| *key);
+        reads.chain(self.footprint.writes.iter().copied())
     }
 
-    /// Subject of its partition's position.
-    pub(super) fn position(&self) -> Option<&String> {
-        self.footprint.position.as_ref()
+    /// Its partition's position.
+    pub(super) fn position(&self) -> Option<Mark> {
+        self.footprint.position
     }
 }
 
@@ -86,9 +95,8 @@ impl<R> Entry<R> {
 pub(super) struct Group<R> {
     members: Vec<Entry<R>>,
     /// Key → revision that members rest on, or `None`: one of them writes it.
-    locks: HashMap<String, Option<u64>>,
-    /// Subjects of positions.
-    positions: HashSet<String>,
+    locks: FxHashMap<Mark, Option<u64>>,
+    positions: FxHashSet<Mark>,
     messages: usize,
     bytes: usize,
 }
@@ -107,8 +115,8 @@ impl<R> Group<R> {
     pub(super) fn new() -> Self {
         Self {
             members: Vec::new(),
-            locks: HashMap::new(),
-            positions: HashSet::new(),
+            locks: FxHashMap::default(),
+            positions: FxHashSet::default(),
             messages: 0,
             bytes: 0,
         }
@@ -127,7 +135,7 @@ impl<R> Group<R> {
             bytes,
         } = &entry.footprint;
         let same =
-            |(key, at): &(String, u64)| self.locks.get(key).is_none_or(|lock| *lock == Some(*at));
+            |(key, at): &(Mark, u64)| self.locks.get(key).is_none_or(|lock| *lock == Some(*at));
         if !reads.iter().all(same) || writes.iter().any(|key| self.locks.contains_key(key)) {
             return Fit::Conflict;
         }
@@ -150,20 +158,20 @@ impl<R> Group<R> {
             bytes,
         } = &entry.footprint;
         if let Some(position) = position
-            && self.positions.insert(position.clone())
+            && self.positions.insert(*position)
         {
             self.messages += 1;
         }
         self.messages += messages;
         self.bytes += bytes;
-        let reads = reads.iter().map(|(key, at)| (key.clone(), Some(*at)));
-        let writes = writes.iter().map(|key| (key.clone(), None));
+        let reads = reads.iter().map(|(key, at)| (*key, Some(*at)));
+        let writes = writes.iter().map(|key| (*key, None));
         self.locks.extend(reads.chain(writes));
         self.members.push(entry);
     }
 
     /// The members and every key that they touch.
-    pub(super) fn into_parts(self) -> (Vec<Entry<R>>, HashSet<String>) {
+    pub(super) fn into_parts(self) -> (Vec<Entry<R>>, FxHashSet<Mark>) {
         let keys = self.locks.into_keys().chain(self.positions);
         (self.members, keys.collect())
     }

@@ -352,7 +352,9 @@ impl Progress {
     /// other partitions or is done. Never beyond that: a record that is taken over may know of later ones that are done.
     fn settle(&mut self, passed: u64) {
         self.floor = self.floor.max(self.reach(passed));
-        self.done = self.done.split_off(&(self.floor + 1));
+        while self.done.first().is_some_and(|first| *first <= self.floor) {
+            self.done.pop_first();
+        }
     }
 
     /// Up to here everything is done, or belongs to others.

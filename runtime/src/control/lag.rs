@@ -237,7 +237,8 @@ async fn behind(
         let failed = |why: &dyn std::fmt::Display| {
             ControlError::nats(format!("read stream {}", input.stream), why)
         };
-        let message = source::message(taken, &input.stream).map_err(|error| failed(&error))?;
+        let info = taken.info().map_err(|error| failed(&error))?;
+        let message = source::message(taken, &info, &input.stream);
         if !progress.is_done(key, &message) {
             behind += 1;
             let stored = OffsetDateTime::from_unix_timestamp_nanos(i128::from(message.stored));

@@ -24,7 +24,9 @@ use crate::names::AppNames;
 use crate::records::{FunctionRecord, Input, NodeFunction};
 use crate::registry;
 use crate::sandbox::{FunctionSpec, Sandbox};
-use crate::source::{OpenContext, PositionSource, QueueSource, Received, Settlement, SourceError};
+use crate::source::{
+    Habits, OpenContext, PositionSource, QueueSource, Received, Settlement, SourceError,
+};
 use crate::telemetry::{Counters, LogPublisher};
 
 /// An old version may finish what it runs for this long after its successor took over.
@@ -360,6 +362,7 @@ impl Task {
             client: self.shared.publisher.clone(),
             logs: self.shared.logs.clone(),
             counters: self.counters.clone(),
+            habits: Habits::default(),
             handlers: Arc::new(Semaphore::new(concurrency)),
             unsettled: Arc::new(Semaphore::new(concurrency + FINISHED)),
             max_payload,

@@ -1,12 +1,36 @@
-//! Where one attempt's log lines go: to the node's channel, and the last `critical` one is remembered, for it
+//! Where one attempt's log lines go: to whoever made the call, and the last `critical` one is remembered, for it
 //! is what a panic says before it traps.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::LogLine;
 use crate::effects::{MAX_ERROR_BYTES, cut};
+
+/// Lines that one attempt may log; more are dropped.
+const MAX_LINES: usize = 256;
+
+/// The lines of one attempt, at most 256; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct LogLines(Arc<Mutex<Vec<LogLine>>>);
+
+impl LogLines {
+    /// The lines so far, in their order.
+    pub fn take(&self) -> Vec<LogLine> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn push(&self, line: LogLine) {
+        let mut lines = self.lock();
+        // More are lost, so that no guest makes its node hold more than that.
+        if lines.len() < MAX_LINES {
+            lines.push(line);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<LogLine>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Shared by the host's imports and the guest's stdout and stderr of one instance.
 #[derive(Default)]
@@ -16,7 +40,7 @@ pub(super) struct Logs {
 
 #[derive(Default)]
 struct Inner {
-    sender: Option<mpsc::Sender<LogLine>>,
+    lines: Option<LogLines>,
     last_critical: Option<String>,
     /// The unfinished lines of stdout and stderr.
     unfinished: [Vec<u8>; 2],
@@ -31,9 +55,9 @@ pub(super) enum Output {
 
 impl Logs {
     /// A new attempt begins.
-    pub(super) fn open(&self, sender: mpsc::Sender<LogLine>) {
+    pub(super) fn open(&self, lines: LogLines) {
         let mut inner = self.lock();
-        inner.sender = Some(sender);
+        inner.lines = Some(lines);
         inner.last_critical = None;
     }
 
@@ -43,12 +67,11 @@ impl Logs {
         // What was begun belongs to this attempt, finished or not.
         inner.end_line(Output::Stdout);
         inner.end_line(Output::Stderr);
-        inner.sender = None;
+        inner.lines = None;
         inner.last_critical.take()
     }
 
-    /// Passes a line on, or drops it when the channel is full: a guest that logs never waits, and never
-    /// makes its node hold more than the channel does.
+    /// Passes a line on, or drops it when there are too many.
     pub(super) fn line(&self, level: &'static str, context: String, message: String) {
         self.lock().line(level, context, message);
     }
@@ -79,14 +102,12 @@ impl Inner {
         if level == "critical" {
             self.last_critical = Some(message.clone());
         }
-        if let Some(sender) = &self.sender {
-            let line = LogLine {
+        if let Some(lines) = &self.lines {
+            lines.push(LogLine {
                 level,
                 context: cut(context),
                 message,
-            };
-            // Full or closed: the line is lost, as documented for `Call::logs`.
-            let _ = sender.try_send(line);
+            });
         }
     }
 
@@ -142,22 +163,29 @@ mod tests {
     #[test]
     fn a_long_line_comes_in_pieces_and_an_unfinished_one_with_its_own_attempt() {
         let logs = Logs::default();
-        let (sender, mut lines) = mpsc::channel(16);
-        logs.open(sender.clone());
+        let lines = LogLines::default();
+        logs.open(lines.clone());
         let long = format!("a{}\n", "é".repeat(MAX_ERROR_BYTES));
         logs.write(Output::Stdout, long.as_bytes());
         logs.write(Output::Stderr, b"first\nhalf");
         logs.close();
 
-        let mut next = || lines.try_recv().map(|line| (line.context, line.message));
-        let pieces: Vec<String> = (0..3).map(|_| next().unwrap().1).collect();
-        assert_eq!(pieces.concat(), long.trim_end());
-        assert_eq!(next().unwrap(), ("stderr".into(), "first".into()));
-        assert_eq!(next().unwrap(), ("stderr".into(), "half".into()));
+        let said = lines.take();
+        let said: Vec<_> = said
+            .iter()
+            .map(|one| (one.context.as_str(), one.message.as_str()))
+            .collect();
+        let (stdout, stderr) = said.split_at(3);
+        let pieces: String = stdout.iter().map(|(_, message)| *message).collect();
+        assert_eq!(pieces, long.trim_end());
+        assert_eq!(stderr, [("stderr", "first"), ("stderr", "half")]);
 
-        logs.open(sender);
-        logs.write(Output::Stderr, b"other\n");
-        assert_eq!(next().unwrap().1, "other");
-        assert!(next().is_err());
+        logs.open(lines.clone());
+        for _ in 0..=MAX_LINES {
+            logs.write(Output::Stderr, b"other\n");
+        }
+        let said = lines.take();
+        assert!(said.iter().all(|one| one.message == "other"));
+        assert_eq!(said.len(), MAX_LINES, "one was too many");
     }
 }

@@ -21,7 +21,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre};
 
@@ -30,6 +29,7 @@ use self::engine::Clock;
 use self::guest::Export;
 use self::host::Host;
 use self::imports::Linkers;
+pub use self::logs::LogLines;
 use self::pool::{Pool, Slots};
 use crate::component::{HANDLER_EXPORT, check_imports, is_http};
 use crate::effects::{Rules, StateReader};
@@ -109,8 +109,8 @@ pub struct Call {
     pub txn: String,
     /// Where reads go.
     pub state: Arc<dyn StateReader>,
-    /// Where log lines go; a full channel drops lines, never blocks the guest.
-    pub logs: mpsc::Sender<LogLine>,
+    /// Where log lines go.
+    pub logs: LogLines,
 }
 
 /// The engine and its artifact cache; cheap to clone.

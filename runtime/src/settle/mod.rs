@@ -243,7 +243,8 @@ pub(crate) async fn carry_out(worker: &Worker, work: &[Work<'_>], series: Series
                 ?after,
                 "retry"
             );
-            put_off(worker, case, received, &failure, after, Return::Retry).await
+            let put_off = put_off(worker, case, received, &failure, after, Return::Retry);
+            Box::pin(put_off).await
         }
         (Verdict::Defer(after), Err(failure)) => {
             worker.counters.deferred();
@@ -253,7 +254,8 @@ pub(crate) async fn carry_out(worker: &Worker, work: &[Work<'_>], series: Series
                 ?after,
                 "deferred"
             );
-            put_off(worker, case, received, &failure, after, Return::Deferred).await
+            let put_off = put_off(worker, case, received, &failure, after, Return::Deferred);
+            Box::pin(put_off).await
         }
         (Verdict::DeadLetter { code, reason }, Err(failure)) => {
             let failure = Failure {
@@ -261,7 +263,8 @@ pub(crate) async fn carry_out(worker: &Worker, work: &[Work<'_>], series: Series
                 message: reason,
                 ..failure
             };
-            give_up(worker, case, received, failure, effects.reads_only()).await
+            let reads = effects.reads_only();
+            Box::pin(give_up(worker, case, received, failure, reads)).await
         }
         _ => commit(worker, case, received, effects, followers).await,
     }
@@ -305,14 +308,9 @@ async fn commit(
         Err(error) if error.is_size() && !transaction.followers.is_empty() => Carried::TooLarge,
         Err(error) if error.is_size() => {
             let why = format!("the effects of this attempt are too large for the server: {error}");
-            give_up(
-                worker,
-                case,
-                received,
-                Failure::reject("pelton-too-large", why),
-                transaction.effects.reads_only(),
-            )
-            .await
+            let failure = Failure::reject("pelton-too-large", why);
+            let reads = transaction.effects.reads_only();
+            Box::pin(give_up(worker, case, received, failure, reads)).await
         }
         Err(error) => Carried::Settled(stuck(&error)),
     }
@@ -441,7 +439,7 @@ pub(crate) async fn drop_late(worker: &Worker, case: &Case, received: &Received)
 async fn tell(worker: &Worker, received: &Received, answer: Option<Answer>) {
     if let (Some(caller), Some(answer)) = (&received.caller, answer) {
         let told = answer.tell(caller, &worker.client, &worker.record);
-        told.await;
+        Box::pin(told).await;
     }
 }
 

@@ -8,7 +8,7 @@ mod queue;
 
 use std::time::Duration;
 
-pub(crate) use position::{OpenContext, PARTITIONS, PositionSource, partition};
+pub(crate) use position::{Habits, OpenContext, PARTITIONS, PositionSource, partition};
 pub(crate) use queue::{QueueSource, SourceError, ensure_consumer, ensure_consumer_from, message};
 
 use crate::call::Caller;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::message::Info;
 use async_nats::jetstream::stream::Stream;
 use futures::{FutureExt, StreamExt};
 use time::OffsetDateTime;
@@ -96,8 +97,8 @@ impl QueueSource {
     }
 
     fn received(&self, taken: jetstream::Message) -> Result<Received, SourceError> {
-        let delivered = taken.info().map_err(|error| misplaced(&error))?.delivered;
-        let message = message(&taken, &self.stream)?;
+        let info = taken.info().map_err(|error| misplaced(&error))?;
+        let (delivered, message) = (info.delivered, message(&taken, &info, &self.stream));
         let (_, acker) = taken.split();
         Ok(Received {
             message,
@@ -130,8 +131,7 @@ pub(super) fn stream_error(stream: &str, error: &GetStreamError) -> SourceError 
 }
 
 /// A message as it came from a consumer.
-pub(crate) fn message(taken: &jetstream::Message, stream: &str) -> Result<Message, SourceError> {
-    let info = taken.info().map_err(|error| misplaced(&error))?;
+pub(crate) fn message(taken: &jetstream::Message, info: &Info<'_>, stream: &str) -> Message {
     let headers: Headers = taken
         .headers
         .iter()
@@ -142,14 +142,14 @@ pub(crate) fn message(taken: &jetstream::Message, stream: &str) -> Result<Messag
                 .map(move |value| (name.to_string(), value.as_str().to_owned()))
         })
         .collect();
-    Ok(Message {
+    Message {
         subject: taken.subject.to_string(),
         headers,
         payload: taken.payload.clone(),
         stream: stream.to_owned(),
         sequence: info.stream_sequence,
         stored: i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default(),
-    })
+    }
 }
 
 /// Makes the consumer, or brings it up to date: what a deploy does. Where to begin is said once: the server refuses

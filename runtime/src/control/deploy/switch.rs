@@ -156,8 +156,10 @@ async fn hand_over(
     };
     let (mut first, mut done) = (None, Vec::new());
     scan(&stream, beyond, |message| {
-        let message = source::message(message, &input.stream)
+        let info = message
+            .info()
             .map_err(|error| ControlError::nats(&doing, error))?;
+        let message = source::message(message, &info, &input.stream);
         if message.sequence > progress.end() || done.len() >= MAX_MARKERS {
             first = first.or(Some(message.sequence));
             return Ok(ControlFlow::Break(()));

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use super::*;
 use crate::effects::{Attempt, MemoryState};
@@ -54,15 +53,15 @@ impl Bench {
         self.sandbox.load(&guest.component(), spec).await
     }
 
-    pub(super) fn call(&self) -> (Call, mpsc::Receiver<LogLine>) {
-        let (logs, lines) = mpsc::channel(16);
+    pub(super) fn call(&self) -> (Call, LogLines) {
+        let logs = LogLines::default();
         let call = Call {
             delivery: delivery(),
             txn: "t1".into(),
             state: self.state.clone(),
-            logs,
+            logs: logs.clone(),
         };
-        (call, lines)
+        (call, logs)
     }
 
     pub(super) async fn invoke(&self, function: &Function) -> Attempt {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::stream::RawMessageErrorKind;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::sync::CancellationToken;
 
 use super::Context;
+use super::ahead;
 use super::due;
 use super::lanes::{Body, Place};
 use super::park::Leftovers;
+use super::round::Round;
 use super::timer::{self, Timed};
 use crate::call::Caller;
 use crate::commit::{Fence, Origin, Partition};
@@ -52,6 +53,10 @@ pub(super) enum Ended {
     Flushed,
     /// The park was looked at.
     Swept(Leftovers),
+    /// State was read ahead, or could not be.
+    Ahead(bool),
+    /// Several were begun.
+    Round(Round),
 }
 
 /// What was found of a parked delivery.
@@ -69,32 +74,18 @@ impl Job {
         body: Body,
         more: Vec<Message>,
         permit: OwnedSemaphorePermit,
-        abort: CancellationToken,
     ) -> Ended {
         let mut left = Vec::new();
         let (settlement, body) = match body {
             Body::Read(message) => {
-                let (settlement, body, rest) = self.first(*message, more, permit, abort).await;
+                let (settlement, body, rest) = self.first(*message, more, permit).await;
                 left = rest;
                 (settlement, body)
             }
-            Body::Parked | Body::Parking => match self.load().await {
-                Found::Here(found) => {
-                    let (message, case) = *found;
-                    let received = self.received(message);
-                    let ended = self.attempt(&[(case, received)], permit, abort).await;
-                    (ended.0, Body::Parked)
-                }
-                Found::Gone => (Settlement::Done, Body::Parked),
-                Found::Unreadable(why) => {
-                    tracing::warn!(
-                        why,
-                        sequence = self.sequence,
-                        "a parked delivery cannot be read; it is tried again"
-                    );
-                    (Settlement::Again(TROUBLE_PAUSE), Body::Parked)
-                }
-            },
+            Body::Parked | Body::Parking => {
+                let settlement = Box::pin(self.again(permit)).await;
+                (settlement, Body::Parked)
+            }
         };
         Ended::Attempt {
             partition: self.partition,
@@ -106,6 +97,27 @@ impl Job {
         }
     }
 
+    /// Another attempt at one that is in the park.
+    async fn again(&self, permit: OwnedSemaphorePermit) -> Settlement {
+        match self.load().await {
+            Found::Here(found) => {
+                let (message, case) = *found;
+                let received = self.received(message);
+                let ended = self.attempt(&[(case, received)], permit).await;
+                ended.0
+            }
+            Found::Gone => Settlement::Done,
+            Found::Unreadable(why) => {
+                tracing::warn!(
+                    why,
+                    sequence = self.sequence,
+                    "a parked delivery cannot be read; it is tried again"
+                );
+                Settlement::Again(TROUBLE_PAUSE)
+            }
+        }
+    }
+
     /// Its first attempt; a timer's message may be none at all, or want no handler. Gives back the message, and those of `more`
     /// that were not begun.
     async fn first(
@@ -113,10 +125,9 @@ impl Job {
         message: Message,
         more: Vec<Message>,
         permit: OwnedSemaphorePermit,
-        abort: CancellationToken,
     ) -> (Settlement, Body, Vec<Message>) {
         let mut tick = None;
-        let timed = match timer::look(&self.context, &message).await {
+        let timed = match Box::pin(timer::look(&self.context, &message)).await {
             Ok(Timed::No) => None,
             Ok(Timed::Tick(record, change)) => {
                 tick = Some((record, change));
@@ -131,7 +142,8 @@ impl Job {
             }
             Ok(Timed::Event(effects)) => {
                 let case = self.case(message.sequence, message.stored, None);
-                Some(settle::pass_on(&self.context.worker, &case, effects).await)
+                let passed = settle::pass_on(&self.context.worker, &case, effects);
+                Some(Box::pin(passed).await)
             }
             Err(error) => {
                 tracing::warn!(error, "a timer's record cannot be read; it is tried again");
@@ -141,7 +153,7 @@ impl Job {
         if let Some(settlement) = timed {
             if settlement == Settlement::Done {
                 self.partition.finish(message.sequence, message.stored);
-                due::remove(&self.context, &message).await;
+                Box::pin(due::remove(&self.context, &message)).await;
             }
             return (settlement, Body::Read(Box::new(message)), more);
         }
@@ -155,13 +167,15 @@ impl Job {
         if let Some(((case, _), (record, change))) = all.first_mut().zip(tick) {
             case.set(record, change);
         }
-        let (settlement, count) = self.attempt(&all, permit, abort).await;
+        let (settlement, count) = self.attempt(&all, permit).await;
         let mut messages = all.into_iter().map(|(_, received)| received.message);
         let Some(first) = messages.next() else {
             return (settlement, Body::Parked, Vec::new());
         };
-        if let Settlement::Done | Settlement::Parked(..) = settlement {
-            due::remove(&self.context, &first).await;
+        if let Settlement::Done | Settlement::Parked(..) = settlement
+            && self.context.internal
+        {
+            Box::pin(due::remove(&self.context, &first)).await;
         }
         let left = messages.skip(count.saturating_sub(1)).collect();
         (settlement, Body::Read(Box::new(first)), left)
@@ -207,8 +221,8 @@ impl Job {
         &self,
         all: &[(Case, Received)],
         permit: OwnedSemaphorePermit,
-        abort: CancellationToken,
     ) -> (Settlement, usize) {
+        let abort = &self.context.abort;
         let worker = &self.context.worker;
         worker.counters.delivered();
         let work = all.iter().map(|(case, received)| Work { case, received });
@@ -349,6 +363,11 @@ impl Job {
             stored: i64::try_from(found.time.unix_timestamp_nanos()).unwrap_or_default(),
         })
     }
+}
+
+/// Reads what handlers will want.
+pub(super) async fn read_ahead(context: Arc<Context>, keys: Vec<String>) -> Ended {
+    Ended::Ahead(ahead::read(context.worker.committer.state(), &keys).await)
 }
 
 /// Writes what is done and left nothing to commit.

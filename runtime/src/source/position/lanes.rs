@@ -4,6 +4,7 @@
 //! what comes behind it waits. One that was deferred lets others pass.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use base64::Engine;
@@ -15,7 +16,7 @@ use crate::source::Return;
 /// A key within one partition; without a key, each message is alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Key {
-    Named(String),
+    Named(Arc<str>),
     Alone(u64),
 }
 
@@ -26,7 +27,9 @@ impl Key {
             return Some(Self::Alone(sequence));
         }
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
-        String::from_utf8(bytes).ok().map(Self::Named)
+        String::from_utf8(bytes)
+            .ok()
+            .map(|name| Self::Named(name.into()))
     }
 
     /// Its text, if it has one.

@@ -4,7 +4,9 @@
 //! `owner` says who should hold a partition, `claims` who does, `lanes` keeps the order per key, `job` is one delivery on its way,
 //! and the loop here reads the input once for all of them.
 
+mod ahead;
 mod claims;
+mod context;
 mod due;
 mod input;
 mod job;
@@ -12,6 +14,7 @@ mod lanes;
 mod owner;
 mod park;
 mod reader;
+mod round;
 mod tick;
 mod timer;
 
@@ -19,36 +22,40 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use async_nats::Client;
 use async_nats::jetstream;
+use futures::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::ahead::Ahead;
+pub(crate) use self::ahead::Habits;
 use self::claims::Claims;
+pub(crate) use self::context::{Context, OpenContext};
 use self::input::{check_stream, created};
 use self::job::{Ended, Job};
-use self::lanes::{Body, Key, Lanes, Place};
+use self::lanes::{Body, Lanes, Place};
 pub(crate) use self::owner::PARTITIONS;
-use self::owner::{owner, partition_at, partition_of};
+use self::owner::{partition_at, partition_of};
 use self::park::Sweeper;
 use self::reader::{Reader, next};
+use self::round::{Next, Round};
 use super::queue::stream_error;
 use super::{Settlement, SourceError};
 use crate::call;
-use crate::commit::{NatsState, Partition};
+use crate::commit::Partition;
 use crate::config::KeySource;
-use crate::delivery::Worker;
-use crate::event::{self, Message, subject};
+use crate::event::{self, Message};
 use crate::members::Members;
 use crate::names::AppNames;
-use crate::records::Input;
 use crate::series::MAX_SERIES;
 
 /// Messages read ahead and not under way, for one input.
 const READ_AHEAD: usize = 2048;
 /// Deliveries of one input that are under way: in handlers, waiting for their commit, or on their way into the park.
 const UNDER_WAY: usize = 4096;
+/// Messages taken, and ends of deliveries, before the loop looks at the others again.
+const AT_ONCE: usize = 64;
 /// Followers of one failing delivery that are parked at the same time.
 const PARK_AT_ONCE: usize = 64;
 /// How often positions that only advance are written, and claims looked at.
@@ -59,24 +66,6 @@ const CLAIMS: Duration = Duration::from_millis(250);
 const OUTAGE: Duration = Duration::from_secs(30);
 /// How often positions are written of partitions that had nothing to do while the input went on.
 const NOTES: Duration = Duration::from_secs(2);
-
-/// What all deliveries of one input share.
-pub(crate) struct Context {
-    pub(crate) worker: Arc<Worker>,
-    pub(crate) input: Input,
-    /// This node's id.
-    pub(crate) node: String,
-    /// This hold on the input, as positions name it: the node and a nonce.
-    pub(crate) owner: String,
-    pub(crate) names: AppNames,
-    /// For what is written and for single reads.
-    pub(crate) client: Client,
-    pub(crate) js: jetstream::Context,
-    pub(crate) state: NatsState,
-    stream_created: i64,
-    /// Whether it is the function's internal input, which lies in the commit stream.
-    internal: bool,
-}
 
 /// The partition that a message belongs to.
 pub(crate) fn partition(key: Option<&KeySource>, message: &Message) -> u16 {
@@ -108,57 +97,11 @@ pub(crate) struct PositionSource {
     broken: bool,
     /// Whether partitions are to be claimed: of an internal input not before something is due or parked; until then it costs nothing.
     awake: bool,
-    abort: CancellationToken,
     claimed_at: Instant,
     noted_at: Instant,
     sweeper: Sweeper,
-}
-
-impl Context {
-    fn position(&self, partition: u16) -> String {
-        let function = &self.worker.record.function;
-        self.names.position(function, &self.input.stream, partition)
-    }
-
-    fn is_mine(&self, members: &Members, partition: u16) -> bool {
-        let record = &self.worker.record;
-        let what = format!("{}/{}/{}", record.app, record.function, self.input.stream);
-        let serving = members.serving(&record.app, &record.function);
-        let others = serving.filter(|node| *node != self.node);
-        owner(others.chain([self.node.as_str()]), &what, partition) == Some(self.node.as_str())
-    }
-
-    fn place(&self, message: &Message) -> Place {
-        let source = self.worker.record.settings.key.as_ref();
-        let said = due::key(message)
-            .filter(|_| self.internal)
-            .map(str::to_owned);
-        match said.or_else(|| event::key(source?, message)) {
-            Some(key) => (partition_of(&key), Key::Named(key)),
-            None => (partition_at(message.sequence), Key::Alone(message.sequence)),
-        }
-    }
-
-    /// What is read of the stream; empty: all.
-    fn filter(&self) -> String {
-        let function = &self.worker.record.function;
-        match self.internal {
-            true => self.names.due_filter(function),
-            false => String::new(),
-        }
-    }
-
-    fn handles(&self, to: &str) -> bool {
-        let subjects = &self.input.subjects;
-        subjects.iter().any(|pattern| subject::matches(pattern, to))
-    }
-
-    /// Whether deliveries of one key that follow each other are handled as one: not where each attempt may call to the outside, for
-    /// one that fails behind others is made again.
-    fn gathers(&self) -> bool {
-        let settings = &self.worker.record.settings;
-        !self.internal && settings.key.is_some() && settings.allow.http.is_empty()
-    }
+    rounds: round::Size,
+    ahead: Ahead,
 }
 
 impl PositionSource {
@@ -195,6 +138,7 @@ impl PositionSource {
             state,
             stream_created,
             internal,
+            abort,
         };
         // Read first: what is parked and removed meanwhile is found in the park.
         let (reader, awake) = match internal {
@@ -219,10 +163,11 @@ impl PositionSource {
             starved: false,
             broken: false,
             awake,
-            abort,
             claimed_at: Instant::now(),
             noted_at: Instant::now(),
             sweeper: Sweeper::default(),
+            rounds: round::Size::default(),
+            ahead: Ahead::default(),
         })
     }
 
@@ -244,13 +189,12 @@ impl PositionSource {
             if self.broken {
                 return Err(SourceError("a delivery ended unexpectedly".into()));
             }
-            let room = self.lanes.held() < READ_AHEAD && self.jobs.len() < UNDER_WAY;
-            let can_read = self.stalled.is_none() && room;
+            let can_read = self.has_room();
             let handlers = self.context.worker.handlers.clone();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                Some(ended) = self.jobs.join_next() => self.end(ended),
-                message = next(&mut self.reader), if can_read => self.read(message)?,
+                Some(ended) = self.jobs.join_next() => self.end_all(ended),
+                message = next(&mut self.reader, &self.context.input.stream), if can_read => self.read_all(message),
                 permit = handlers.acquire_owned(), if self.starved => self.start_jobs(permit.ok()),
                 () = until(self.lanes.next_due()) => {}
                 _ = tick.tick() => self.tick().await?,
@@ -335,22 +279,54 @@ impl PositionSource {
         }
     }
 
-    fn read(&mut self, message: Result<jetstream::Message, String>) -> Result<(), SourceError> {
-        let name = &self.context.input.stream;
-        let message = match message {
+    /// Whether another message may be read.
+    fn has_room(&self) -> bool {
+        let room = self.lanes.held() < READ_AHEAD && self.jobs.len() < UNDER_WAY;
+        self.stalled.is_none() && room
+    }
+
+    /// What has been read, and what else is here already.
+    fn read_all(&mut self, message: Result<Message, String>) {
+        self.read(message);
+        for _ in 1..AT_ONCE {
+            let message = match self.has_room() {
+                true => next(&mut self.reader, &self.context.input.stream).now_or_never(),
+                false => None,
+            };
+            let Some(message) = message else { return };
+            self.read(message);
+        }
+    }
+
+    /// What has ended, and what else has.
+    fn end_all(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+        self.end(ended);
+        for _ in 1..AT_ONCE {
+            let Some(ended) = self.jobs.try_join_next() else {
+                return;
+            };
+            self.end(ended);
+        }
+    }
+
+    fn read(&mut self, message: Result<Message, String>) {
+        let mut message = match message {
             Ok(message) => message,
             Err(why) => {
-                tracing::debug!(stream = name, why, "the reader is lost");
+                tracing::debug!(
+                    stream = self.context.input.stream,
+                    why,
+                    "the reader is lost"
+                );
                 self.reader = None;
                 self.unread = Some(Instant::now());
-                return Ok(());
+                return;
             }
         };
-        let mut message = super::queue::message(&message, name)?;
         if self.context.internal {
             if call::is_left(&message.headers) {
                 self.passed.fetch_max(message.sequence, Ordering::AcqRel);
-                return Ok(());
+                return;
             }
             message = due::open(message);
             if !std::mem::replace(&mut self.awake, true) {
@@ -361,7 +337,6 @@ impl PositionSource {
         if message.sequence > self.passed.load(Ordering::Acquire) {
             self.hand_out(message);
         }
-        Ok(())
     }
 
     /// Puts a message into its lane if its partition is ours and wants it.
@@ -376,6 +351,11 @@ impl PositionSource {
                     return;
                 }
                 partition.begin(sequence);
+                if let Some(key) = place.1.name() {
+                    let worker = &self.context.worker;
+                    self.ahead
+                        .note(&worker.habits, worker.committer.state(), key);
+                }
                 self.lanes.push(place.clone(), message, Instant::now());
                 self.park_blocked(&place);
             }
@@ -395,6 +375,7 @@ impl PositionSource {
     fn start_jobs(&mut self, mut permit: Option<OwnedSemaphorePermit>) {
         self.starved = false;
         let now = Instant::now();
+        let mut begun = Vec::new();
         loop {
             let handlers = &self.context.worker.handlers;
             let Some(given) = permit
@@ -402,10 +383,10 @@ impl PositionSource {
                 .or_else(|| handlers.clone().try_acquire_owned().ok())
             else {
                 self.starved = self.lanes.has_ready();
-                return;
+                break;
             };
             let Some((place, waiting)) = self.lanes.take(now) else {
-                return;
+                break;
             };
             let Some(partition) = self.claims.get(place.0) else {
                 continue;
@@ -422,8 +403,18 @@ impl PositionSource {
                 place,
                 sequence: waiting.sequence,
             };
-            self.jobs
-                .spawn(job.run(waiting.body, more, given, self.abort.clone()));
+            begun.push(Next {
+                job,
+                body: waiting.body,
+                more,
+                permit: given,
+            });
+        }
+        if let Some(keys) = self.ahead.start(self.context.worker.committer.state()) {
+            self.jobs.spawn(job::read_ahead(self.context.clone(), keys));
+        }
+        for some in self.rounds.divide(begun) {
+            self.jobs.spawn(round::begin(some));
         }
     }
 
@@ -437,7 +428,29 @@ impl PositionSource {
             }
         };
         match ended {
-            Ended::Flushed => {}
+            Ended::Round(round) => self.end_round(round),
+            other => self.end_one(other),
+        }
+    }
+
+    fn end_round(&mut self, round: Round) {
+        self.rounds.learn(&round);
+        for ended in round.ended {
+            self.end_one(ended);
+        }
+        for under_way in round.under_way {
+            self.jobs.spawn(under_way);
+        }
+        for next in round.left {
+            self.jobs.spawn(next.run());
+        }
+    }
+
+    fn end_one(&mut self, ended: Ended) {
+        match ended {
+            Ended::Ahead(read) => self.ahead.end(read),
+            // It is not in one.
+            Ended::Flushed | Ended::Round(_) => {}
             Ended::Swept(leftovers) => self.sweeper.end(leftovers),
             Ended::Parked {
                 partition,
@@ -530,17 +543,6 @@ impl PositionSource {
             .get(number)
             .is_some_and(|held| held.is(partition))
     }
-}
-
-/// What a source is opened with.
-pub(crate) struct OpenContext {
-    pub(crate) worker: Arc<Worker>,
-    pub(crate) input: Input,
-    /// This node's id.
-    pub(crate) node: String,
-    pub(crate) client: Client,
-    pub(crate) js: jetstream::Context,
-    pub(crate) state: NatsState,
 }
 
 async fn until(due: Option<Instant>) {

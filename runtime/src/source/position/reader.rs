@@ -10,9 +10,9 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use futures::StreamExt;
 
 use super::Context;
+use crate::event::Message;
 use crate::mutation;
-use crate::source::SourceError;
-use crate::source::queue::stream_error;
+use crate::source::{SourceError, queue};
 
 /// Messages asked for at once.
 const BATCH: usize = 500;
@@ -44,7 +44,7 @@ impl Reader {
             SourceError(format!("cannot read stream {name}: {error}"))
         };
         let stream = consumer.get_stream(name).await;
-        let stream = stream.map_err(|error| stream_error(name, &error))?;
+        let stream = stream.map_err(|error| queue::stream_error(name, &error))?;
         let function = &context.worker.record.function;
         let config = pull::Config {
             description: Some(format!("Pelton function {function}")),
@@ -75,14 +75,14 @@ impl Reader {
     ///
     /// # Errors
     /// The reader is lost: what it would say next may not be what follows.
-    async fn next(&mut self) -> Result<jetstream::Message, String> {
-        let message = match self.messages.next().await {
-            Some(Ok(message)) => message,
+    async fn next(&mut self, stream: &str) -> Result<Message, String> {
+        let taken = match self.messages.next().await {
+            Some(Ok(taken)) => taken,
             Some(Err(error)) => return Err(error.to_string()),
             None => return Err("the server ended it".to_owned()),
         };
-        let sent = message.info().map_err(|error| error.to_string())?;
-        let sent = sent.consumer_sequence;
+        let info = taken.info().map_err(|error| error.to_string())?;
+        let sent = info.consumer_sequence;
         // What was on its way as a connection broke is not sent again.
         if sent != self.sent + 1 && !mutation::is("reader-guard") {
             return Err(format!(
@@ -91,14 +91,14 @@ impl Reader {
             ));
         }
         self.sent = sent;
-        Ok(message)
+        Ok(queue::message(&taken, &info, stream))
     }
 }
 
 /// The next message; nothing comes where there is no reader.
-pub(super) async fn next(reader: &mut Option<Reader>) -> Result<jetstream::Message, String> {
+pub(super) async fn next(reader: &mut Option<Reader>, stream: &str) -> Result<Message, String> {
     match reader {
-        Some(reader) => reader.next().await,
+        Some(reader) => reader.next(stream).await,
         None => std::future::pending().await,
     }
 }

@@ -1,0 +1,95 @@
+//! Deliveries begun in one go. Most handlers end without ever waiting: a task for each of them would cost more than they do.
+//!
+//! What waits goes on by itself, so nobody waits for another's round trip; and who comes after one that takes long is begun
+//! elsewhere.
+
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::job::{Ended, Job};
+use super::lanes::Body;
+use crate::event::Message;
+
+/// Deliveries of one round at most.
+const MAX: usize = 32;
+/// A round that has taken so long leaves the rest of it to others.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// A delivery that is to be begun, and those that may go along.
+pub(super) struct Next {
+    pub(super) job: Job,
+    pub(super) body: Body,
+    pub(super) more: Vec<Message>,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// One that has been begun, and waits.
+pub(super) type UnderWay = BoxFuture<'static, Ended>;
+
+/// What a round leaves behind.
+#[derive(Default)]
+pub(super) struct Round {
+    pub(super) ended: Vec<Ended>,
+    pub(super) under_way: Vec<UnderWay>,
+    /// Not begun.
+    pub(super) left: Vec<Next>,
+}
+
+/// How many deliveries a round may have: one where handlers take long, for those behind would wait while others are idle.
+pub(super) struct Size(usize);
+
+impl Default for Size {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl Size {
+    /// Divides what is to be begun, so that every thread has some of it.
+    pub(super) fn divide(&self, next: Vec<Next>) -> impl Iterator<Item = Vec<Next>> + use<> {
+        let threads = tokio::runtime::Handle::current().metrics().num_workers();
+        let size = next.len().div_ceil(threads.max(1)).clamp(1, self.0);
+        let mut next = next.into_iter();
+        std::iter::from_fn(move || {
+            let some: Vec<Next> = next.by_ref().take(size).collect();
+            (!some.is_empty()).then_some(some)
+        })
+    }
+
+    /// Learns from a round.
+    pub(super) fn learn(&mut self, round: &Round) {
+        self.0 = match round.left.is_empty() {
+            true => (self.0 * 2).min(MAX),
+            false => 1,
+        };
+    }
+}
+
+/// Begins these, one after the other.
+pub(super) async fn begin(next: Vec<Next>) -> Ended {
+    let began = Instant::now();
+    let mut round = Round::default();
+    let mut next = next.into_iter();
+    for one in next.by_ref() {
+        let mut run = one.run();
+        match futures::poll!(&mut run) {
+            Poll::Ready(ended) => round.ended.push(ended),
+            Poll::Pending => round.under_way.push(run),
+        }
+        if began.elapsed() >= PATIENCE {
+            break;
+        }
+    }
+    round.left = next.collect();
+    Ended::Round(round)
+}
+
+impl Next {
+    /// Takes it to its end.
+    pub(super) fn run(self) -> UnderWay {
+        Box::pin(self.job.run(self.body, self.more, self.permit))
+    }
+}
