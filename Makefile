@@ -2,12 +2,13 @@
 # The work is in scripts/, which run just as well without make.
 
 .POSIX:
-.PHONY: help demo test faults soak mutations build lint bench setup clean
+.PHONY: help demo test faults campaign soak mutations build lint bench setup clean
 
 help:
 	@echo 'make demo    run the order system end to end on a throw-away NATS, and check what it did'
 	@echo 'make test    all tests, on real nats-server processes'
 	@echo 'make faults  nodes and servers under kill -9, pauses and cuts, then an audit (SEED=, DURATION= seconds, CLUSTER=1|3)'
+	@echo 'make campaign  the same with ten seeds on one server and on three: an hour and more (SEEDS=, CLUSTERS=, DURATION=)'
 	@echo 'make soak    a million events, then whether anything grew: memory of a node, what is stored (COUNT=)'
 	@echo 'make mutations  takes one safeguard after the other away; a test must notice each time'
 	@echo 'make build   the binary: target/release/pelton'
@@ -24,6 +25,9 @@ test:
 
 faults:
 	@./scripts/faults.sh
+
+campaign:
+	@./scripts/campaign.sh
 
 soak:
 	@./scripts/soak.sh

@@ -304,6 +304,11 @@ fn enough(settings: &Settings, world: &World, log: &Log) -> Result<()> {
         ended >= wanted,
         "only {ended} deliveries ended, of {wanted} at least"
     );
+    let (inputs, wanted) = (world.inputs.len() as u64, settings.least);
+    ensure!(
+        inputs >= wanted,
+        "only {inputs} inputs, of {wanted} at least"
+    );
     let counts = log.counts();
     for (kind, wanted) in nemesis::least(settings.duration.as_secs()) {
         let seen = counts.get(&kind).copied().unwrap_or(0);

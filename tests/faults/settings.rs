@@ -24,6 +24,8 @@ pub(crate) struct Settings {
     pub rate: u64,
     /// Events at most.
     pub inputs: u64,
+    /// Inputs that there must have been for a run to say anything.
+    pub least: u64,
 }
 
 impl fmt::Display for Settings {
@@ -56,6 +58,7 @@ impl Settings {
             cluster: usize::try_from(number("CLUSTER", 3)?)?,
             rate: number("RATE", RATE)?,
             inputs: number("INPUTS", u64::MAX)?,
+            least: number("LEAST", 0)?,
         };
         let cluster = settings.cluster;
         ensure!(
