@@ -13,10 +13,10 @@ use crate::call::Caller;
 use crate::commit::{self, Attempts, Committer, Locks, Room, Turn, Wanted};
 use crate::config::RetryPolicy;
 use crate::effects::{Attempt, Effects, Failure, StateReader};
-use crate::event::{self, Decoded, Delivery, Position};
+use crate::event::{self, Decoded, Delivery, EventError, Position};
 use crate::names::ONLY_HEADER;
 use crate::records::FunctionRecord;
-use crate::sandbox::{self, Call, LogLines};
+use crate::sandbox::{self, Call, LogLine, LogLines};
 use crate::series::{self, Series, Work};
 use crate::settle::{self, Carried, Case};
 use crate::source::{Habits, Received, Settlement};
@@ -39,6 +39,8 @@ pub(crate) const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
 /// One function's version, ready to take deliveries.
 pub(crate) struct Worker {
     pub(crate) record: FunctionRecord,
+    /// The function's name.
+    pub(crate) name: Arc<str>,
     pub(crate) function: sandbox::Function,
     pub(crate) state: Arc<dyn StateReader>,
     pub(crate) committer: Committer,
@@ -81,7 +83,7 @@ pub(crate) async fn deliver(
         function = worker.record.function,
         version = worker.record.version,
         subject = message.subject,
-        stream = message.stream,
+        stream = &*message.stream,
         sequence = message.sequence,
     );
     let work = async {
@@ -168,7 +170,10 @@ async fn run(
             worker.habits.learn(key, &series.attempt.effects);
         }
         let touched = commit::touched(&series.attempt.effects);
-        let mut conflict = locks.taken(&touched, turn.as_ref());
+        let mut conflict = match touched.is_empty() {
+            true => Vec::new(),
+            false => locks.taken(&touched, turn.as_ref()),
+        };
         // Others wait for their turn at what this one touched.
         let overtakes = !conflict.is_empty();
         if overtakes {
@@ -203,7 +208,8 @@ async fn run(
         "state that the handler read changed before it committed, {MAX_CONFLICTS} times in a row"
     );
     let failure = failed(Failure::retry("pelton-conflict", why));
-    let given_up = Box::pin(settle::carry_out(worker, work, Series::of(failure)));
+    let failure = Box::new(Series::of(failure));
+    let given_up = Box::pin(settle::carry_out(worker, work, failure));
     let settlement = match given_up.await {
         Carried::Settled(settlement) => settlement,
         _ => Settlement::Again(TROUBLE_PAUSE),
@@ -217,21 +223,17 @@ pub(crate) async fn attempt(
     work: Work<'_>,
     state: Arc<dyn StateReader>,
 ) -> Attempt {
-    let received = work.received;
-    if meant_for_another(worker, received) {
-        return Attempt {
-            result: Ok(()),
-            effects: Effects::default(),
-        };
+    let call = match call(worker, work, state) {
+        Ok(call) => call,
+        Err(attempt) => return attempt,
+    };
+    let logs = call.logs.clone();
+    let attempt = worker.function.invoke(call).await;
+    let lines = logs.take();
+    if !lines.is_empty() {
+        Box::pin(publish(worker, work, lines)).await;
     }
-    match event::decode(&received.message) {
-        Ok(_) if worker.lacks_key(received) => failed(Failure::reject(
-            "pelton-key-missing",
-            "the event has no key where `key` of the function says",
-        )),
-        Ok(decoded) => invoke(worker, work, decoded, state).await,
-        Err(error) => failed(Failure::reject("pelton-event-malformed", error.to_string())),
-    }
+    attempt
 }
 
 /// A turn at what a delivery had one at before and what it lost at now. The old one ends first: nobody waits with keys in
@@ -272,30 +274,39 @@ async fn finished<'a>(
     Some(room)
 }
 
-async fn invoke(
+/// What the handler is called with; or what comes of a delivery that it is not to see.
+fn call(
     worker: &Worker,
     Work { case, received }: Work<'_>,
-    decoded: Decoded,
     state: Arc<dyn StateReader>,
-) -> Attempt {
+) -> Result<Box<Call>, Attempt> {
+    let message = &received.message;
+    if meant_for_another(worker, received) {
+        return Err(Attempt {
+            result: Ok(()),
+            effects: Effects::default(),
+        });
+    }
+    let malformed = |why: EventError| Failure::reject("pelton-event-malformed", why.to_string());
+    let decoded = event::decode(message).map_err(|why| failed(malformed(why)))?;
+    if worker.lacks_key(received) {
+        return Err(failed(Failure::reject(
+            "pelton-key-missing",
+            "the event has no key where `key` of the function says",
+        )));
+    }
     let Decoded { event, mut headers } = decoded;
     if received.internal {
         // By which Pelton and NATS steered it.
         headers.retain(|(name, _)| !name.starts_with("pelton-") && !name.starts_with("nats-"));
     }
     let settings = &worker.record.settings;
-    let source = LogSource {
-        event_id: event.id.clone(),
-        stream: received.message.stream.clone(),
-        sequence: received.message.sequence,
-        attempt: case.attempt(),
-    };
     let delivery = Delivery {
         event,
-        subject: received.message.subject.clone(),
+        subject: message.subject.clone(),
         position: (!received.internal).then(|| Position {
-            stream: received.message.stream.clone(),
-            sequence: received.message.sequence,
+            stream: message.stream.clone(),
+            sequence: message.sequence,
         }),
         key: received.key.clone().filter(|_| settings.key.is_some()),
         headers,
@@ -304,18 +315,26 @@ async fn invoke(
         timeout: Duration::from_millis(settings.timeout_ms),
         expects_reply: received.caller.is_some(),
     };
-    let logs = LogLines::default();
-    let call = Call {
+    Ok(Box::new(Call {
         delivery,
-        txn: case.origin.txn.clone(),
+        txn: settle::txn(worker, received),
         state,
-        logs: logs.clone(),
+        logs: LogLines::default(),
+    }))
+}
+
+/// Publishes what an attempt logged.
+async fn publish(worker: &Worker, Work { case, received }: Work<'_>, lines: Vec<LogLine>) {
+    let message = &received.message;
+    let source = LogSource {
+        event_id: event::decode(message).map_or_else(|_| String::new(), |one| one.event.id),
+        stream: message.stream.to_string(),
+        sequence: message.sequence,
+        attempt: case.attempt(),
     };
-    let attempt = worker.function.invoke(call).await;
-    for line in logs.take() {
+    for line in lines {
         worker.logs.publish(&worker.record, &source, line).await;
     }
-    attempt
 }
 
 fn failed(failure: Failure) -> Attempt {

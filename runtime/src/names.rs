@@ -1,6 +1,8 @@
 //! Every name that Pelton gives to something in NATS, in one place, because they are stored: a name
 //! that changes loses what was kept under it.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -49,15 +51,15 @@ pub const META_VERSION: &str = "pelton-version";
 /// Stream metadata: format version of what Pelton keeps in it.
 pub const META_FORMAT: &str = "pelton-format";
 
-/// Names inside one app's commit stream.
+/// Names inside one app's commit stream; cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AppNames {
-    app: String,
+    app: Arc<str>,
 }
 
 impl AppNames {
     /// Names of the app called `app` (a single subject token, checked by `config`).
-    pub fn new(app: impl Into<String>) -> Self {
+    pub fn new(app: impl Into<Arc<str>>) -> Self {
         Self { app: app.into() }
     }
 
@@ -78,7 +80,7 @@ impl AppNames {
 
     /// Subject of a state key.
     pub fn state(&self, key: &str) -> String {
-        format!("$KV.{}.{key}", self.app)
+        ["$KV.", &*self.app, ".", key].concat()
     }
 
     /// Prefix of all state subjects, with its trailing dot.
@@ -182,7 +184,7 @@ impl AppNames {
 
     /// The function that a message with this subject is [`due`](Self::due) for, and its id.
     pub fn due_for<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
-        let rest = subject.strip_prefix("$PELTON.")?.strip_prefix(&self.app)?;
+        let rest = subject.strip_prefix("$PELTON.")?.strip_prefix(&*self.app)?;
         rest.strip_prefix(".due.")?.split_once('.')
     }
 
@@ -204,7 +206,10 @@ impl AppNames {
 
     /// Outbox subject of one emitted event.
     pub fn outbox(&self, target: &str, txn: &str, n: usize, subject: &str) -> String {
-        format!("$PELTON.{}.out.{target}.{txn}.{n}.{subject}", self.app)
+        let n = n.to_string();
+        let parts = ["$PELTON.", &*self.app, ".out.", target];
+        let own = [".", txn, ".", n.as_str(), ".", subject];
+        parts.into_iter().chain(own).collect()
     }
 
     /// What a target stream sources from the commit stream.
@@ -286,13 +291,50 @@ pub fn call(instance: uuid::Uuid, id: &str) -> String {
         .to_string()
 }
 
-/// A transaction's id: the same for every attempt of one delivery, different after a function or its
-/// input stream was made anew. One subject token of 32 hex digits.
-pub fn txn(instance: uuid::Uuid, stream: &str, stream_created_ns: i64, sequence: u64) -> String {
-    uuid::Uuid::new_v5(
-        &instance,
-        format!("{stream}\n{stream_created_ns}\n{sequence}").as_bytes(),
-    )
-    .simple()
-    .to_string()
+/// A delivery's transaction, whose id is made when it is first asked for: most deliveries need none.
+///
+/// The id is the same for every attempt of one delivery, different after a function or its input stream was made anew. One subject
+/// token of 32 hex digits.
+#[derive(Debug, Clone)]
+pub struct Txn {
+    /// The function's nonce.
+    pub instance: uuid::Uuid,
+    /// The input stream.
+    pub stream: Arc<str>,
+    /// When that was made, nanoseconds since 1970.
+    pub created: i64,
+    /// The sequence there.
+    pub sequence: u64,
+}
+
+impl Txn {
+    /// The id.
+    pub fn id(&self) -> Arc<str> {
+        let Self {
+            instance,
+            stream,
+            created,
+            sequence,
+        } = self;
+        txn(*instance, stream, *created, *sequence)
+    }
+
+    /// One for tests.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        Self {
+            instance: uuid::Uuid::nil(),
+            stream: "S".into(),
+            created: 0,
+            sequence: 1,
+        }
+    }
+}
+
+/// The id of a [transaction](Txn).
+pub fn txn(instance: uuid::Uuid, stream: &str, stream_created_ns: i64, sequence: u64) -> Arc<str> {
+    let name = format!("{stream}\n{stream_created_ns}\n{sequence}");
+    let id = uuid::Uuid::new_v5(&instance, name.as_bytes());
+    let mut text = uuid::Uuid::encode_buffer();
+    (&*id.simple().encode_lower(&mut text)).into()
 }

@@ -249,6 +249,9 @@ pub struct NodeRecord {
     pub apps: Vec<String>,
     /// What it serves.
     pub functions: Vec<NodeFunction>,
+    /// Apps of which versions that gave way, or functions that are gone, still end attempts here.
+    #[serde(default)]
+    pub retiring: Vec<String>,
 }
 
 /// A function on a node.

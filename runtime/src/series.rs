@@ -15,13 +15,13 @@ use futures::future::BoxFuture;
 use crate::commit::Follower;
 use crate::delivery::{self, Worker};
 use crate::effects::{Attempt, Effects, StateError, StateReader, Versioned, Write};
-use crate::settle::Case;
+use crate::settle::{self, Case};
 use crate::source::Received;
 
-/// Deliveries in one series: with a write and an event each they leave room in a batch for others.
-pub(crate) const MAX_SERIES: usize = 256;
-/// A series ends when it has come to so many messages, of the thousand of a batch: one more attempt may have 768.
-const MAX_MESSAGES: usize = 224;
+/// Deliveries in one series, and messages of it, of the thousand of a batch: a key on which many events come commits once per
+/// round trip, however many go together.
+pub(crate) const MAX_SERIES: usize = 768;
+const MAX_MESSAGES: usize = 768;
 /// Or to so many bytes.
 const MAX_BYTES: usize = 1 << 20;
 /// Or when it has taken so long: the first of them waits for the last.
@@ -42,6 +42,9 @@ pub(crate) struct Series {
     pub(crate) attempt: Attempt,
     /// The others.
     pub(crate) followers: Vec<Follower>,
+    /// Events of those, and bytes of them.
+    emits: usize,
+    emit_bytes: usize,
 }
 
 impl Series {
@@ -50,10 +53,12 @@ impl Series {
         Self {
             attempt,
             followers: Vec::new(),
+            emits: 0,
+            emit_bytes: 0,
         }
     }
 
-    fn push(&mut self, work: Work<'_>, effects: Effects) {
+    fn push(&mut self, work: Work<'_>, txn: Arc<str>, effects: Effects) {
         let all = &mut self.attempt.effects;
         for (key, revision) in effects.reads {
             if revision != PENDING {
@@ -62,40 +67,42 @@ impl Series {
         }
         all.writes.extend(effects.writes);
         let received = &work.received.message;
-        self.followers.push(Follower {
+        let follower = Follower {
             sequence: received.sequence,
             stored: received.stored,
-            txn: work.case.origin.txn.clone(),
+            txn,
             emits: effects.emits,
-        });
+        };
+        self.emits += follower.emits.len();
+        self.emit_bytes += follower.bytes();
+        self.followers.push(follower);
     }
 
     /// Whether nothing was read, written or emitted.
     pub(crate) fn is_empty(&self) -> bool {
-        let mut followers = self.followers.iter();
-        self.attempt.effects.is_empty() && followers.all(|one| one.emits.is_empty())
+        self.attempt.effects.is_empty() && self.emits == 0
     }
 
     /// Bytes of all effects.
     pub(crate) fn bytes(&self) -> usize {
-        let followers: usize = self.followers.iter().map(Follower::bytes).sum();
-        self.attempt.effects.bytes() + followers
+        self.attempt.effects.bytes() + self.emit_bytes
     }
 
-    fn is_full(&self) -> bool {
-        let effects = &self.attempt.effects;
-        let emits: usize = self.followers.iter().map(|one| one.emits.len()).sum();
-        let messages = effects.reads.len() + effects.writes.len() + effects.emits.len() + emits;
-        messages >= MAX_MESSAGES || self.bytes() >= MAX_BYTES
+    /// Whether one more with these effects would be too many.
+    fn is_full(&self, with: &Effects) -> bool {
+        let messages =
+            |effects: &Effects| effects.reads.len() + effects.writes.len() + effects.emits.len();
+        let messages = messages(&self.attempt.effects) + self.emits + messages(with);
+        messages > MAX_MESSAGES || self.bytes() >= MAX_BYTES
     }
 }
 
 /// Tries these, in their order, as far as they go together; the first of them in any case. `None`: there are none.
-pub(crate) async fn gather(worker: &Worker, work: &[Work<'_>]) -> Option<Series> {
+pub(crate) async fn gather(worker: &Worker, work: &[Work<'_>]) -> Option<Box<Series>> {
     let (first, rest) = work.split_first()?;
     if rest.is_empty() {
         let attempt = delivery::attempt(worker, *first, worker.state.clone()).await;
-        return Some(Series::of(attempt));
+        return Some(Box::new(Series::of(attempt)));
     }
     let began = Instant::now();
     let overlay = Arc::new(Overlay::new(worker.state.clone()));
@@ -105,17 +112,25 @@ pub(crate) async fn gather(worker: &Worker, work: &[Work<'_>]) -> Option<Series>
     overlay.absorb(&attempt.effects);
     let mut series = Series::of(attempt);
     for next in rest {
-        if alone || began.elapsed() > PATIENCE || series.is_full() {
+        if alone || began.elapsed() > PATIENCE {
             break;
         }
-        let Attempt { result, effects } = delivery::attempt(worker, *next, overlay.clone()).await;
-        if result.is_err() || !effects.timers.is_empty() || overlay.fell_short() {
+        let attempt = delivery::attempt(worker, *next, overlay.clone()).await;
+        let Attempt {
+            result,
+            mut effects,
+        } = attempt;
+        let apart = result.is_err() || !effects.timers.is_empty() || overlay.fell_short();
+        // What is left of a series that is full is tried again as the next one.
+        if apart || series.is_full(&effects) {
             break;
         }
         overlay.absorb(&effects);
-        series.push(*next, effects);
+        let txn = effects.txn.take();
+        let txn = txn.unwrap_or_else(|| settle::txn(worker, next.received).id());
+        series.push(*next, txn, effects);
     }
-    Some(series)
+    Some(Box::new(series))
 }
 
 /// State as it will be when those before have committed.

@@ -2,6 +2,7 @@
 //! only ratios of one run mean anything: a plain pull consumer with acks, a function that does nothing, a function that
 //! commits state for every event, and a service that does the same by hand, without atomicity.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use pelton_tests::orders::{body, subject};
 use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, modules, project, within};
 
 /// Events without effects: enough for some seconds.
-const EMPTY: u64 = 200_000;
+const EMPTY: u64 = 400_000;
 /// Atomic batches of two messages.
 const BATCHES: u64 = 2_000;
 /// Batches at once; a server takes 50 on one stream.
@@ -284,7 +285,7 @@ async fn function(
         Engine::Queue => Done::Acks(Box::new(nats.clone()), format!("pelton_shop_{name}")),
         Engine::Positions => {
             let subject = format!("$PELTON.shop.pos.{name}.>");
-            Done::Positions(nats.core.subscribe(subject).await?)
+            Done::Positions(nats.core.subscribe(subject).await?, HashMap::new())
         }
     };
     let _node = Node::start(&pelton, &[])?;
@@ -297,8 +298,9 @@ async fn function(
 enum Done {
     /// Its consumer, of this name.
     Acks(Box<Nats>, String),
-    /// Its positions as they are written: the first are claims, the last says that all is done.
-    Positions(async_nats::Subscriber),
+    /// Its positions as they are written, and the latest message of each that is done: the first are claims, the last to name another
+    /// message says that all is done.
+    Positions(async_nats::Subscriber, HashMap<String, u64>),
 }
 
 impl Done {
@@ -326,7 +328,13 @@ impl Done {
     /// Whether something has been done since.
     async fn moved(&mut self) -> Result<bool> {
         match self {
-            Self::Positions(positions) => Ok(positions.next().await.is_some()),
+            Self::Positions(positions, done) => {
+                let position = positions.next().await.context("no more positions")?;
+                let record: serde_json::Value = serde_json::from_slice(&position.payload)?;
+                let latest = record["witness"].as_u64().context("no position")?;
+                let before = done.insert(position.subject.to_string(), latest);
+                Ok(before != Some(latest))
+            }
             Self::Acks(nats, name) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 let stream = if name.ends_with("orders") {

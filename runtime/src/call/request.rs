@@ -94,7 +94,7 @@ pub(super) fn read(
         subject: subject.clone(),
         headers: with_id(headers, &id),
         payload,
-        stream: SOURCE.to_owned(),
+        stream: SOURCE.into(),
         sequence: 0,
         stored: now,
     };
@@ -119,7 +119,7 @@ pub(super) fn read(
     let kept = given.map(|_| [(KEPT, "yes".to_owned()), ("Nats-TTL", TTL.to_owned())]);
     // In binary mode, whatever it came in: the event keeps its id and time from here on.
     let others = decoded.headers.into_iter().filter(passes);
-    let attributes = attribute_headers(&decoded.event);
+    let attributes = event::owned(attribute_headers(&decoded.event));
     let own = own
         .into_iter()
         .chain(kept.into_iter().flatten())

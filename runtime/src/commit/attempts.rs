@@ -74,7 +74,7 @@ impl Attempts {
             )));
         }
         // A record of another transaction was left by a stream of the same name.
-        Ok(if found.txn == *txn {
+        Ok(if *found.txn == **txn {
             Earlier::Failed(found)
         } else {
             Earlier::Nothing

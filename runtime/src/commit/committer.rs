@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -97,9 +97,9 @@ pub struct Committer {
 
 /// An attempt under way, which may have something to commit soon.
 #[derive(Debug)]
-pub struct Expected(Arc<AtomicUsize>);
+pub struct Expected<'a>(&'a AtomicUsize);
 
-impl Drop for Expected {
+impl Drop for Expected<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -149,9 +149,9 @@ impl Committer {
     }
 
     /// Says that an attempt begins; to be dropped when it has ended.
-    pub fn expect(&self) -> Expected {
+    pub fn expect(&self) -> Expected<'_> {
         self.expected.fetch_add(1, Ordering::Relaxed);
-        Expected(self.expected.clone())
+        Expected(&self.expected)
     }
 
     /// Waits until `bytes` more may be held by attempts that have ended.
@@ -192,10 +192,10 @@ impl Committer {
     /// See [`CommitError`].
     pub async fn advance(&self, partition: Partition) -> Result<(), CommitError> {
         let origin = Origin {
-            function: String::new(),
-            stream: String::new(),
+            function: "".into(),
+            stream: "".into(),
             sequence: 0,
-            txn: String::new(),
+            txn: "".into(),
         };
         let transaction = Transaction {
             origin,
@@ -221,7 +221,7 @@ impl Committer {
             let description = format!("{count} messages in one commit, {MAX_MESSAGES} fit");
             return refused(batch::TOO_MANY, description);
         }
-        let (largest, limit) = (transaction.largest(), self.client.server_info().max_payload);
+        let (largest, limit) = (transaction.largest(), self.client.max_payload());
         if largest + HEADER_RESERVE / 2 > limit {
             let description =
                 format!("a message of {largest} bytes, the server takes {limit} with headers");
@@ -251,6 +251,8 @@ struct Gatherer {
     /// What batches in flight touch.
     busy: FxHashSet<Mark>,
     flights: JoinSet<Landed>,
+    /// Transactions that have come so far.
+    came: u64,
 }
 
 impl Gatherer {
@@ -268,6 +270,7 @@ impl Gatherer {
             members,
             busy: FxHashSet::default(),
             flights: JoinSet::new(),
+            came: 0,
         }
     }
 
@@ -277,10 +280,10 @@ impl Gatherer {
             tokio::select! {
                 entry = queue.recv(), if more && self.held() < QUEUE => match entry {
                     Some(entry) => {
-                        self.waiting.push_back(entry);
+                        self.take(entry);
                         // Whoever else is ready goes along.
                         while self.held() < QUEUE && let Ok(entry) = queue.try_recv() {
-                            self.waiting.push_back(entry);
+                            self.take(entry);
                         }
                     }
                     None => more = false,
@@ -290,6 +293,12 @@ impl Gatherer {
             }
             self.gather();
         }
+    }
+
+    fn take(&mut self, mut entry: Entry<Reply>) {
+        self.came += 1;
+        entry.number = self.came;
+        self.waiting.push_back(entry);
     }
 
     fn land(&mut self, landed: Result<Landed, tokio::task::JoinError>) {
@@ -322,6 +331,9 @@ impl Gatherer {
     fn gather(&mut self) {
         loop {
             let began = self.open.is_empty();
+            if began {
+                self.line_up();
+            }
             self.fill();
             if began {
                 self.patience = Instant::now() + self.linger;
@@ -361,6 +373,23 @@ impl Gatherer {
 
     fn others_may_join(&self) -> bool {
         self.expected.load(Ordering::Relaxed) > 0 && Instant::now() < self.patience
+    }
+
+    /// Puts those of one partition behind each other, and the partition first that has waited longest: a batch keeps the partitions
+    /// that it moves from all others, so it had better take few of them, and all that waits of each.
+    fn line_up(&mut self) {
+        let mut oldest: FxHashMap<Mark, u64> = FxHashMap::default();
+        for entry in &self.waiting {
+            if let Some(position) = entry.position() {
+                let number = oldest.entry(position).or_insert(entry.number);
+                *number = entry.number.min(*number);
+            }
+        }
+        let since = |entry: &Entry<Reply>| {
+            let oldest = entry.position().and_then(|one| oldest.get(&one));
+            oldest.copied().unwrap_or(entry.number)
+        };
+        self.waiting.make_contiguous().sort_by_key(since);
     }
 
     fn fill(&mut self) {

@@ -33,6 +33,8 @@ pub(super) struct Entry<R> {
     pub(super) transaction: Arc<Transaction>,
     /// The sequence that its marker must have.
     pub(super) marker: u64,
+    /// Its place among those that came.
+    pub(super) number: u64,
     footprint: Footprint,
     /// Whoever waits for the outcome.
     pub(super) reply: R,
@@ -74,6 +76,7 @@ impl<R> Entry<R> {
         Self {
             transaction,
             marker: 0,
+            number: 0,
             footprint,
             reply,
         }
@@ -270,7 +273,7 @@ mod tests {
             function: "f".into(),
             stream: "S".into(),
             sequence,
-            txn: format!("t{sequence}"),
+            txn: format!("t{sequence}").into(),
         };
         let transaction = Transaction {
             origin,

@@ -151,7 +151,7 @@ fn transaction(sequence: u64, reads: &[(&str, u64)], writes: &[&str]) -> Transac
         function: "f".into(),
         stream: "IN".into(),
         sequence,
-        txn: format!("txn{sequence}"),
+        txn: format!("txn{sequence}").into(),
     };
     Transaction {
         origin,

@@ -1,15 +1,17 @@
 //! One delivery as a batch: its marker, the checks of what it read, its writes, its outbox, its dead letter.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use async_nats::{HeaderMap, header};
+use async_nats::header::{self, HeaderMap, HeaderName, IntoHeaderName, IntoHeaderValue};
 use bytes::Bytes;
 
 use super::batch::BatchMessage;
 use super::position::Partition;
 use super::timers;
 use crate::effects::{Effects, Emit, Write};
-use crate::event::Headers;
+use crate::event::{Headers, OutHeaders};
 use crate::mutation;
 use crate::names::AppNames;
 
@@ -27,13 +29,13 @@ const SCHEDULE_OVERHEAD: usize = 512;
 #[derive(Debug, Clone)]
 pub struct Origin {
     /// The function.
-    pub function: String,
+    pub function: Arc<str>,
     /// The input stream.
-    pub stream: String,
+    pub stream: Arc<str>,
     /// The sequence there.
     pub sequence: u64,
     /// The transaction's id (`names::txn`).
-    pub txn: String,
+    pub txn: Arc<str>,
 }
 
 /// A delivery given up on, as stored in the app's dead-letter stream.
@@ -89,7 +91,7 @@ pub struct Follower {
     /// When its message was stored, nanoseconds since 1970.
     pub stored: i64,
     /// Its transaction's id: what it emits is its own.
-    pub txn: String,
+    pub txn: Arc<str>,
     /// What it emits.
     pub emits: Vec<Emit>,
 }
@@ -172,9 +174,9 @@ impl Transaction {
 
     /// What it emits: transaction's id, number there, event.
     fn emits(&self) -> impl Iterator<Item = (&str, usize, &Emit)> {
-        let own = (self.origin.txn.as_str(), &self.effects.emits);
+        let own = (self.origin.txn.as_ref(), &self.effects.emits);
         let followers = self.followers.iter();
-        let all = std::iter::once(own).chain(followers.map(|one| (one.txn.as_str(), &one.emits)));
+        let all = std::iter::once(own).chain(followers.map(|one| (one.txn.as_ref(), &one.emits)));
         all.flat_map(|(txn, emits)| {
             emits
                 .iter()
@@ -296,7 +298,7 @@ impl Transaction {
             messages.push(BatchMessage {
                 subject,
                 headers,
-                payload: Bytes::from(txn.clone()),
+                payload: Bytes::copy_from_slice(txn.as_bytes()),
             });
         }
         self.push_checks(names, checked, messages);
@@ -377,7 +379,7 @@ impl Transaction {
         for (txn, n, emit) in self.emits() {
             messages.push(BatchMessage {
                 subject: names.outbox(&emit.target, txn, n, &emit.subject),
-                headers: header_map(&emit.headers),
+                headers: event_headers(&emit.headers),
                 payload: emit.payload.clone(),
             });
         }
@@ -441,11 +443,23 @@ fn aside(
     }
 }
 
-fn size(headers: &Headers) -> usize {
+fn size(headers: &[(impl AsRef<str>, String)]) -> usize {
+    let headers = headers.iter();
     headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 4)
+        .map(|(name, value)| name.as_ref().len() + value.len() + 4)
         .sum()
+}
+
+/// The headers of an event, none of them twice.
+fn event_headers(headers: &OutHeaders) -> HeaderMap {
+    let named = headers.iter().map(|(name, value)| {
+        let name = match name {
+            Cow::Borrowed(name) => HeaderName::from_static(name),
+            Cow::Owned(name) => name.as_str().into_header_name(),
+        };
+        (name, value.as_str().into_header_value())
+    });
+    named.collect()
 }
 
 pub(super) fn header_map(headers: &Headers) -> HeaderMap {

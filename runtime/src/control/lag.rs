@@ -232,13 +232,14 @@ async fn behind(
         // A key may lie in the body.
         headers_only: matches!(key, None | Some(KeySource::Token(_))),
     };
+    let name = input.stream.as_str().into();
     let (mut behind, mut read) = (0, 0);
     scan(stream, beyond, |taken| {
         let failed = |why: &dyn std::fmt::Display| {
             ControlError::nats(format!("read stream {}", input.stream), why)
         };
         let info = taken.info().map_err(|error| failed(&error))?;
-        let message = source::message(taken, &info, &input.stream);
+        let message = source::message(taken, &info, &name);
         if !progress.is_done(key, &message) {
             behind += 1;
             let stored = OffsetDateTime::from_unix_timestamp_nanos(i128::from(message.stored));

@@ -116,6 +116,29 @@ pub async fn wait(
     }
 }
 
+/// Waits until no live node ends attempts of versions of this app that gave way, at most `within`; whether that is so.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn settled(
+    js: &jetstream::Context,
+    app: &str,
+    within: Duration,
+) -> Result<bool, ControlError> {
+    let start = tokio::time::Instant::now();
+    loop {
+        let nodes = list(js).await?;
+        let retiring = |node: &NodeRecord| node.retiring.iter().any(|one| one == app);
+        if !nodes.iter().any(retiring) {
+            return Ok(true);
+        }
+        if start.elapsed() >= within {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, u64>) -> Rollout {
     let serving: Vec<&NodeRecord> = nodes.iter().filter(|node| node.serves(app)).collect();
     let mut rollout = Rollout {
@@ -176,6 +199,7 @@ mod tests {
                     status: (*status).into(),
                 })
                 .collect(),
+            retiring: Vec::new(),
         }
     }
 

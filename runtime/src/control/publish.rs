@@ -9,7 +9,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::ControlError;
-use crate::event::{Draft, DraftDefaults, Headers, encode, subject};
+use crate::event::{Draft, DraftDefaults, Headers, encode, owned, subject};
 
 /// CloudEvents attributes that a publisher may set; any of them makes the message a CloudEvent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Attributes {
             trace: Vec::new(),
         };
         encode(draft, defaults)
-            .map(|outgoing| outgoing.headers)
+            .map(|outgoing| owned(outgoing.headers))
             .map_err(|why| {
                 ControlError::refused(why, "give other --type, --id and --source values")
             })

@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use super::ControlError;
 use super::dead_letters::{DeadLetter, read, stream};
 use super::publish::publish;
-use crate::event::{Draft, DraftDefaults, Event, Headers, Message, decode, encode};
+use crate::event::{Draft, DraftDefaults, Event, Headers, Message, decode, encode, owned};
 use crate::names::{
     AppNames, DUE_KEY_HEADER, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER, ONLY_HEADER, TIMER_HEADER,
 };
@@ -155,7 +155,7 @@ fn plain(letter: &DeadLetter, body: &Bytes) -> Option<Headers> {
         subject: letter.subject.clone(),
         headers: letter.headers.clone(),
         payload: body.clone(),
-        stream: letter.stream.clone(),
+        stream: letter.stream.as_str().into(),
         sequence: letter.stream_sequence,
         stored: i64::try_from(stored.unix_timestamp_nanos()).ok()?,
     };
@@ -163,8 +163,7 @@ fn plain(letter: &DeadLetter, body: &Bytes) -> Option<Headers> {
     // Not said is not the same as said to be the default.
     let unsaid = event.datacontenttype.is_none();
     let encoded = encode(draft(&letter.subject, event), no_defaults()).ok()?;
-    let attributes = encoded
-        .headers
+    let attributes = owned(encoded.headers)
         .into_iter()
         .filter(|(name, _)| name.starts_with("ce-") && !(unsaid && name == "ce-datacontenttype"));
     Some(attributes.collect())

@@ -12,6 +12,7 @@ use super::{
     StateReader, Versioned, Write, is_key, is_prefix,
 };
 use crate::event::{Delivery, Draft, DraftDefaults, content_type, encode};
+use crate::names::Txn;
 
 mod timers;
 
@@ -24,7 +25,9 @@ const MAX_LIST: u32 = 1000;
 pub struct Collector {
     rules: Arc<Rules>,
     state: Arc<dyn StateReader>,
-    txn: String,
+    txn: Txn,
+    /// The transaction's id, once it was asked for.
+    id: Option<Arc<str>>,
     trace: Vec<(String, String)>,
     /// What was read, as first seen: the same key reads the same throughout the attempt.
     seen: BTreeMap<String, Versioned>,
@@ -44,7 +47,7 @@ impl Collector {
     pub fn new(
         rules: Arc<Rules>,
         state: Arc<dyn StateReader>,
-        txn: String,
+        txn: Txn,
         delivery: &Delivery,
     ) -> Self {
         let trace = ["traceparent", "tracestate"]
@@ -58,6 +61,7 @@ impl Collector {
             rules,
             state,
             txn,
+            id: None,
             trace,
             seen: BTreeMap::new(),
             writes: BTreeMap::new(),
@@ -82,6 +86,7 @@ impl Collector {
             emits: std::mem::take(&mut self.emits),
             timers: BTreeMap::new(),
             reply: self.reply.take(),
+            txn: self.id.take(),
         };
         self.finish_timers(&mut effects);
         effects
@@ -202,6 +207,11 @@ impl Collector {
         Ok(())
     }
 
+    /// The transaction's id.
+    fn id(&mut self) -> Arc<str> {
+        self.id.get_or_insert_with(|| self.txn.id()).clone()
+    }
+
     /// An event within the limits, and its number; `time` is what it says if the draft does not.
     fn prepare(&mut self, draft: Draft, time: i64) -> Result<(usize, Emit), Failure> {
         if self.drafts >= MAX_EMITS {
@@ -215,7 +225,7 @@ impl Collector {
         let rules = Arc::clone(&self.rules);
         let target = rules.target(&draft.subject)?;
         let defaults = DraftDefaults {
-            id: format!("{}.{}", self.txn, self.drafts),
+            id: format!("{}.{}", self.id(), self.drafts),
             source: format!("/{}/{}", rules.app, rules.function),
             time,
             trace: self.trace.clone(),

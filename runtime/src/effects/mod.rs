@@ -7,11 +7,12 @@ mod memory;
 mod rules;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use crate::event::Headers;
+use crate::event::{Headers, OutHeaders};
 use crate::records::Ticking;
 
 pub use collector::Collector;
@@ -49,7 +50,7 @@ pub struct Emit {
     /// The NATS subject.
     pub subject: String,
     /// CloudEvents binary-mode headers.
-    pub headers: Headers,
+    pub headers: OutHeaders,
     /// The data.
     pub payload: Bytes,
 }
@@ -102,6 +103,8 @@ pub struct Effects {
     pub timers: BTreeMap<String, TimerChange>,
     /// The last one counts; none: the caller gets an empty reply. Always none when nobody waits for one.
     pub reply: Option<Reply>,
+    /// The transaction's id, if an event was named by it.
+    pub txn: Option<Arc<str>>,
 }
 
 impl Effects {
@@ -129,10 +132,12 @@ impl Effects {
                     Write::Delete => 0,
                 }
         });
-        let size = |headers: &Headers| -> usize {
+        fn size(headers: &[(impl AsRef<str>, String)]) -> usize {
             let headers = headers.iter();
-            headers.map(|(name, value)| name.len() + value.len()).sum()
-        };
+            headers
+                .map(|(n, value)| n.as_ref().len() + value.len())
+                .sum()
+        }
         let emits = self.emits.iter();
         let emits = emits.map(|emit| emit.payload.len() + size(&emit.headers));
         let timers = self.set_timers();

@@ -129,7 +129,7 @@ fn plain(message: &Message, headers: &Headers) -> Event {
             || format!("{}:{}", message.stream, message.sequence),
             str::to_owned,
         ),
-        source: message.stream.clone(),
+        source: message.stream.to_string(),
         ty: message.subject.clone(),
         time: message.stored,
         subject: None,

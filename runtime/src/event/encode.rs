@@ -1,12 +1,13 @@
 //! Draft to message: binary mode, values percent-encoded as the binding says.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::decode::{PREFIX, media_type, shown};
-use super::{Event, Headers, subject, timestamp};
+use super::{Event, OutHeaders, subject, timestamp};
 
 /// What the binding encodes, beside everything that is not ASCII.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
@@ -55,7 +56,7 @@ pub struct Outgoing {
     /// The NATS subject.
     pub subject: String,
     /// `ce-*` headers, `content-type`, and the trace context under its own names.
-    pub headers: Headers,
+    pub headers: OutHeaders,
     /// The data.
     pub payload: Bytes,
 }
@@ -94,48 +95,46 @@ pub fn encode(draft: Draft, defaults: DraftDefaults) -> Result<Outgoing, String>
 
 /// An event's attributes as `ce-*` headers, percent-encoded: what makes a plain message keep its identity when it is
 /// published again.
-pub fn attribute_headers(event: &Event) -> Headers {
+pub fn attribute_headers(event: &Event) -> OutHeaders {
     let time = timestamp::format(event.time);
     let fixed = [
-        ("specversion", Some("1.0")),
-        ("id", Some(event.id.as_str())),
-        ("source", Some(event.source.as_str())),
-        ("type", Some(event.ty.as_str())),
-        ("time", Some(time.as_str())),
-        ("subject", event.subject.as_deref()),
-        ("dataschema", event.dataschema.as_deref()),
-        ("datacontenttype", event.datacontenttype.as_deref()),
+        ("ce-specversion", Some("1.0")),
+        ("ce-id", Some(event.id.as_str())),
+        ("ce-source", Some(event.source.as_str())),
+        ("ce-type", Some(event.ty.as_str())),
+        ("ce-time", Some(time.as_str())),
+        ("ce-subject", event.subject.as_deref()),
+        ("ce-dataschema", event.dataschema.as_deref()),
+        ("ce-datacontenttype", event.datacontenttype.as_deref()),
     ];
-    let extensions = event
-        .extensions
-        .iter()
-        .map(|(name, value)| (name.as_str(), Some(value.as_str())));
-    fixed
+    let fixed = fixed
         .into_iter()
-        .chain(extensions)
-        .filter_map(|(name, value)| Some((format!("{PREFIX}{name}"), encode_value(value?))))
-        .collect()
+        .filter_map(|(name, value)| Some((name.into(), encode_value(value?))));
+    let extensions = event.extensions.iter();
+    let extensions =
+        extensions.map(|(name, value)| (format!("{PREFIX}{name}").into(), encode_value(value)));
+    fixed.chain(extensions).collect()
 }
 
 /// The same for readers that do not look at `ce-*`.
-fn plain_headers(event: &Event) -> Headers {
+fn plain_headers(event: &Event) -> OutHeaders {
     // Data that is itself a structured event must not make this message one.
     let content_type = event
         .datacontenttype
         .iter()
         .filter(|text| !media_type(text).starts_with("application/cloudevents"))
-        .map(|text| ("content-type".to_owned(), text.clone()));
+        .map(|text| ("content-type".into(), text.clone()));
     let trace = TRACE
         .iter()
-        .filter_map(|name| event.extensions.get_key_value(*name))
+        .filter_map(|name| Some((*name, event.extensions.get(*name)?)))
         // These headers are not percent-encoded; what would need it is no trace context.
         .filter(|(_, value)| value.bytes().all(|b| (b' '..=b'~').contains(&b)))
-        .map(|(name, value)| (name.clone(), value.clone()));
+        .map(|(name, value)| (name.into(), value.clone()));
     content_type.chain(trace).collect()
 }
 
 fn encode_value(value: &str) -> String {
-    utf8_percent_encode(value, ENCODED).to_string()
+    Cow::from(utf8_percent_encode(value, ENCODED)).into_owned()
 }
 
 /// The draft's attributes by name.

@@ -7,6 +7,8 @@ mod structured;
 pub mod subject;
 pub mod timestamp;
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +21,17 @@ pub use key::key;
 /// Names and values in their order; names may repeat.
 pub type Headers = Vec<(String, String)>;
 
+/// The same of a message to be; most of their names are known beforehand.
+pub type OutHeaders = Vec<(Cow<'static, str>, String)>;
+
+/// As a message that was received has them.
+pub fn owned(headers: OutHeaders) -> Headers {
+    let headers = headers.into_iter();
+    headers
+        .map(|(name, value)| (name.into_owned(), value))
+        .collect()
+}
+
 /// A stored message, as a source hands it over.
 #[derive(Debug, Clone)]
 pub struct Message {
@@ -29,7 +42,7 @@ pub struct Message {
     /// The body.
     pub payload: Bytes,
     /// Stream that holds it.
-    pub stream: String,
+    pub stream: Arc<str>,
     /// Sequence there, from 1.
     pub sequence: u64,
     /// When it was stored, nanoseconds since 1970-01-01T00:00:00Z.
@@ -63,7 +76,7 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     /// The stream's name.
-    pub stream: String,
+    pub stream: Arc<str>,
     /// Its sequence there, from 1.
     pub sequence: u64,
 }
@@ -78,7 +91,7 @@ pub struct Delivery {
     /// None for a call, which no stream holds.
     pub position: Option<Position>,
     /// The ordering key.
-    pub key: Option<String>,
+    pub key: Option<Arc<str>>,
     /// Headers that are no event attributes; lower-case names.
     pub headers: Headers,
     /// This attempt, from 1.

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::leaving::Leaving;
 use crate::call::Endpoint;
 use crate::commit::{Attempts, Committer, NatsState};
 use crate::config::{DeliveryMode, InstanceMode};
@@ -49,6 +50,7 @@ pub(super) struct Shared {
     logs: LogPublisher,
     /// Versions and functions on their way out.
     pub(super) retiring: TaskTracker,
+    pub(super) leaving: Leaving,
     /// They are to hand back what still runs, at once.
     pub(super) hurry: CancellationToken,
     /// One per app: its batches in flight are bounded together.
@@ -76,6 +78,7 @@ impl Shared {
             sandbox,
             logs,
             retiring: TaskTracker::new(),
+            leaving: Leaving::default(),
             hurry: CancellationToken::new(),
             committers,
             node: id.to_string(),
@@ -234,9 +237,12 @@ impl Running {
 
     /// The same for a version that gave way, or a function that is gone, while the node goes on.
     pub(super) fn retire(self, shared: &Shared) {
-        shared
-            .retiring
-            .spawn(self.stop(HANDOVER, shared.hurry.clone()));
+        let leaves = shared.leaving.begin(&self.record.app);
+        let stopped = self.stop(HANDOVER, shared.hurry.clone());
+        shared.retiring.spawn(async move {
+            stopped.await;
+            drop(leaves);
+        });
     }
 }
 
@@ -355,6 +361,7 @@ impl Task {
         let committer = self.shared.committer(&names, &state);
         Ok(Worker {
             record: record.clone(),
+            name: record.function.as_str().into(),
             function,
             state: Arc::new(committer.state().clone()),
             committer,

@@ -2,6 +2,7 @@
 
 mod function;
 mod janitor;
+mod leaving;
 mod node;
 
 use std::path::PathBuf;

@@ -156,6 +156,8 @@ impl Node {
     }
 
     async fn beat(&self) {
+        // Before what leaves is asked for: a version leaves before its successor says that it runs.
+        let functions = self.functions.values().map(Running::report).collect();
         let record = NodeRecord {
             format: FORMAT,
             node: self.id.to_string(),
@@ -164,7 +166,8 @@ impl Node {
             pelton: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at.clone(),
             apps: self.options.apps.clone(),
-            functions: self.functions.values().map(Running::report).collect(),
+            functions,
+            retiring: self.shared.leaving.apps(),
         };
         let Ok(body) = serde_json::to_vec(&record) else {
             return;

@@ -1,6 +1,7 @@
 //! Which contract a component speaks. One variant for each, chosen once from its export, so that another
 //! version of the contract, or an adapter for a foreign one, is one more variant and one more file.
 
+use futures::TryFutureExt;
 use wasmtime::Store;
 use wasmtime::component::{Component, ComponentExportIndex, Instance, TypedFunc};
 
@@ -54,16 +55,15 @@ impl Export {
 
 impl Guest {
     /// Hands a delivery over; the outer error is a trap.
-    pub(super) async fn call(
-        &self,
-        store: &mut Store<Host>,
+    pub(super) fn call<'a>(
+        &'a self,
+        store: &'a mut Store<Host>,
         delivery: Delivery,
-    ) -> wasmtime::Result<Result<(), Failure>> {
+    ) -> impl Future<Output = wasmtime::Result<Result<(), Failure>>> + Send + 'a {
         match self {
-            Self::V0_1(handle) => {
-                let (result,) = handle.call_async(store, (delivery.into(),)).await?;
-                Ok(result.map_err(Failure::from))
-            }
+            Self::V0_1(handle) => handle
+                .call_async(store, (delivery.into(),))
+                .map_ok(|(result,)| result.map_err(Failure::from)),
         }
     }
 }

@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use wasmtime::{Store, Trap, UpdateDeadline};
 use wasmtime_wasi::I32Exit;
 
+use super::guest::Guest;
 use super::host::Host;
 use super::pool::{Acquired, Instance};
 use super::{Call, Function};
@@ -21,14 +22,14 @@ impl Function {
     /// Runs one attempt to its end, its timeout or its trap.
     ///
     /// Waits for an instance when all that the node may have are busy; that wait is not part of the attempt's time.
-    pub async fn invoke(&self, call: Call) -> Attempt {
+    pub async fn invoke(&self, call: Box<Call>) -> Attempt {
         let acquired = match self.inner.pool.acquire(self.inner.spec.fresh).await {
             Ok(acquired) => acquired,
             Err(error) => return failed(Failure::retry("pelton-unavailable", error.to_string())),
         };
         let deadline = Instant::now() + self.inner.spec.timeout;
         let mut instance = match acquired {
-            Acquired::Warm(instance) => *instance,
+            Acquired::Warm(instance) => instance,
             Acquired::Room(permit) => match self.instantiate(permit, deadline, &call).await {
                 Ok(instance) => instance,
                 Err(failure) => return failed(failure),
@@ -98,7 +99,7 @@ impl Function {
         store
     }
 
-    async fn start(&self, store: &mut Store<Host>) -> wasmtime::Result<super::guest::Guest> {
+    async fn start(&self, store: &mut Store<Host>) -> wasmtime::Result<Guest> {
         let instance = self.inner.pre.instantiate_async(&mut *store).await?;
         self.inner.export.of(store, &instance)
     }
@@ -107,21 +108,11 @@ impl Function {
     async fn run(
         &self,
         instance: &mut Instance,
-        call: Call,
+        call: Box<Call>,
         deadline: Instant,
     ) -> (Result<(), Failure>, Effects, bool) {
         let Instance { store, guest, .. } = instance;
-        let host = store.data_mut();
-        host.begin(deadline);
-        host.logs.open(call.logs);
-        host.attempt = Some(Collector::new(
-            Arc::clone(&self.inner.rules),
-            call.state,
-            call.txn,
-            &call.delivery,
-        ));
-        store.set_epoch_deadline(1);
-        let outcome = timeout_at(deadline, guest.call(store, call.delivery)).await;
+        let outcome = timeout_at(deadline, self.call(store, guest, call, deadline)).await;
         let critical = store.data().logs.close();
         let effects = store.data_mut().attempt.take().map(Collector::finish);
         let effects = effects.unwrap_or_default();
@@ -130,6 +121,29 @@ impl Function {
             Ok(Err(error)) => (Err(self.trapped(store, &error, critical)), effects, false),
             Err(_) => (Err(self.over_time()), effects, false),
         }
+    }
+
+    /// Not part of what waits: the event is in the guest's memory when it begins.
+    fn call<'a>(
+        &self,
+        store: &'a mut Store<Host>,
+        guest: &'a Guest,
+        call: Box<Call>,
+        deadline: Instant,
+    ) -> impl Future<Output = wasmtime::Result<Result<(), Failure>>> + Send + 'a {
+        let Call {
+            delivery,
+            txn,
+            state,
+            logs,
+        } = *call;
+        let rules = Arc::clone(&self.inner.rules);
+        let host = store.data_mut();
+        host.begin(deadline);
+        host.logs.open(logs);
+        host.attempt = Some(Collector::new(rules, state, txn, &delivery));
+        store.set_epoch_deadline(1);
+        guest.call(store, delivery)
     }
 
     fn over_time(&self) -> Failure {

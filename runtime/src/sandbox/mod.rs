@@ -34,6 +34,7 @@ use self::pool::{Pool, Slots};
 use crate::component::{HANDLER_EXPORT, check_imports, is_http};
 use crate::effects::{Rules, StateReader};
 use crate::event::Delivery;
+use crate::names::Txn;
 use crate::records::Target;
 
 /// How a node runs components.
@@ -106,7 +107,7 @@ pub struct Call {
     /// What to hand over.
     pub delivery: Delivery,
     /// The transaction's id: drafts without an id get `<txn>.<n>`.
-    pub txn: String,
+    pub txn: Txn,
     /// Where reads go.
     pub state: Arc<dyn StateReader>,
     /// Where log lines go.

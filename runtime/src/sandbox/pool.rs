@@ -37,7 +37,7 @@ pub(super) struct Pool {
 /// What an attempt gets.
 pub(super) enum Acquired {
     /// An instance that handled an event before.
-    Warm(Box<Instance>),
+    Warm(Instance),
     /// Leave to make one.
     Room(OwnedSemaphorePermit),
 }
@@ -95,7 +95,7 @@ impl Pool {
     /// A warm instance, or room for a new one.
     pub(super) async fn acquire(&self, fresh: bool) -> Result<Acquired, SandboxError> {
         if !fresh && let Some(instance) = self.lock().pop() {
-            return Ok(Acquired::Warm(Box::new(instance)));
+            return Ok(Acquired::Warm(instance));
         }
         Ok(Acquired::Room(self.slots.permit().await?))
     }

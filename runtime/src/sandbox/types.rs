@@ -4,6 +4,8 @@
 //! one copy (the one into or out of the guest's memory). wasmtime compares these types with the component's
 //! when it is linked, so a difference is an error at load, never a wrong value.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use wasmtime::component::{ComponentType, Lift, Lower};
 
@@ -31,7 +33,7 @@ pub(super) struct Event {
 #[component(record)]
 pub(super) struct Position {
     #[component(name = "stream")]
-    stream: String,
+    stream: Arc<str>,
     sequence: u64,
 }
 
@@ -42,7 +44,7 @@ pub(super) struct Delivery {
     event: Event,
     subject: String,
     position: Option<Position>,
-    key: Option<String>,
+    key: Option<Arc<str>>,
     headers: Vec<(String, String)>,
     attempt: u32,
     #[component(name = "max-attempts")]

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use time::OffsetDateTime;
 
-use super::{Case, cut, rfc3339};
+use super::{cut, rfc3339};
 use crate::commit::DeadLetter;
 use crate::delivery::Worker;
 use crate::effects::{Failure, MAX_ERROR_BYTES};
@@ -23,14 +23,13 @@ const MAX_HEADERS_BYTES: usize = 24 << 10;
 /// then its body, cut where a message is half full.
 pub(super) fn letter(
     worker: &Worker,
-    case: &Case,
     received: &Received,
     failure: &Failure,
     errors: &[AttemptError],
 ) -> DeadLetter {
     let message = &received.message;
     let original = serde_json::to_string(&message.headers).unwrap_or_default();
-    let mut headers = known(worker, case, received, failure, errors);
+    let mut headers = known(worker, received, failure, errors);
     let size: usize = headers
         .iter()
         .map(|(name, value)| name.len() + value.len() + 4)
@@ -67,7 +66,6 @@ pub(super) fn letter(
 /// What is known of the delivery, without the original message.
 fn known(
     worker: &Worker,
-    case: &Case,
     received: &Received,
     failure: &Failure,
     errors: &[AttemptError],
@@ -90,12 +88,12 @@ fn known(
         ("Pelton-Code", failure.code.clone()),
         ("Pelton-Reason", one_line(&reason)),
         ("Pelton-Subject", message.subject.clone()),
-        ("Pelton-Stream", message.stream.clone()),
+        ("Pelton-Stream", message.stream.to_string()),
         ("Pelton-Sequence", message.sequence.to_string()),
         ("Pelton-Stored", rfc3339(stored)),
         ("Pelton-Event-Id", one_line(&event_id)),
         ("Pelton-Time", rfc3339(OffsetDateTime::now_utc())),
-        ("Pelton-Txn", case.origin.txn.clone()),
+        ("Pelton-Txn", super::txn(worker, received).id().to_string()),
         ("Pelton-Attempts", latest(errors)),
     ]
     .into_iter()

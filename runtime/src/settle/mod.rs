@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::{self, Either};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -17,8 +19,9 @@ use crate::commit::{
 };
 use crate::delivery::{TROUBLE_PAUSE, Worker};
 use crate::effects::{Attempt, Effects, Failure, StateError, TimerChange};
+use crate::event::Message;
 use crate::mutation;
-use crate::names;
+use crate::names::{AppNames, Txn};
 use crate::records::{AttemptError, AttemptsRecord, FORMAT};
 use crate::series::{Series, Work};
 use crate::source::{Received, Return, Settlement};
@@ -35,15 +38,53 @@ pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A delivery and what is known of its earlier attempts.
 pub(crate) struct Case {
-    pub(crate) origin: Origin,
     record: AttemptsRecord,
     /// Whether `record` is stored, so that it must be cleared in the end.
     stored: bool,
     fence: Fence,
-    /// Where it is parked, and at which revision: the position engine's.
-    park: Option<(String, u64)>,
+    /// Where it waits between attempts: the position engine's.
+    park: Option<Park>,
     /// What the batch that takes it changes, whatever the handler does: a tick sets the next.
     timers: BTreeMap<String, TimerChange>,
+}
+
+/// A delivery's place in the park.
+pub(crate) struct Park {
+    pub(crate) partition: u16,
+    /// Of what lies there; 0: nothing.
+    pub(crate) revision: u64,
+}
+
+impl Park {
+    fn subject(&self, worker: &Worker, received: &Received) -> String {
+        let names = AppNames::new(worker.record.app.as_str());
+        let Message {
+            stream, sequence, ..
+        } = &received.message;
+        let key = received.key.as_deref();
+        names.parked(&worker.name, stream, self.partition, key, *sequence)
+    }
+}
+
+/// Where a delivery comes from; `known` is its transaction's id if that was made before.
+fn origin(worker: &Worker, received: &Received, known: Option<Arc<str>>) -> Origin {
+    let message = &received.message;
+    Origin {
+        function: worker.name.clone(),
+        stream: message.stream.clone(),
+        sequence: message.sequence,
+        txn: known.unwrap_or_else(|| txn(worker, received).id()),
+    }
+}
+
+/// A delivery's transaction.
+pub(crate) fn txn(worker: &Worker, received: &Received) -> Txn {
+    Txn {
+        instance: worker.record.instance,
+        stream: received.message.stream.clone(),
+        created: received.stream_created,
+        sequence: received.message.sequence,
+    }
 }
 
 /// How carrying out ended.
@@ -62,41 +103,21 @@ impl Case {
         worker: &Worker,
         received: &Received,
     ) -> Result<Option<Self>, StateError> {
-        let (stream, sequence) = (&received.message.stream, received.message.sequence);
-        let txn = names::txn(
-            worker.record.instance,
-            stream,
-            received.stream_created,
-            sequence,
-        );
-        let (function, stream) = (worker.record.function.clone(), stream.clone());
-        let origin = Origin {
-            function,
-            stream,
-            sequence,
-            txn,
-        };
+        let origin = origin(worker, received, None);
         let earlier = match received.delivered {
             0 | 1 => Earlier::Nothing,
             _ => worker.attempts.load(&origin).await?,
         };
-        let fresh = AttemptsRecord {
-            format: FORMAT,
-            txn: origin.txn.clone(),
-            ..Default::default()
-        };
         Ok(match earlier {
             Earlier::Committed => None,
             Earlier::Nothing => Some(Self {
-                origin,
-                record: fresh,
+                record: AttemptsRecord::default(),
                 stored: false,
                 fence: Fence::Marker,
                 park: None,
                 timers: BTreeMap::new(),
             }),
             Earlier::Failed(record) => Some(Self {
-                origin,
                 record,
                 stored: true,
                 fence: Fence::Marker,
@@ -106,47 +127,45 @@ impl Case {
         })
     }
 
-    /// A delivery of the position engine: `park` is where it waits between attempts, `record` and `revision` what was
-    /// found there.
-    pub(crate) fn positioned(
-        origin: Origin,
-        fence: Fence,
-        park: String,
-        parked: Option<(AttemptsRecord, u64)>,
-    ) -> Self {
-        let fresh = || {
-            let txn = origin.txn.clone();
-            let record = AttemptsRecord {
-                format: FORMAT,
-                txn,
-                ..Default::default()
-            };
-            (record, 0)
-        };
-        let (record, revision) = parked.unwrap_or_else(fresh);
+    /// A delivery of the position engine: `park` is where it waits between attempts, `record` what was found there.
+    pub(crate) fn positioned(fence: Fence, park: Park, record: AttemptsRecord) -> Self {
         Self {
-            origin,
             record,
-            stored: revision > 0,
+            stored: park.revision > 0,
             fence,
-            park: Some((park, revision)),
+            park: Some(park),
             timers: BTreeMap::new(),
         }
     }
 
+    /// What is known of earlier attempts, to be stored.
+    fn record(&self, worker: &Worker, received: &Received) -> AttemptsRecord {
+        AttemptsRecord {
+            format: FORMAT,
+            txn: txn(worker, received).id().to_string(),
+            ..self.record.clone()
+        }
+    }
+
     /// What makes an outcome durable, with nothing of the delivery left waiting.
-    fn ending(&self, mut effects: Effects, dead: Option<DeadLetter>) -> Transaction {
+    fn ending(
+        &self,
+        worker: &Worker,
+        received: &Received,
+        mut effects: Effects,
+        dead: Option<DeadLetter>,
+    ) -> Transaction {
         effects.timers.extend(self.timers.clone());
         let parking = self.park.as_ref().filter(|_| self.stored);
         Transaction {
-            origin: self.origin.clone(),
+            origin: origin(worker, received, effects.txn.take()),
             fence: self.fence.clone(),
             effects,
             dead,
             clear_attempts: self.stored && self.park.is_none(),
-            parking: parking.map(|(subject, revision)| Parking {
-                subject: subject.clone(),
-                revision: *revision,
+            parking: parking.map(|park| Parking {
+                subject: park.subject(worker, received),
+                revision: park.revision,
                 message: None,
             }),
             answered: None,
@@ -223,11 +242,19 @@ impl Case {
 }
 
 /// Decides what becomes of an attempt at the first of these, with which others may go along, and makes it so.
-pub(crate) async fn carry_out(worker: &Worker, work: &[Work<'_>], series: Series) -> Carried {
+///
+/// It decides at once, so that thousands that wait for their commit hold nothing but what is to be committed.
+pub(crate) fn carry_out<'a>(
+    worker: &'a Worker,
+    work: &[Work<'a>],
+    series: Box<Series>,
+) -> impl Future<Output = Carried> + 'a {
     let Some(Work { case, received }) = work.first().copied() else {
-        return Carried::Settled(Settlement::Done);
+        return Either::Right(future::ready(Carried::Settled(Settlement::Done)).boxed());
     };
-    let Series { attempt, followers } = series;
+    let Series {
+        attempt, followers, ..
+    } = *series;
     let Attempt { result, effects } = attempt;
     let verdict = verdict::decide(&result, case.history(), worker.policy(), fastrand::f64());
     if matches!(verdict, Verdict::Retry(_) | Verdict::Defer(_)) {
@@ -243,8 +270,8 @@ pub(crate) async fn carry_out(worker: &Worker, work: &[Work<'_>], series: Series
                 ?after,
                 "retry"
             );
-            let put_off = put_off(worker, case, received, &failure, after, Return::Retry);
-            Box::pin(put_off).await
+            let put_off = put_off(worker, case, received, failure, after, Return::Retry);
+            Either::Right(put_off.boxed())
         }
         (Verdict::Defer(after), Err(failure)) => {
             worker.counters.deferred();
@@ -254,8 +281,8 @@ pub(crate) async fn carry_out(worker: &Worker, work: &[Work<'_>], series: Series
                 ?after,
                 "deferred"
             );
-            let put_off = put_off(worker, case, received, &failure, after, Return::Deferred);
-            Box::pin(put_off).await
+            let put_off = put_off(worker, case, received, failure, after, Return::Deferred);
+            Either::Right(put_off.boxed())
         }
         (Verdict::DeadLetter { code, reason }, Err(failure)) => {
             let failure = Failure {
@@ -264,19 +291,19 @@ pub(crate) async fn carry_out(worker: &Worker, work: &[Work<'_>], series: Series
                 ..failure
             };
             let reads = effects.reads_only();
-            Box::pin(give_up(worker, case, received, failure, reads)).await
+            Either::Right(give_up(worker, case, received, failure, reads).boxed())
         }
-        _ => commit(worker, case, received, effects, followers).await,
+        _ => Either::Left(commit(worker, case, received, effects, followers)),
     }
 }
 
-async fn commit(
-    worker: &Worker,
-    case: &Case,
-    received: &Received,
+fn commit<'a>(
+    worker: &'a Worker,
+    case: &'a Case,
+    received: &'a Received,
     mut effects: Effects,
     followers: Vec<Follower>,
-) -> Carried {
+) -> impl Future<Output = Carried> + 'a {
     let caller = received.caller.as_ref();
     let answer = caller.map(|_| Answer::done(effects.reply.take()));
     let answered = caller.and_then(|caller| caller.answered(&worker.record, answer.as_ref()));
@@ -285,13 +312,23 @@ async fn commit(
         for _ in 0..=followers.len() {
             worker.counters.committed(0);
         }
-        tell(worker, received, answer).await;
-        return Carried::Settled(Settlement::Done);
+        let told = tell(worker, received, answer);
+        return Either::Left(told.map(|()| Carried::Settled(Settlement::Done)));
     }
-    let mut transaction = case.ending(effects, None);
+    let mut transaction = case.ending(worker, received, effects, None);
     transaction.answered = answered;
     transaction.followers = followers;
     let transaction = Arc::new(transaction);
+    Either::Right(store(worker, case, received, transaction, answer))
+}
+
+async fn store(
+    worker: &Worker,
+    case: &Case,
+    received: &Received,
+    transaction: Arc<Transaction>,
+    answer: Option<Answer>,
+) -> Carried {
     match worker.committer.commit(transaction.clone()).await {
         Ok(()) => {
             worker.counters.committed(transaction.effects.emits.len());
@@ -317,8 +354,13 @@ async fn commit(
 }
 
 /// Commits what no handler was asked for. What it rests on may have changed: then it is to be looked at anew.
-pub(crate) async fn pass_on(worker: &Worker, case: &Case, effects: Effects) -> Settlement {
-    let transaction = case.ending(effects, None);
+pub(crate) async fn pass_on(
+    worker: &Worker,
+    case: &Case,
+    received: &Received,
+    effects: Effects,
+) -> Settlement {
+    let transaction = case.ending(worker, received, effects, None);
     match worker.committer.commit(Arc::new(transaction)).await {
         Ok(()) | Err(CommitError::Duplicate) => Settlement::Done,
         Err(CommitError::Lost) => Settlement::Lost,
@@ -347,16 +389,16 @@ async fn put_off(
     worker: &Worker,
     case: &Case,
     received: &Received,
-    failure: &Failure,
+    failure: Failure,
     after: Duration,
     how: Return,
 ) -> Carried {
-    let mut record = case.record.clone();
+    let mut record = case.record(worker, received);
     record.not_before_ms =
         now_ms().saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
     if how == Return::Retry {
         record.attempts = record.attempts.saturating_add(1);
-        record.errors = case.errors_with(worker, failure);
+        record.errors = case.errors_with(worker, &failure);
     } else {
         record.deferrals = record.deferrals.saturating_add(1);
         record.deferred_since_ms.get_or_insert(now_ms());
@@ -364,7 +406,11 @@ async fn put_off(
     if case.park.is_some() {
         return Carried::Settled(park::store(worker, case, received, &record, after, how).await);
     }
-    match worker.attempts.store(&case.origin, &record).await {
+    match worker
+        .attempts
+        .store(&origin(worker, received, None), &record)
+        .await
+    {
         Ok(()) => Carried::Settled(Settlement::Again(after)),
         Err(error) => {
             tracing::warn!(%error, "a failed attempt could not be recorded; it will not be counted");
@@ -388,12 +434,12 @@ async fn give_up(
         attempts = errors.len(),
         "dead letter"
     );
-    let letter = dead::letter(worker, case, received, &failure, &errors);
+    let letter = dead::letter(worker, received, &failure, &errors);
     let reads = match mutation::is("read-only-verdicts") {
         true => Effects::default(),
         false => reads,
     };
-    let mut transaction = case.ending(reads, Some(letter));
+    let mut transaction = case.ending(worker, received, reads, Some(letter));
     let caller = received.caller.as_ref();
     let answer = caller.map(|_| Answer::given_up(&failure));
     transaction.answered =
@@ -415,7 +461,7 @@ async fn give_up(
 /// Lets go of a call that nobody waits for any more and no handler has seen.
 pub(crate) async fn drop_late(worker: &Worker, case: &Case, received: &Received) -> Settlement {
     tracing::info!("a call was not begun within its caller's time; it is dropped");
-    let mut transaction = case.ending(Effects::default(), None);
+    let mut transaction = case.ending(worker, received, Effects::default(), None);
     let caller = received.caller.as_ref();
     transaction.answered = caller.and_then(|caller| caller.answered(&worker.record, None));
     if transaction.answered.is_none() && !case.stored {

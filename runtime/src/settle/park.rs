@@ -46,10 +46,10 @@ pub(super) async fn store(
     after: Duration,
     how: Return,
 ) -> Settlement {
-    let mut transaction = case.ending(Effects::default(), None);
-    transaction.parking = case.park.as_ref().map(|(subject, revision)| Parking {
-        subject: subject.clone(),
-        revision: *revision,
+    let mut transaction = case.ending(worker, received, Effects::default(), None);
+    transaction.parking = case.park.as_ref().map(|park| Parking {
+        subject: park.subject(worker, received),
+        revision: park.revision,
         message: Some(write(record, &received.message, worker.max_payload)),
     });
     if mutation::is("park-in-memory") {
@@ -77,7 +77,7 @@ pub(crate) async fn behind(worker: &Worker, case: &Case, received: &Received) ->
         worker,
         case,
         received,
-        &case.record,
+        &case.record(worker, received),
         Duration::ZERO,
         Return::Retry,
     )
@@ -128,7 +128,7 @@ pub(crate) fn read(
             subject: text(SUBJECT)?.to_owned(),
             headers: serde_json::from_str(text(HEADERS)?).ok()?,
             payload,
-            stream: stream.to_owned(),
+            stream: stream.into(),
             sequence,
             stored,
         })

@@ -6,6 +6,7 @@
 mod position;
 mod queue;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use position::{Habits, OpenContext, PARTITIONS, PositionSource, partition};
@@ -25,7 +26,7 @@ pub(crate) struct Received {
     /// Who waits for a reply, if it is a call.
     pub(crate) caller: Option<Caller>,
     /// Its ordering key.
-    pub(crate) key: Option<String>,
+    pub(crate) key: Option<Arc<str>>,
     /// How often it was handed out, from 1, to any node.
     pub(crate) delivered: u64,
     /// Lets it go or keeps it.
@@ -55,7 +56,7 @@ pub(crate) enum Return {
 }
 
 /// The source's end of a message; the position engine's has none.
-pub(crate) struct Acker(Option<async_nats::jetstream::message::Acker>);
+pub(crate) struct Acker(Option<Box<async_nats::jetstream::message::Acker>>);
 
 impl Acker {
     /// Settles the message. A lost ack makes a second delivery, which the marker suppresses.

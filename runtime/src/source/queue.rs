@@ -1,5 +1,6 @@
 //! The queue engine's source: one durable pull consumer per function and input stream, shared by all nodes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -33,7 +34,7 @@ pub(crate) struct SourceError(pub(crate) String);
 /// One open input.
 pub(crate) struct QueueSource {
     messages: pull::Stream,
-    stream: String,
+    stream: Arc<str>,
     stream_created: i64,
 }
 
@@ -64,7 +65,7 @@ impl QueueSource {
         let stream_created = i64::try_from(stream_created).unwrap_or_default();
         Ok(Self {
             messages,
-            stream: input.stream.clone(),
+            stream: input.stream.as_str().into(),
             stream_created,
         })
     }
@@ -107,7 +108,7 @@ impl QueueSource {
             caller: None,
             key: None,
             delivered: u64::try_from(delivered).unwrap_or(1),
-            acker: Acker(Some(acker)),
+            acker: Acker(Some(Box::new(acker))),
         })
     }
 }
@@ -131,7 +132,7 @@ pub(super) fn stream_error(stream: &str, error: &GetStreamError) -> SourceError 
 }
 
 /// A message as it came from a consumer.
-pub(crate) fn message(taken: &jetstream::Message, info: &Info<'_>, stream: &str) -> Message {
+pub(crate) fn message(taken: &jetstream::Message, info: &Info<'_>, stream: &Arc<str>) -> Message {
     let headers: Headers = taken
         .headers
         .iter()
@@ -146,7 +147,7 @@ pub(crate) fn message(taken: &jetstream::Message, info: &Info<'_>, stream: &str)
         subject: taken.subject.to_string(),
         headers,
         payload: taken.payload.clone(),
-        stream: stream.to_owned(),
+        stream: stream.clone(),
         sequence: info.stream_sequence,
         stored: i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default(),
     }

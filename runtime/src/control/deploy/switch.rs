@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use async_nats::header;
 use async_nats::jetstream;
@@ -154,12 +155,13 @@ async fn hand_over(
         },
         headers_only: false,
     };
+    let name = input.stream.as_str().into();
     let (mut first, mut done) = (None, Vec::new());
     scan(&stream, beyond, |message| {
         let info = message
             .info()
             .map_err(|error| ControlError::nats(&doing, error))?;
-        let message = source::message(message, &info, &input.stream);
+        let message = source::message(message, &info, &name);
         if message.sequence > progress.end() || done.len() >= MAX_MARKERS {
             first = first.or(Some(message.sequence));
             return Ok(ControlFlow::Break(()));
@@ -186,10 +188,8 @@ async fn hand_over(
     let created = i64::try_from(created).unwrap_or_default();
     let markers = done.iter().map(|sequence| {
         let subject = names.marker(&record.function, &input.stream, *sequence);
-        (
-            subject,
-            txn(record.instance, &input.stream, created, *sequence),
-        )
+        let txn = txn(record.instance, &input.stream, created, *sequence);
+        (subject, txn)
     });
     mark(js, markers.collect())
         .await
@@ -206,12 +206,12 @@ async fn hand_over(
         .map_err(|error| ControlError::nats(&doing, error))
 }
 
-async fn mark(js: &jetstream::Context, markers: Vec<(String, String)>) -> Result<(), String> {
+async fn mark(js: &jetstream::Context, markers: Vec<(String, Arc<str>)>) -> Result<(), String> {
     for some in markers.chunks(AT_ONCE) {
         let mut acks = Vec::new();
         for (subject, txn) in some {
             let message = PublishMessage::build()
-                .payload(txn.clone().into())
+                .payload(txn.to_string().into())
                 .header(header::NATS_MESSAGE_TTL, MARKER_TTL);
             let ack = js.send_publish(subject.clone(), message).await;
             acks.push(ack.map_err(|error| error.to_string())?);

@@ -47,7 +47,7 @@ fn collector_of(state: &Arc<MemoryState>, delivery: &Delivery) -> Collector {
         }],
         max_payload: 1 << 20,
     };
-    Collector::new(Arc::new(rules), state.clone(), "txn".into(), delivery)
+    Collector::new(Arc::new(rules), state.clone(), Txn::sample(), delivery)
 }
 
 fn draft(len: usize) -> Draft {

@@ -3,7 +3,7 @@
 
 use super::{Collector, check_key, now, unavailable};
 use crate::effects::{Effects, Emit, Failure, Timer, TimerChange};
-use crate::event::Draft;
+use crate::event::{self, Draft};
 use crate::names::{AppNames, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER, TIMER_HEADER};
 use crate::records::TimerRecord;
 
@@ -110,9 +110,10 @@ impl Collector {
         let Emit {
             target,
             subject,
-            mut headers,
+            headers,
             payload,
         } = set.emit;
+        let mut headers = event::owned(headers);
         let said = [
             (TIMER_HEADER, record),
             (DUE_SUBJECT_HEADER, subject.as_str()),
@@ -120,7 +121,7 @@ impl Collector {
         ];
         headers.extend(said.map(|(name, value)| (name.to_owned(), value.to_owned())));
         Timer {
-            id: format!("{}-{}", self.txn, set.n),
+            id: format!("{}-{}", self.txn.id(), set.n),
             at: set.at,
             headers,
             payload,

@@ -57,7 +57,7 @@ impl Bench {
         let logs = LogLines::default();
         let call = Call {
             delivery: delivery(),
-            txn: "t1".into(),
+            txn: Txn::sample(),
             state: self.state.clone(),
             logs: logs.clone(),
         };
@@ -65,7 +65,7 @@ impl Bench {
     }
 
     pub(super) async fn invoke(&self, function: &Function) -> Attempt {
-        function.invoke(self.call().0).await
+        function.invoke(Box::new(self.call().0)).await
     }
 
     /// Loads and invokes once.

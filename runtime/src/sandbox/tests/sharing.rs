@@ -15,7 +15,7 @@ async fn attempts_wait_for_an_instance_and_idle_ones_give_way() {
     let attempts: Vec<_> = (0..200)
         .map(|n| {
             let (function, call) = (functions[n % functions.len()].clone(), bench.call().0);
-            tokio::spawn(async move { function.invoke(call).await.result })
+            tokio::spawn(async move { function.invoke(Box::new(call)).await.result })
         })
         .collect();
     for attempt in attempts {

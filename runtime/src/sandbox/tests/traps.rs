@@ -21,7 +21,7 @@ async fn endless_loops_end_at_the_timeout_and_keep_no_thread() {
     let loops: Vec<_> = (0..4)
         .map(|_| {
             let (looping, call) = (looping.clone(), bench.call().0);
-            tokio::spawn(async move { looping.invoke(call).await })
+            tokio::spawn(async move { looping.invoke(Box::new(call)).await })
         })
         .collect();
     for _ in 0..5 {
@@ -60,7 +60,7 @@ async fn a_panic_says_its_last_critical_line() {
     let function = bench.load(&guest).await;
     for _ in 0..3 {
         let (call, lines) = bench.call();
-        let attempt = function.invoke(call).await;
+        let attempt = function.invoke(Box::new(call)).await;
         assert_eq!(failure(&attempt).code, "pelton-trap");
         assert_eq!(failure(&attempt).disposition, Disposition::Retry);
         assert_eq!(

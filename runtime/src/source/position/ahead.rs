@@ -5,6 +5,7 @@
 //! It may be wrong, or stale when the handler comes to it. Then the handler reads what it wants as ever, or the commit finds out.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,10 @@ const MAX_HABITS: usize = 4;
 /// So often must one have been seen, net of the times that it was not, before it is relied on.
 const SURE: u32 = 8;
 const SUREST: u32 = 64;
-/// Keys of one read.
-const AT_ONCE: usize = 256;
+/// Keys of one read: half of what the server answers at once.
+const AT_ONCE: usize = 512;
+/// Reads at once: an answer takes as long as the batch that it waits behind, and handlers would catch up with one.
+const READS: usize = 2;
 /// Keys that wait to be read: more are left to the handlers.
 const WAITING: usize = 2048;
 /// After a read that failed, or would have been too large, none is made for so long.
@@ -25,7 +28,11 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// What a function has been seen to read: shared by all its deliveries.
 #[derive(Debug, Default)]
-pub(crate) struct Habits(Mutex<Vec<Habit>>);
+pub(crate) struct Habits {
+    habits: Mutex<Vec<Habit>>,
+    /// Whether there are any.
+    any: AtomicBool,
+}
 
 /// A state key, as what stands before and behind the delivery's key in it.
 #[derive(Debug)]
@@ -45,6 +52,9 @@ impl Habit {
 impl Habits {
     /// An attempt at a delivery with this key did this.
     pub(crate) fn learn(&self, key: &str, effects: &Effects) {
+        if effects.reads.is_empty() && !self.any.load(Ordering::Relaxed) {
+            return;
+        }
         let mut habits = self.lock();
         for habit in habits.iter_mut() {
             habit.seen = match effects.reads.keys().any(|read| habit.is(key, read)) {
@@ -65,10 +75,14 @@ impl Habits {
                 });
             }
         }
+        self.any.store(!habits.is_empty(), Ordering::Relaxed);
     }
 
     /// What will likely be read for this key.
     fn expected(&self, key: &str) -> Vec<String> {
+        if !self.any.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
         let habits = self.lock();
         let sure = habits.iter().filter(|habit| habit.seen >= SURE);
         sure.map(|Habit { before, behind, .. }| format!("{before}{key}{behind}"))
@@ -77,7 +91,7 @@ impl Habits {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Habit>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.habits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -86,7 +100,8 @@ impl Habits {
 pub(super) struct Ahead {
     waiting: VecDeque<String>,
     known: HashSet<String>,
-    reading: bool,
+    /// Reads under way.
+    reading: usize,
     paused: Option<Instant>,
 }
 
@@ -106,7 +121,7 @@ impl Ahead {
     /// What to read now; to be followed by [`end`](Self::end).
     pub(super) fn start(&mut self, state: &CachedState) -> Option<Vec<String>> {
         let paused = self.paused.is_some_and(|since| since.elapsed() < PAUSE);
-        if self.waiting.is_empty() || self.reading || paused {
+        if self.waiting.is_empty() || self.reading >= READS || paused {
             return None;
         }
         let count = self.waiting.len().min(AT_ONCE);
@@ -116,13 +131,16 @@ impl Ahead {
         }
         // Their handlers were faster.
         keys.retain(|key| !state.knows(key));
-        self.reading = !keys.is_empty();
-        self.reading.then_some(keys)
+        if keys.is_empty() {
+            return None;
+        }
+        self.reading += 1;
+        Some(keys)
     }
 
     /// What was being read is there, or could not be read.
     pub(super) fn end(&mut self, read: bool) {
-        self.reading = false;
+        self.reading = self.reading.saturating_sub(1);
         self.paused = (!read).then(Instant::now);
     }
 }

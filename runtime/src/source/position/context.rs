@@ -31,6 +31,8 @@ pub(crate) struct OpenContext {
 pub(crate) struct Context {
     pub(crate) worker: Arc<Worker>,
     pub(crate) input: Input,
+    /// The input stream's name.
+    pub(crate) stream: Arc<str>,
     /// This node's id.
     pub(crate) node: String,
     /// This hold on the input, as positions name it: the node and a nonce.

@@ -11,15 +11,15 @@ use super::ahead;
 use super::due;
 use super::lanes::{Body, Place};
 use super::park::Leftovers;
-use super::round::Round;
+use super::round::{Round, Wave};
 use super::timer::{self, Timed};
 use crate::call::Caller;
-use crate::commit::{Fence, Origin, Partition};
+use crate::commit::{Fence, Partition};
 use crate::delivery::{self, TROUBLE_PAUSE};
 use crate::event::{Headers, Message};
-use crate::names;
+use crate::records::AttemptsRecord;
 use crate::series::Work;
-use crate::settle::{self, Case, park};
+use crate::settle::{self, Case, Park, park};
 use crate::source::{Acker, Received, Settlement};
 
 /// A delivery and its place.
@@ -57,6 +57,8 @@ pub(super) enum Ended {
     Ahead(bool),
     /// Several were begun.
     Round(Round),
+    /// Some of those have ended.
+    Wave(Wave),
 }
 
 /// What was found of a parked delivery.
@@ -127,7 +129,11 @@ impl Job {
         permit: OwnedSemaphorePermit,
     ) -> (Settlement, Body, Vec<Message>) {
         let mut tick = None;
-        let timed = match Box::pin(timer::look(&self.context, &message)).await {
+        let looked = match self.context.internal {
+            true => Box::pin(timer::look(&self.context, &message)).await,
+            false => Ok(Timed::No),
+        };
+        let timed = match looked {
             Ok(Timed::No) => None,
             Ok(Timed::Tick(record, change)) => {
                 tick = Some((record, change));
@@ -135,14 +141,16 @@ impl Job {
             }
             Ok(Timed::Stale) => Some(Settlement::Done),
             Ok(Timed::Refused(effects, failure)) => {
-                let case = self.case(message.sequence, message.stored, None);
+                let case = self.case(message.stored, None);
                 let received = self.received(message.clone());
                 let worker = &self.context.worker;
-                Some(settle::refuse(worker, &case, &received, failure, effects).await)
+                let refused = settle::refuse(worker, &case, &received, failure, effects);
+                Some(Box::pin(refused).await)
             }
             Ok(Timed::Event(effects)) => {
-                let case = self.case(message.sequence, message.stored, None);
-                let passed = settle::pass_on(&self.context.worker, &case, effects);
+                let case = self.case(message.stored, None);
+                let received = self.received(message.clone());
+                let passed = settle::pass_on(&self.context.worker, &case, &received, effects);
                 Some(Box::pin(passed).await)
             }
             Err(error) => {
@@ -160,7 +168,7 @@ impl Job {
         let all = std::iter::once(message).chain(more);
         let mut all: Vec<(Case, Received)> = all
             .map(|message| {
-                let case = self.case(message.sequence, message.stored, None);
+                let case = self.case(message.stored, None);
                 (case, self.received(message))
             })
             .collect();
@@ -183,7 +191,7 @@ impl Job {
 
     /// Parks a delivery behind one that keeps its place.
     pub(super) async fn park(self, message: Message) -> Ended {
-        let mut case = self.case(self.sequence, message.stored, None);
+        let mut case = self.case(message.stored, None);
         match timer::look(&self.context, &message).await {
             Ok(Timed::No) => {}
             Ok(Timed::Tick(record, change)) => case.set(record, change),
@@ -246,62 +254,37 @@ impl Job {
             message,
             stream_created: self.context.stream_created,
             internal,
-            key: self.place.1.name().map(str::to_owned),
+            key: self.place.1.name().cloned(),
             delivered: 1,
             acker: Acker(None),
         }
     }
 
-    fn case(
-        &self,
-        sequence: u64,
-        stored: i64,
-        parked: Option<(crate::records::AttemptsRecord, u64)>,
-    ) -> Case {
-        let Context {
-            worker,
-            input,
-            names,
-            ..
-        } = self.context.as_ref();
-        let (record, stream) = (&worker.record, &input.stream);
-        let txn = names::txn(
-            record.instance,
-            stream,
-            self.context.stream_created,
-            sequence,
-        );
-        let origin = Origin {
-            function: record.function.clone(),
-            stream: stream.clone(),
-            sequence,
-            txn,
-        };
+    fn case(&self, stored: i64, parked: Option<(AttemptsRecord, u64)>) -> Case {
         let fence = Fence::Position {
             partition: self.partition.clone(),
             stored: Some(stored),
         };
-        Case::positioned(origin, fence, self.park_subject(names, sequence), parked)
-    }
-
-    fn park_subject(&self, names: &names::AppNames, sequence: u64) -> String {
-        let (partition, key) = &self.place;
-        let function = &self.context.worker.record.function;
-        names.parked(
-            function,
-            &self.context.input.stream,
-            *partition,
-            key.name(),
-            sequence,
-        )
+        let (record, revision) = parked.unwrap_or_default();
+        let park = Park {
+            partition: self.place.0,
+            revision,
+        };
+        Case::positioned(fence, park, record)
     }
 
     /// Reads the park, from the stream's leader: an older record would count too few attempts.
     async fn load(&self) -> Found {
         let Context {
-            js, names, input, ..
+            worker,
+            js,
+            names,
+            stream: input,
+            ..
         } = self.context.as_ref();
-        let subject = self.park_subject(names, self.sequence);
+        let ((partition, key), sequence) = (&self.place, self.sequence);
+        let key = key.name().map(Arc::as_ref);
+        let subject = names.parked(&worker.name, input, *partition, key, sequence);
         let stream = match js.get_stream_no_info(names.commit_stream()).await {
             Ok(stream) => stream,
             Err(error) => return Found::Unreadable(error.to_string()),
@@ -316,8 +299,7 @@ impl Job {
         if found.headers.get("KV-Operation").is_some() {
             return Found::Gone;
         }
-        let Some(parked) = park::read(&found.headers, found.payload, &input.stream, self.sequence)
-        else {
+        let Some(parked) = park::read(&found.headers, found.payload, input, sequence) else {
             return Found::Unreadable(format!("{subject} holds no parked delivery"));
         };
         let message = match parked.message {
@@ -327,25 +309,24 @@ impl Job {
                 Err(why) => return Found::Unreadable(why),
             },
         };
-        let case = self.case(
-            self.sequence,
-            message.stored,
-            Some((parked.record, found.sequence)),
-        );
+        let parked = Some((parked.record, found.sequence));
+        let case = self.case(message.stored, parked);
         Found::Here(Box::new((message, case)))
     }
 
     /// The message as the input has it.
     async fn original(&self) -> Result<Message, String> {
-        let Context { js, input, .. } = self.context.as_ref();
+        let Context {
+            js, stream: input, ..
+        } = self.context.as_ref();
         let stream = js
-            .get_stream_no_info(&input.stream)
+            .get_stream_no_info(input.as_ref())
             .await
             .map_err(|error| error.to_string())?;
         let found = stream.get_raw_message(self.sequence).await.map_err(|error| match error.kind() {
             RawMessageErrorKind::NoMessageFound => format!(
                 "message {} of stream {} is gone, and was too large to be kept beside its attempts",
-                self.sequence, input.stream
+                self.sequence, input
             ),
             _ => error.to_string(),
         })?;
@@ -358,7 +339,7 @@ impl Job {
             subject: found.subject.to_string(),
             headers,
             payload: found.payload,
-            stream: input.stream.clone(),
+            stream: input.clone(),
             sequence: self.sequence,
             stored: i64::try_from(found.time.unix_timestamp_nanos()).unwrap_or_default(),
         })

@@ -10,6 +10,8 @@ use std::time::Instant;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use foldhash::quality::RandomState;
+
 use crate::event::Message;
 use crate::source::Return;
 
@@ -33,7 +35,7 @@ impl Key {
     }
 
     /// Its text, if it has one.
-    pub(super) fn name(&self) -> Option<&str> {
+    pub(super) fn name(&self) -> Option<&Arc<str>> {
         match self {
             Self::Named(name) => Some(name),
             Self::Alone(_) => None,
@@ -74,7 +76,7 @@ struct Lane {
 
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
-    lanes: HashMap<Place, Lane>,
+    lanes: HashMap<Place, Lane, RandomState>,
     /// Lanes that may have something to run now, in the order in which they got it.
     ready: VecDeque<Place>,
     /// When which lanes are to be looked at again.

@@ -39,7 +39,7 @@ pub(crate) use self::owner::PARTITIONS;
 use self::owner::{partition_at, partition_of};
 use self::park::Sweeper;
 use self::reader::{Reader, next};
-use self::round::{Next, Round};
+use self::round::{Next, Wave};
 use super::queue::stream_error;
 use super::{Settlement, SourceError};
 use crate::call;
@@ -91,6 +91,8 @@ pub(crate) struct PositionSource {
     /// Read, and waiting for room in its partition.
     stalled: Option<Message>,
     jobs: JoinSet<Ended>,
+    /// Deliveries that were begun and have not ended.
+    begun: usize,
     /// Something is ready and every handler is busy.
     starved: bool,
     /// A delivery is not accounted for.
@@ -128,6 +130,7 @@ impl PositionSource {
         let internal = input.stream == names.commit_stream();
         let owner = format!("{node}:{}", uuid::Uuid::new_v4().simple());
         let context = Context {
+            stream: input.stream.as_str().into(),
             worker,
             input,
             node,
@@ -160,6 +163,7 @@ impl PositionSource {
             unread: None,
             stalled: None,
             jobs: JoinSet::new(),
+            begun: 0,
             starved: false,
             broken: false,
             awake,
@@ -185,6 +189,9 @@ impl PositionSource {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            if let Some(message) = self.stalled.take() {
+                self.hand_out(message);
+            }
             self.start_jobs(None);
             if self.broken {
                 return Err(SourceError("a delivery ended unexpectedly".into()));
@@ -194,7 +201,7 @@ impl PositionSource {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 Some(ended) = self.jobs.join_next() => self.end_all(ended),
-                message = next(&mut self.reader, &self.context.input.stream), if can_read => self.read_all(message),
+                message = next(&mut self.reader, &self.context.stream), if can_read => self.read_all(message),
                 permit = handlers.acquire_owned(), if self.starved => self.start_jobs(permit.ok()),
                 () = until(self.lanes.next_due()) => {}
                 _ = tick.tick() => self.tick().await?,
@@ -216,9 +223,6 @@ impl PositionSource {
                 .spawn(job::flush(self.context.clone(), partition.clone()));
         }
         self.read_on().await?;
-        if let Some(message) = self.stalled.take() {
-            self.hand_out(message);
-        }
         if let Some(sweep) = self.sweeper.start(&self.context, self.claims.held()) {
             self.jobs.spawn(sweep);
         }
@@ -281,7 +285,8 @@ impl PositionSource {
 
     /// Whether another message may be read.
     fn has_room(&self) -> bool {
-        let room = self.lanes.held() < READ_AHEAD && self.jobs.len() < UNDER_WAY;
+        let under_way = self.begun + self.jobs.len();
+        let room = self.lanes.held() < READ_AHEAD && under_way < UNDER_WAY;
         self.stalled.is_none() && room
     }
 
@@ -290,7 +295,7 @@ impl PositionSource {
         self.read(message);
         for _ in 1..AT_ONCE {
             let message = match self.has_room() {
-                true => next(&mut self.reader, &self.context.input.stream).now_or_never(),
+                true => next(&mut self.reader, &self.context.stream).now_or_never(),
                 false => None,
             };
             let Some(message) = message else { return };
@@ -413,6 +418,7 @@ impl PositionSource {
         if let Some(keys) = self.ahead.start(self.context.worker.committer.state()) {
             self.jobs.spawn(job::read_ahead(self.context.clone(), keys));
         }
+        self.begun += begun.len();
         for some in self.rounds.divide(begun) {
             self.jobs.spawn(round::begin(some));
         }
@@ -428,29 +434,33 @@ impl PositionSource {
             }
         };
         match ended {
-            Ended::Round(round) => self.end_round(round),
+            Ended::Round(round) => {
+                self.rounds.learn(&round);
+                self.end_wave(round.wave);
+                for next in round.left {
+                    self.jobs.spawn(next.run());
+                }
+            }
+            Ended::Wave(wave) => self.end_wave(wave),
             other => self.end_one(other),
         }
     }
 
-    fn end_round(&mut self, round: Round) {
-        self.rounds.learn(&round);
-        for ended in round.ended {
+    fn end_wave(&mut self, wave: Wave) {
+        for ended in wave.ended {
             self.end_one(ended);
         }
-        for under_way in round.under_way {
-            self.jobs.spawn(under_way);
-        }
-        for next in round.left {
-            self.jobs.spawn(next.run());
+        if !wave.under_way.is_empty() {
+            self.jobs.spawn(round::go_on(wave.under_way));
         }
     }
 
     fn end_one(&mut self, ended: Ended) {
+        self.begun -= usize::from(matches!(ended, Ended::Attempt { .. }));
         match ended {
             Ended::Ahead(read) => self.ahead.end(read),
-            // It is not in one.
-            Ended::Flushed | Ended::Round(_) => {}
+            // These are in none.
+            Ended::Flushed | Ended::Round(_) | Ended::Wave(_) => {}
             Ended::Swept(leftovers) => self.sweeper.end(leftovers),
             Ended::Parked {
                 partition,

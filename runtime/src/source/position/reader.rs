@@ -3,6 +3,7 @@
 //! Not the client's ordered consumer: that takes a reader for lost only after two heartbeats of fifteen seconds have not come, and
 //! goes on trying by itself. Here any doubt ends the reader, and the source opens one where it stands.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -75,7 +76,7 @@ impl Reader {
     ///
     /// # Errors
     /// The reader is lost: what it would say next may not be what follows.
-    async fn next(&mut self, stream: &str) -> Result<Message, String> {
+    async fn next(&mut self, stream: &Arc<str>) -> Result<Message, String> {
         let taken = match self.messages.next().await {
             Some(Ok(taken)) => taken,
             Some(Err(error)) => return Err(error.to_string()),
@@ -96,7 +97,10 @@ impl Reader {
 }
 
 /// The next message; nothing comes where there is no reader.
-pub(super) async fn next(reader: &mut Option<Reader>, stream: &str) -> Result<Message, String> {
+pub(super) async fn next(
+    reader: &mut Option<Reader>,
+    stream: &Arc<str>,
+) -> Result<Message, String> {
     match reader {
         Some(reader) => reader.next(stream).await,
         None => std::future::pending().await,

@@ -7,6 +7,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::job::{Ended, Job};
@@ -26,14 +28,20 @@ pub(super) struct Next {
     pub(super) permit: OwnedSemaphorePermit,
 }
 
-/// One that has been begun, and waits.
-pub(super) type UnderWay = BoxFuture<'static, Ended>;
+/// One that is being taken to its end.
+type UnderWay = BoxFuture<'static, Ended>;
+
+/// Deliveries that were begun together. They go on together, too: many of them wait for the same batch.
+#[derive(Default)]
+pub(super) struct Wave {
+    pub(super) ended: Vec<Ended>,
+    pub(super) under_way: FuturesUnordered<UnderWay>,
+}
 
 /// What a round leaves behind.
 #[derive(Default)]
 pub(super) struct Round {
-    pub(super) ended: Vec<Ended>,
-    pub(super) under_way: Vec<UnderWay>,
+    pub(super) wave: Wave,
     /// Not begun.
     pub(super) left: Vec<Next>,
 }
@@ -76,8 +84,8 @@ pub(super) async fn begin(next: Vec<Next>) -> Ended {
     for one in next.by_ref() {
         let mut run = one.run();
         match futures::poll!(&mut run) {
-            Poll::Ready(ended) => round.ended.push(ended),
-            Poll::Pending => round.under_way.push(run),
+            Poll::Ready(ended) => round.wave.ended.push(ended),
+            Poll::Pending => round.wave.under_way.push(run),
         }
         if began.elapsed() >= PATIENCE {
             break;
@@ -85,6 +93,15 @@ pub(super) async fn begin(next: Vec<Next>) -> Ended {
     }
     round.left = next.collect();
     Ended::Round(round)
+}
+
+/// Waits until some of these have ended.
+pub(super) async fn go_on(mut under_way: FuturesUnordered<UnderWay>) -> Ended {
+    let mut ended: Vec<Ended> = under_way.next().await.into_iter().collect();
+    while let Some(Some(one)) = under_way.next().now_or_never() {
+        ended.push(one);
+    }
+    Ended::Wave(Wave { ended, under_way })
 }
 
 impl Next {

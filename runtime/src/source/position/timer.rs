@@ -98,7 +98,9 @@ fn event(message: &Message) -> Option<Emit> {
     Some(Emit {
         target,
         subject: message.subject.clone(),
-        headers: headers.cloned().collect(),
+        headers: headers
+            .map(|(name, value)| (name.clone().into(), value.clone()))
+            .collect(),
         payload: message.payload.clone(),
     })
 }
