@@ -192,6 +192,36 @@ async fn a_delayed_event_leaves_for_a_stream_that_is_no_target_any_more() -> Res
 }
 
 #[tokio::test]
+async fn a_target_keeps_its_source_while_an_old_version_may_emit() -> Result<()> {
+    let slow = |to: &str| Ok::<_, anyhow::Error>(format!("{}timeout = \"8s\"\n", emitting(to)?));
+    let scene = Scene::start(&slow("\"out.>\"")?).await?;
+    let nats = &scene.nats;
+    let retiring = async |wanted: bool| {
+        let nodes = nats.nodes().await?;
+        let any = nodes
+            .iter()
+            .any(|node| node["retiring"] == json!(["shop"]));
+        Ok((any == wanted).then_some(()))
+    };
+    nats.publish("hostile.act.a", r#"{"do":"loop"}"#).await?;
+    eventually("the attempt to begin", || async {
+        let node = nats.nodes().await?.pop().context("no node")?;
+        let delivered = &node["functions"][0]["counts"]["delivered"];
+        Ok((delivered == &json!(1)).then_some(()))
+    })
+    .await?;
+    scene.project.change(&slow("")?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    nats.serving("hostile", Some(2), 1).await?;
+    retiring(true).await?.context("the attempt has ended")?;
+    assert_eq!(sources(nats).await?, 1, "it may emit");
+    eventually("the attempt to end", || retiring(false)).await?;
+    scene.pelton.ok(&["deploy"]).await?;
+    assert_eq!(sources(nats).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_delayed_event_whose_stream_does_not_take_it_any_more_is_a_dead_letter() -> Result<()> {
     let scene = Scene::start(&emitting("\"out.>\"")?).await?;
     let nats = &scene.nats;

@@ -54,6 +54,9 @@ use crate::series::MAX_SERIES;
 const READ_AHEAD: usize = 2048;
 /// Deliveries of one input that are under way: in handlers, waiting for their commit, or on their way into the park.
 const UNDER_WAY: usize = 4096;
+/// With so many begun, two full batches and more, it is their commits that are waited for: then handlers run on one thread at a time, and
+/// leave the others to what commits need, here and in a server on the same machine.
+const AHEAD: usize = 1024;
 /// Messages taken, and ends of deliveries, before the loop looks at the others again.
 const AT_ONCE: usize = 64;
 /// Followers of one failing delivery that are parked at the same time.
@@ -93,6 +96,8 @@ pub(crate) struct PositionSource {
     jobs: JoinSet<Ended>,
     /// Deliveries that were begun and have not ended.
     begun: usize,
+    /// Rounds that have not ended.
+    beginning: usize,
     /// Something is ready and every handler is busy.
     starved: bool,
     /// A delivery is not accounted for.
@@ -164,6 +169,7 @@ impl PositionSource {
             stalled: None,
             jobs: JoinSet::new(),
             begun: 0,
+            beginning: 0,
             starved: false,
             broken: false,
             awake,
@@ -379,9 +385,13 @@ impl PositionSource {
 
     fn start_jobs(&mut self, mut permit: Option<OwnedSemaphorePermit>) {
         self.starved = false;
+        let ahead = self.begun >= AHEAD;
+        if ahead && self.beginning > 0 {
+            return;
+        }
         let now = Instant::now();
         let mut begun = Vec::new();
-        loop {
+        while !ahead || begun.len() < round::MAX {
             let handlers = &self.context.worker.handlers;
             let Some(given) = permit
                 .take()
@@ -419,7 +429,9 @@ impl PositionSource {
             self.jobs.spawn(job::read_ahead(self.context.clone(), keys));
         }
         self.begun += begun.len();
-        for some in self.rounds.divide(begun) {
+        let parts = if ahead { 1 } else { round::threads() };
+        for some in self.rounds.divide(begun, parts) {
+            self.beginning += 1;
             self.jobs.spawn(round::begin(some));
         }
     }
@@ -435,6 +447,7 @@ impl PositionSource {
         };
         match ended {
             Ended::Round(round) => {
+                self.beginning -= 1;
                 self.rounds.learn(&round);
                 self.end_wave(round.wave);
                 for next in round.left {

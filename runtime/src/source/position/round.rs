@@ -16,7 +16,7 @@ use super::lanes::Body;
 use crate::event::Message;
 
 /// Deliveries of one round at most.
-const MAX: usize = 32;
+pub(super) const MAX: usize = 32;
 /// A round that has taken so long leaves the rest of it to others.
 const PATIENCE: Duration = Duration::from_millis(1);
 
@@ -56,10 +56,13 @@ impl Default for Size {
 }
 
 impl Size {
-    /// Divides what is to be begun, so that every thread has some of it.
-    pub(super) fn divide(&self, next: Vec<Next>) -> impl Iterator<Item = Vec<Next>> + use<> {
-        let threads = tokio::runtime::Handle::current().metrics().num_workers();
-        let size = next.len().div_ceil(threads.max(1)).clamp(1, self.0);
+    /// Divides what is to be begun into so many parts, or more.
+    pub(super) fn divide(
+        &self,
+        next: Vec<Next>,
+        parts: usize,
+    ) -> impl Iterator<Item = Vec<Next>> + use<> {
+        let size = next.len().div_ceil(parts).clamp(1, self.0);
         let mut next = next.into_iter();
         std::iter::from_fn(move || {
             let some: Vec<Next> = next.by_ref().take(size).collect();
@@ -74,6 +77,12 @@ impl Size {
             false => 1,
         };
     }
+}
+
+/// Threads that there are.
+pub(super) fn threads() -> usize {
+    let runtime = tokio::runtime::Handle::current();
+    runtime.metrics().num_workers().max(1)
 }
 
 /// Begins these, one after the other.
