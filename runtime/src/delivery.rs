@@ -225,7 +225,10 @@ pub(crate) async fn attempt(
 ) -> Attempt {
     let call = match call(worker, work, state) {
         Ok(call) => call,
-        Err(attempt) => return attempt,
+        Err(result) => {
+            let effects = Effects::default();
+            return Attempt { result, effects };
+        }
     };
     let logs = call.logs.clone();
     let attempt = worker.function.invoke(call).await;
@@ -274,23 +277,20 @@ async fn finished<'a>(
     Some(room)
 }
 
-/// What the handler is called with; or what comes of a delivery that it is not to see.
+/// What the handler is called with; or how a delivery ends that it is not to see.
 fn call(
     worker: &Worker,
     Work { case, received }: Work<'_>,
     state: Arc<dyn StateReader>,
-) -> Result<Box<Call>, Attempt> {
+) -> Result<Box<Call>, Result<(), Failure>> {
     let message = &received.message;
     if meant_for_another(worker, received) {
-        return Err(Attempt {
-            result: Ok(()),
-            effects: Effects::default(),
-        });
+        return Err(Ok(()));
     }
     let malformed = |why: EventError| Failure::reject("pelton-event-malformed", why.to_string());
-    let decoded = event::decode(message).map_err(|why| failed(malformed(why)))?;
+    let decoded = event::decode(message).map_err(|why| Err(malformed(why)))?;
     if worker.lacks_key(received) {
-        return Err(failed(Failure::reject(
+        return Err(Err(Failure::reject(
             "pelton-key-missing",
             "the event has no key where `key` of the function says",
         )));

@@ -198,9 +198,7 @@ async fn a_target_keeps_its_source_while_an_old_version_may_emit() -> Result<()>
     let nats = &scene.nats;
     let retiring = async |wanted: bool| {
         let nodes = nats.nodes().await?;
-        let any = nodes
-            .iter()
-            .any(|node| node["retiring"] == json!(["shop"]));
+        let any = nodes.iter().any(|node| node["retiring"] == json!(["shop"]));
         Ok((any == wanted).then_some(()))
     };
     nats.publish("hostile.act.a", r#"{"do":"loop"}"#).await?;
