@@ -1,7 +1,7 @@
 //! What is in the streams in the end: inputs, receipts, dead letters, what was emitted, state, positions, leftovers. The
 //! verifier believes these alone, not what its own parts say they did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -267,11 +267,14 @@ pub(crate) async fn commits(nats: &Nats) -> Result<Commits> {
             commits.leftovers.push(subject.to_owned());
         }
     }
-    let all = commits.leftovers.clone();
-    led(nats, &mut commits).await?;
+    let read = std::mem::take(&mut commits.leftovers);
+    let read: BTreeSet<String> = read.into_iter().collect();
+    led(nats, &read, &mut commits).await?;
     // What moved meanwhile was not gone, but lies elsewhere.
     if last(nats).await? != before {
-        (commits.leftovers, commits.apart) = (all, 0);
+        let led = std::mem::take(&mut commits.leftovers);
+        commits.leftovers = read.union(&led.into_iter().collect()).cloned().collect();
+        commits.apart = 0;
     }
     Ok(commits)
 }
@@ -282,22 +285,33 @@ async fn last(nats: &Nats) -> Result<u64> {
     Ok(stream.cached_info().state.last_sequence)
 }
 
-/// Keeps of the leftovers what the stream's leader has, too: of what goes by itself, a copy that was killed may hold on to an
-/// older message. Nobody believes that copy, and should it lead one day, the nodes clear it.
-async fn led(nats: &Nats, commits: &mut Commits) -> Result<()> {
+/// What is left over as the stream's leader has it; `read` is what was read, of any copy. Of what goes by itself, a copy that was killed may
+/// hold on to an older message: nobody believes that copy, and once it leads, the nodes clear it, which takes them some seconds. And what a
+/// leader holds on to another copy may lack.
+async fn led(nats: &Nats, read: &BTreeSet<String>, commits: &mut Commits) -> Result<()> {
     let stream = nats.js.get_stream_no_info(format!("KV_{APP}")).await?;
+    let mut found = read.clone();
+    for kind in LEFT {
+        let below = format!("$PELTON.{APP}.{kind}.>");
+        let mut subjects = stream.info_with_subjects(below).await?;
+        while let Some(entry) = subjects.next().await {
+            found.insert(entry?.0);
+        }
+    }
     // Many are left while there is still work, and then it does not matter which.
-    if commits.leftovers.len() > 500 {
+    if found.len() > 500 {
+        commits.leftovers.extend(found);
         return Ok(());
     }
-    for subject in std::mem::take(&mut commits.leftovers) {
+    for subject in found {
         match stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(found) if found.headers.get("KV-Operation").is_some() => commits.apart += 1,
-            Ok(_) => commits.leftovers.push(subject),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-                commits.apart += 1;
+            Ok(last) if last.headers.get("KV-Operation").is_none() => {
+                commits.leftovers.push(subject);
             }
-            Err(error) => return Err(error.into()),
+            Err(error) if error.kind() != LastRawMessageErrorKind::NoMessageFound => {
+                return Err(error.into());
+            }
+            _ => commits.apart += u64::from(read.contains(&subject)),
         }
     }
     Ok(())

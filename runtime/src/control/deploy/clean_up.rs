@@ -19,8 +19,6 @@ use crate::records::FunctionRecord;
 
 /// Streams that are looked at at the same time.
 const AT_ONCE: usize = 16;
-/// How long attempts of versions that gave way are waited for: an idle node says within two heartbeats that there are none.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Takes the app's source from streams that none of its functions emits to; and deletes consumers of the app's functions on streams that they no longer read: they would hold back work queues for
 /// ever. A function that some live node does not run in its newest version keeps all of its consumers.
@@ -55,8 +53,7 @@ pub async fn clean_up(js: &jetstream::Context, app: &str) -> Result<(), ControlE
         .try_collect()
         .await
         .map_err(|error| failed(error.to_string()))?;
-    // One that still runs may emit; then the next deploy does it.
-    if over && nodes::settled(js, app, PATIENCE).await? {
+    if over {
         targets::give_back(js, &names, &streams, &records).await?;
     }
     futures::stream::iter(streams)

@@ -12,13 +12,15 @@ use super::apply::refused;
 use super::timers::scan_timers;
 use crate::commit::stream::{self, StreamError};
 use crate::commit::{outbox, transport};
-use crate::control::{ControlError, open};
+use crate::control::{ControlError, nodes, open};
 use crate::names::AppNames;
 use crate::records::FunctionRecord;
 
 /// How long events may take to arrive: milliseconds, unless something keeps them.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
+/// How long attempts of versions that gave way are waited for: an idle node says within two heartbeats that there are none.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// Waits until nothing is under way to targets that are to go.
 ///
@@ -102,7 +104,8 @@ pub(super) async fn give_back(
     let Some(commit) = open(js, &names.commit_stream()).await? else {
         return Ok(());
     };
-    if going.is_empty() {
+    // What still runs of a version that gave way may emit; then the next deploy does it.
+    if going.is_empty() || !nodes::settled(js, names.app(), SETTLED).await? {
         return Ok(());
     }
     let last = commit.cached_info().state.last_sequence;
