@@ -170,10 +170,7 @@ async fn run(
             worker.habits.learn(key, &series.attempt.effects);
         }
         let touched = commit::touched(&series.attempt.effects);
-        let mut conflict = match touched.is_empty() {
-            true => Vec::new(),
-            false => locks.taken(&touched, turn.as_ref()),
-        };
+        let mut conflict = locks.taken(&touched, turn.as_ref());
         // Others wait for their turn at what this one touched.
         let overtakes = !conflict.is_empty();
         if overtakes {

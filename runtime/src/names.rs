@@ -291,7 +291,7 @@ pub fn call(instance: uuid::Uuid, id: &str) -> String {
         .to_string()
 }
 
-/// A delivery's transaction, whose id is made when it is first asked for: most deliveries need none.
+/// A delivery's transaction. Its id is made only when it is asked for: a delivery without effects needs none.
 ///
 /// The id is the same for every attempt of one delivery, different after a function or its input stream was made anew. One subject
 /// token of 32 hex digits.

@@ -78,8 +78,9 @@ pub(super) async fn publish(
     timeout: Duration,
 ) -> Result<u64, BatchError> {
     let count = messages.len();
-    // Of those that are under way on one stream, 50 at most. Short, for every message carries it.
-    let id = format!("{:016x}", fastrand::u64(..));
+    // Unlike that of any other under way on the stream, 50 at most: of the system's randomness, for two nodes with one id would be in each
+    // other's batch. Short, for every message carries it.
+    let id = format!("{:016x}", uuid::Uuid::new_v4().as_u64_pair().0);
     for (index, message) in messages.into_iter().enumerate() {
         let BatchMessage {
             subject,

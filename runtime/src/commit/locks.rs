@@ -63,6 +63,10 @@ impl Locks {
 
     /// Which of these somebody else holds or waits for.
     pub fn taken(&self, wanted: &Wanted, turn: Option<&Turn>) -> Vec<String> {
+        // Most deliveries without effects touch nothing.
+        if wanted.is_empty() {
+            return Vec::new();
+        }
         let locks = self.lock();
         let held = |key: &String, writes: bool| {
             let held = turn.and_then(|turn| turn.wanted.get(key));
