@@ -20,6 +20,8 @@ use time::OffsetDateTime;
 const NEXT: Duration = Duration::from_secs(10);
 /// What is under way lies below these tokens.
 const LEFT: [&str; 5] = ["park", "out", "at", "due", "timer"];
+/// Subjects that the leader is asked about at the same time.
+const ASKED_AT_ONCE: usize = 16;
 /// The app.
 pub(crate) const APP: &str = "faults";
 
@@ -290,6 +292,11 @@ async fn last(nats: &Nats) -> Result<u64> {
 /// leader holds on to another copy may lack.
 async fn led(nats: &Nats, read: &BTreeSet<String>, commits: &mut Commits) -> Result<()> {
     let stream = nats.js.get_stream_no_info(format!("KV_{APP}")).await?;
+    // Many are left while there is still work, and then it does not matter which.
+    if read.len() > 500 {
+        commits.leftovers.extend(read.iter().cloned());
+        return Ok(());
+    }
     let mut found = read.clone();
     for kind in LEFT {
         let below = format!("$PELTON.{APP}.{kind}.>");
@@ -298,20 +305,23 @@ async fn led(nats: &Nats, read: &BTreeSet<String>, commits: &mut Commits) -> Res
             found.insert(entry?.0);
         }
     }
-    // Many are left while there is still work, and then it does not matter which.
-    if found.len() > 500 {
-        commits.leftovers.extend(found);
-        return Ok(());
-    }
-    for subject in found {
-        match stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(last) if last.headers.get("KV-Operation").is_none() => {
-                commits.leftovers.push(subject);
+    let asked = found.into_iter().map(|subject| {
+        let stream = &stream;
+        async move {
+            match stream.get_last_raw_message_by_subject(&subject).await {
+                Ok(last) => Ok((subject, last.headers.get("KV-Operation").is_none())),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                    Ok((subject, false))
+                }
+                Err(error) => Err(error),
             }
-            Err(error) if error.kind() != LastRawMessageErrorKind::NoMessageFound => {
-                return Err(error.into());
-            }
-            _ => commits.apart += u64::from(read.contains(&subject)),
+        }
+    });
+    let mut answers = futures::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
+    while let Some(answer) = answers.next().await {
+        match answer? {
+            (subject, true) => commits.leftovers.push(subject),
+            (subject, false) => commits.apart += u64::from(read.contains(&subject)),
         }
     }
     Ok(())

@@ -3,6 +3,9 @@
 //! Of two deliveries in one batch, or in two batches in flight, neither may write what the other reads or writes; in one
 //! batch they may rest on the same key at the same revision. So a batch that the server refuses was refused for what
 //! somebody else did, and one look at its conditions finds the deliveries to blame.
+//!
+//! Nor may two holds on one partition, such as those of two versions of a function on one node: its position is written once, under the
+//! revision that one of them knows, and would let pass what the other, which has lost the partition, still has under way.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -99,7 +102,8 @@ pub(super) struct Group<R> {
     members: Vec<Entry<R>>,
     /// Key → revision that members rest on, or `None`: one of them writes it.
     locks: FxHashMap<Mark, Option<u64>>,
-    positions: FxHashSet<Mark>,
+    /// Position → the hold on its partition that members have.
+    positions: FxHashMap<Mark, Partition>,
     messages: usize,
     bytes: usize,
 }
@@ -119,7 +123,7 @@ impl<R> Group<R> {
         Self {
             members: Vec::new(),
             locks: FxHashMap::default(),
-            positions: FxHashSet::default(),
+            positions: FxHashMap::default(),
             messages: 0,
             bytes: 0,
         }
@@ -142,8 +146,12 @@ impl<R> Group<R> {
         if !reads.iter().all(same) || writes.iter().any(|key| self.locks.contains_key(key)) {
             return Fit::Conflict;
         }
-        let position = position.iter().filter(|one| !self.positions.contains(*one));
-        let messages = messages + position.count();
+        let held = position.and_then(|one| self.positions.get(&one));
+        let hold = entry.transaction.partition();
+        if held.zip(hold).is_some_and(|(held, hold)| !held.is(hold)) {
+            return Fit::Conflict;
+        }
+        let messages = messages + usize::from(position.is_some() && held.is_none());
         let room = self.messages + messages <= MAX_MESSAGES && self.bytes + bytes <= MAX_BYTES;
         if room || self.members.is_empty() {
             Fit::Yes
@@ -160,8 +168,8 @@ impl<R> Group<R> {
             messages,
             bytes,
         } = &entry.footprint;
-        if let Some(position) = position
-            && self.positions.insert(*position)
+        if let Some((position, hold)) = position.zip(entry.transaction.partition())
+            && self.positions.insert(position, hold.clone()).is_none()
         {
             self.messages += 1;
         }
@@ -175,7 +183,7 @@ impl<R> Group<R> {
 
     /// The members and every key that they touch.
     pub(super) fn into_parts(self) -> (Vec<Entry<R>>, FxHashSet<Mark>) {
-        let keys = self.locks.into_keys().chain(self.positions);
+        let keys = self.locks.into_keys().chain(self.positions.into_keys());
         (self.members, keys.collect())
     }
 }
@@ -255,12 +263,19 @@ pub(super) fn layout<R>(members: &[Entry<R>], names: &AppNames) -> Option<Layout
 mod tests {
     use bytes::Bytes;
 
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
+    use crate::commit::position::claim;
     use crate::commit::{Fence, Origin};
     use crate::effects::{Effects, Write};
 
     /// `reads` are `key@revision`, `writes` keys.
     fn entry(sequence: u64, reads: &[(&str, u64)], writes: &[&str]) -> Entry<()> {
+        fenced(Fence::Marker, sequence, reads, writes)
+    }
+
+    fn fenced(fence: Fence, sequence: u64, reads: &[(&str, u64)], writes: &[&str]) -> Entry<()> {
         let mut effects = Effects::default();
         for (key, revision) in reads {
             effects.reads.insert((*key).to_owned(), *revision);
@@ -277,7 +292,7 @@ mod tests {
         };
         let transaction = Transaction {
             origin,
-            fence: Fence::Marker,
+            fence,
             effects,
             dead: None,
             clear_attempts: false,
@@ -320,6 +335,33 @@ mod tests {
             group.push(first());
             assert_eq!(group.fit(&second), expected, "{why}");
         }
+    }
+
+    #[test]
+    fn two_holds_on_a_partition_do_not_go_together() {
+        let hold = |owner: &str| {
+            let record = claim(None, owner, 0);
+            Partition::claimed(
+                "pos".into(),
+                owner.into(),
+                &record,
+                5,
+                Arc::<AtomicU64>::default(),
+            )
+        };
+        let (old, new) = (hold("node:1"), hold("node:2"));
+        let of = |partition: &Partition, sequence, key: &str| {
+            let fence = Fence::Position {
+                partition: partition.clone(),
+                stored: Some(0),
+            };
+            fenced(fence, sequence, &[], &[key])
+        };
+        let mut group = Group::new();
+        group.push(of(&new, 1, "a"));
+        assert_eq!(group.fit(&of(&new, 2, "b")), Fit::Yes);
+        // Its own position would refuse it; that of the new one must not let it pass.
+        assert_eq!(group.fit(&of(&old, 2, "b")), Fit::Conflict);
     }
 
     #[test]

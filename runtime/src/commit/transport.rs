@@ -1,5 +1,10 @@
 //! Watches emitted events on their way from the outbox to their target. A target whose source cannot store a message stops there
 //! for good, with no lag and no error: what tells it is the age of the oldest message that has not arrived.
+//!
+//! A target fetches through a consumer that its leader asks the commit stream for. When that stream has no leader just then, the
+//! request is lost: the server waits 30 seconds for the answer, then 10 or more before the next. A new leader asks at once.
+
+use std::time::Duration;
 
 use async_nats::jetstream;
 use base64::Engine;
@@ -13,6 +18,8 @@ use crate::names::AppNames;
 
 /// Header in which the server says where a sourced message comes from: the stream, its sequence there, and more.
 const ORIGIN: &str = "Nats-Stream-Source";
+/// Without a word from its source for so long, a target does not fetch: an idle source beats every second.
+pub const SILENT: Duration = Duration::from_secs(5);
 
 /// The oldest emitted event that has not reached its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +30,8 @@ pub struct Waiting {
     pub why: String,
     /// What to do about it.
     pub fix: String,
+    /// Since when the target has the leader that hears nothing of its source ([`SILENT`]), when another one could be elected.
+    pub deaf: Option<OffsetDateTime>,
 }
 
 /// What of the app's outbox `target` has not stored yet.
@@ -54,9 +63,8 @@ pub async fn waiting(
     {
         return Ok(None);
     }
-    let since = message["time"]
-        .as_str()
-        .and_then(|time| OffsetDateTime::parse(time, &Rfc3339).ok());
+    let since = time(&message["time"]);
+    let mut deaf = None;
     let (why, fix) = match (&info, source) {
         (None, _) => (
             format!("stream {target} does not exist"),
@@ -66,17 +74,59 @@ pub async fn waiting(
             format!("stream {target} has no source from {commit}"),
             "deploy again, which adds it".to_owned(),
         ),
-        (Some(info), Some(_)) => blocked(target, info, &message),
+        (Some(info), Some(source)) => blocked(target, info, &message).unwrap_or_else(|| {
+            deaf = deaf_since(info, source);
+            (
+                format!("stream {target} does not fetch it, and nothing is seen that keeps it"),
+                format!(
+                    "see `nats stream info {target}` and the servers' logs: whether both streams have a leader"
+                ),
+            )
+        }),
     };
     Ok(Some(Waiting {
         since: since.unwrap_or(OffsetDateTime::UNIX_EPOCH),
         why,
         fix,
+        deaf,
     }))
 }
 
-/// What keeps a stream from storing a message.
-fn blocked(target: &str, info: &Value, message: &Value) -> (String, String) {
+fn time(value: &Value) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok()
+}
+
+/// Since when the stream has its leader, when that hears nothing of the source and there are others.
+fn deaf_since(info: &Value, source: &Value) -> Option<OffsetDateTime> {
+    let cluster = &info["cluster"];
+    // Nanoseconds; -1 when there was nothing yet.
+    let heard = u64::try_from(source["active"].as_i64()?).ok();
+    let silent = heard.is_none_or(|ago| Duration::from_nanos(ago) > SILENT);
+    let others = cluster["replicas"].as_array()?.iter();
+    let electable = others.filter(|one| one["current"] == true).count() > 0;
+    time(&cluster["leader_since"]).filter(|_| silent && electable)
+}
+
+/// Asks the stream's leader to let another one be elected.
+///
+/// # Errors
+/// NATS trouble, or a refusal.
+pub async fn step_down(js: &jetstream::Context, stream: &str) -> Result<(), StreamError> {
+    let failed = |why: &dyn std::fmt::Display| {
+        StreamError(format!("stream {stream} keeps its leader: {why}"))
+    };
+    let answer: Value = js
+        .request(format!("STREAM.LEADER.STEPDOWN.{stream}"), &())
+        .await
+        .map_err(|error| failed(&error))?;
+    match answer.get("error") {
+        None => Ok(()),
+        Some(error) => Err(failed(&error["description"])),
+    }
+}
+
+/// What keeps a stream from storing a message, if that is seen.
+fn blocked(target: &str, info: &Value, message: &Value) -> Option<(String, String)> {
     let (config, state) = (&info["config"], &info["state"]);
     let limit = |name: &str| config[name].as_i64().filter(|limit| *limit > 0);
     let length = |name: &str| {
@@ -86,37 +136,31 @@ fn blocked(target: &str, info: &Value, message: &Value) -> (String, String) {
     let size = i64::try_from(length("data") + length("hdrs")).unwrap_or(i64::MAX);
     let held = |name: &str| state[name].as_i64().unwrap_or(0);
     if config["sealed"] == true {
-        return (
+        return Some((
             format!("stream {target} is sealed"),
             "let functions emit to another stream".into(),
-        );
+        ));
     }
     if let Some(most) = limit("max_msg_size").filter(|most| size > *most) {
-        return (
+        return Some((
             format!(
                 "the next event has {size} bytes, and stream {target} takes {most} (max-msg-size)"
             ),
             format!(
                 "raise max-msg-size of [streams.{target}] and deploy, or `nats stream edit {target} --max-msg-size`"
             ),
-        );
+        ));
     }
     let full = limit("max_msgs").is_some_and(|most| held("messages") >= most)
         || limit("max_bytes").is_some_and(|most| held("bytes") + size > most);
-    if config["discard"] == "new" && full {
-        return (
+    (config["discard"] == "new" && full).then(|| {
+        (
             format!("stream {target} is full and refuses new messages (discard = new)"),
             format!(
                 "make room: `nats stream purge {target}`, or raise its limits, or let it discard old ones"
             ),
-        );
-    }
-    (
-        format!("stream {target} does not fetch it, and nothing is seen that keeps it"),
-        format!(
-            "see `nats stream info {target}` and the servers' logs: whether both streams have a leader"
-        ),
-    )
+        )
+    })
 }
 
 /// Whether the target has a message of this subject that is as late as that of the outbox, or later.
@@ -168,5 +212,36 @@ pub(super) async fn message(
         None => Ok(Some(answer["message"].clone())),
         Some(error) if error["code"] == 404 => Ok(None),
         Some(error) => Err(failed(&error["description"])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the server says of a stream with three copies, and of its source.
+    fn deaf(heard: i64, current: bool, leader: &str) -> Option<OffsetDateTime> {
+        let replicas =
+            json!([{ "name": "b", "current": current }, { "name": "c", "current": false }]);
+        let cluster = json!({ "leader": "a", "leader_since": leader, "replicas": replicas });
+        deaf_since(&json!({ "cluster": cluster }), &json!({ "active": heard }))
+    }
+
+    #[test]
+    fn another_leader_is_asked_for_where_the_source_is_silent_and_there_is_one() {
+        let leader = "2026-11-26T16:19:40.3Z";
+        let since = time(&json!(leader));
+        assert!(since.is_some());
+        assert_eq!(deaf(-1, true, leader), since, "nothing was heard yet");
+        assert_eq!(deaf(6_000_000_000, true, leader), since, "not for 6 s");
+        assert_eq!(deaf(900_000_000, true, leader), None, "it beats");
+        assert_eq!(deaf(-1, false, leader), None, "nobody else could lead");
+        let alone = json!({ "cluster": { "leader": "a", "leader_since": leader } });
+        assert_eq!(deaf_since(&alone, &json!({ "active": -1 })), None);
+        assert_eq!(
+            deaf_since(&json!({}), &json!({ "active": -1 })),
+            None,
+            "one server"
+        );
     }
 }

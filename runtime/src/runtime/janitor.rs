@@ -23,6 +23,18 @@ const WATCH: Duration = Duration::from_secs(5);
 /// An emitted event takes milliseconds to its target: one that is so old is stuck.
 const STUCK: time::Duration = time::Duration::seconds(10);
 
+/// The longest that a target keeps a leader that does not fetch, so that one which no leader can serve is let alone.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What is known of a target that emitted events do not reach.
+#[derive(Debug, Default)]
+struct Stuck {
+    /// It was said.
+    said: bool,
+    /// How often another leader was asked for.
+    elections: u32,
+}
+
 /// What a node serves of one app.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Served {
@@ -41,7 +53,7 @@ pub(super) struct Janitor {
     /// What each target of each app had stored at the last purge.
     purged: HashMap<(String, String), outbox::Purged>,
     /// Apps and targets that emitted events do not reach.
-    stuck: BTreeSet<(String, String)>,
+    stuck: HashMap<(String, String), Stuck>,
     /// Apps and targets whose outbox could not be cleared the last time.
     failing: BTreeSet<(String, String)>,
     /// Of each app, what is known of records that a killed server brought back.
@@ -54,7 +66,7 @@ impl Janitor {
             js,
             apps,
             purged: HashMap::new(),
-            stuck: BTreeSet::new(),
+            stuck: HashMap::new(),
             failing: BTreeSet::new(),
             bygone: HashMap::new(),
         }
@@ -94,38 +106,55 @@ impl Janitor {
         }
     }
 
-    /// Says once that events do not reach a target, and once that they do again.
+    /// Says once that events do not reach a target, and once that they do again; helps where a target does not fetch.
     async fn watch(&mut self, apps: Apps) {
         for (app, Served { mut targets, .. }) in apps {
             let names = AppNames::new(app.as_str());
             targets.insert(names.dead_stream());
             for target in targets {
-                let waiting = match transport::waiting(&self.js, &names, &target).await {
-                    Ok(waiting) => waiting,
+                match transport::waiting(&self.js, &names, &target).await {
+                    Ok(waiting) => self.watched((app.clone(), target), waiting).await,
                     Err(error) => {
                         tracing::debug!(%error, app, target, "the outbox is not watched");
-                        continue;
-                    }
-                };
-                let now = OffsetDateTime::now_utc();
-                let stuck = waiting.filter(|waiting| now - waiting.since > STUCK);
-                let key = (app.clone(), target);
-                match stuck {
-                    Some(transport::Waiting { since, why, fix }) => {
-                        if self.stuck.insert(key.clone()) {
-                            tracing::warn!(app, target = key.1, %since, why, fix, "emitted events do not reach their stream; they wait in the outbox");
-                        }
-                    }
-                    None => {
-                        if self.stuck.remove(&key) {
-                            tracing::info!(
-                                app,
-                                target = key.1,
-                                "emitted events reach their stream again"
-                            );
-                        }
                     }
                 }
+            }
+        }
+    }
+
+    async fn watched(&mut self, key: (String, String), waiting: Option<transport::Waiting>) {
+        let now = OffsetDateTime::now_utc();
+        let waiting = waiting.filter(|waiting| now - waiting.since > transport::SILENT);
+        let Some(waiting) = waiting else {
+            if self.stuck.remove(&key).is_some_and(|stuck| stuck.said) {
+                let (app, target) = key;
+                tracing::info!(app, target, "emitted events reach their stream again");
+            }
+            return;
+        };
+        let (app, target) = (key.0.clone(), key.1.clone());
+        let stuck = self.stuck.entry(key).or_default();
+        if now - waiting.since > STUCK && !stuck.said {
+            stuck.said = true;
+            let transport::Waiting {
+                since, why, fix, ..
+            } = waiting;
+            tracing::warn!(app, target, %since, why, fix, "emitted events do not reach their stream; they wait in the outbox");
+        }
+        let tenure = transport::SILENT * 2_u32.saturating_pow(stuck.elections.min(16));
+        if let Some(since) = waiting.deaf
+            && now - since > tenure.min(PATIENCE)
+        {
+            stuck.elections += 1;
+            match transport::step_down(&self.js, &target).await {
+                Ok(()) => {
+                    tracing::info!(
+                        app,
+                        target,
+                        "the stream does not fetch emitted events: it gets another leader"
+                    );
+                }
+                Err(error) => tracing::debug!(%error, app, "emitted events go on waiting"),
             }
         }
     }
