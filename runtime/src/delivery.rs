@@ -13,7 +13,7 @@ use crate::call::Caller;
 use crate::commit::{self, Attempts, Committer, Locks, Room, Turn, Wanted};
 use crate::config::RetryPolicy;
 use crate::effects::{Attempt, Effects, Failure, StateReader};
-use crate::event::{self, Decoded, Delivery, EventError, Position};
+use crate::event::{self, Decoded, Delivery, EventError, MAX_KEY, Position};
 use crate::names::ONLY_HEADER;
 use crate::records::FunctionRecord;
 use crate::sandbox::{self, Call, LogLine, LogLines};
@@ -291,6 +291,10 @@ fn call(
             "pelton-key-missing",
             "the event has no key where `key` of the function says",
         )));
+    }
+    if let Some(key) = received.key.as_ref().filter(|key| key.len() > MAX_KEY) {
+        let why = format!("the event's key has {} bytes, {MAX_KEY} at most", key.len());
+        return Err(Err(Failure::reject("pelton-key-too-long", why)));
     }
     let Decoded { event, mut headers } = decoded;
     if received.internal {

@@ -30,6 +30,8 @@ pub const DUE_KEY_HEADER: &str = "Pelton-Key";
 pub const DUE_HEADER: &str = "Pelton-Due";
 /// Header of a call: how long its caller waits, such as `5s`.
 pub const TIMEOUT_HEADER: &str = "Pelton-Timeout";
+/// Header of a call: until when its caller waits, milliseconds since 1970, however long the request is on its way.
+pub const DEADLINE_HEADER: &str = "Pelton-Deadline";
 /// Header of a call: what makes the same call twice one call.
 pub const ID_HEADER: &str = "Nats-Msg-Id";
 /// Header of an error: its stable code.

@@ -69,6 +69,9 @@ pub struct Input {
     /// The position engine begins behind this sequence, as the first deploy found it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub start: u64,
+    /// Whether a deploy wrote the positions there: one that is missing then was lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub begun: bool,
     /// When the stream that `start` is about was made, nanoseconds since 1970; 0: the queue engine's, or not known.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub created: i64,

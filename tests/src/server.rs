@@ -68,6 +68,12 @@ impl NatsServer {
         self.spawn(&port).await
     }
 
+    /// Where it keeps a stream.
+    pub fn stream_folder(&self, stream: &str) -> PathBuf {
+        let streams = self.folder.path().join("data/jetstream/$G/streams");
+        streams.join(stream)
+    }
+
     async fn spawn(&mut self, port: &str) -> Result<()> {
         let folder = self.folder.path();
         let log = File::create(folder.join("server.log"))?;

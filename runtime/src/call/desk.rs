@@ -125,6 +125,9 @@ impl Desk {
             i64::try_from(now).unwrap_or(i64::MAX),
             self.client.server_info().max_payload,
         )?;
+        if asked.is_late {
+            return Ok(None);
+        }
         let (wait, said) = asked.wait;
         match tokio::time::timeout(wait, self.outcome(&asked)).await {
             Ok(outcome) => outcome.map(Some),
@@ -216,8 +219,12 @@ impl Desk {
                 Ok(_) => return Ok(None),
                 Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {}
                 Err(error) => {
-                    // It may be there all the same: the next try tells.
                     last = error.to_string();
+                    // It may be there all the same. Of a call with an id the next try tells; any other may be done and gone by then, and
+                    // its answer is what tells.
+                    if !asked.named && error.kind() != PublishErrorKind::StreamNotFound {
+                        return Ok(None);
+                    }
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::answer::Refusal;
-use crate::event::{self, Headers, Message, attribute_headers, decode, subject};
+use crate::event::{self, Headers, MAX_KEY, Message, attribute_headers, decode, subject};
 use crate::names::{self, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT_HEADER};
 use crate::records::{FORMAT, FunctionRecord};
 
@@ -19,8 +19,8 @@ const SOURCE: &str = "/pelton/call";
 /// Handlers that a refusal names.
 const MAX_NAMED: usize = 20;
 
-/// Until when the caller waits, milliseconds since 1970.
-const DEADLINE: &str = "Pelton-Deadline";
+/// Until when the caller waits, milliseconds since 1970: as the caller says, or as the node counts that reads the request.
+const DEADLINE: &str = names::DEADLINE_HEADER;
 /// The call's id.
 const CALL: &str = "Pelton-Call";
 /// On a call whose caller gave an id and may ask again: its answer takes its place.
@@ -40,6 +40,10 @@ pub(super) struct Asked {
     pub(super) call: String,
     /// How long the caller waits, and whether it said so.
     pub(super) wait: (Duration, bool),
+    /// Whether that time is over: the request lay before the node for so long.
+    pub(super) is_late: bool,
+    /// Whether the caller gave an id, so that storing it twice is storing it once.
+    pub(super) named: bool,
     /// What the internal input is to hold.
     pub(super) headers: Headers,
     pub(super) payload: Bytes,
@@ -101,14 +105,25 @@ pub(super) fn read(
     let decoded = decode(&message)
         .map_err(|why| Refusal::invalid("pelton-event-malformed", why.to_string()))?;
     let source = record.settings.key.as_ref();
-    if source.is_some_and(|source| event::key(source, &message).is_none()) {
+    let key = source.map(|source| event::key(source, &message));
+    if let Some(None) = key {
         let why = format!(
             "the call has no key where `key` of function {} says",
             record.function
         );
         return Err(Refusal::invalid("pelton-key-missing", why));
     }
-    let deadline = now / 1_000_000 + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+    if let Some(length) = key
+        .flatten()
+        .map(|key| key.len())
+        .filter(|length| *length > MAX_KEY)
+    {
+        let why = format!("the call's key has {length} bytes, {MAX_KEY} at most");
+        return Err(Refusal::invalid("pelton-key-too-long", why));
+    }
+    let read = now / 1_000_000;
+    let deadline = read.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+    let deadline = deadline.min(until(headers)?.unwrap_or(i64::MAX));
     let call = names::call(record.instance, &id);
     let own = [
         ("Pelton-Format", FORMAT.to_string()),
@@ -127,6 +142,8 @@ pub(super) fn read(
     let asked = Asked {
         call,
         wait: (wait, said.is_some()),
+        is_late: read > deadline,
+        named: given.is_some(),
         headers: own.chain(attributes).chain(others).collect(),
         payload: decoded.event.data,
     };
@@ -171,6 +188,19 @@ fn wait(text: &str) -> Result<Duration, Refusal> {
         let why = format!(
             "header {TIMEOUT_HEADER} is {text:?}; it says how long the caller waits, 1ms to {}, such as 5s",
             humantime::format_duration(MAX_WAIT)
+        );
+        Refusal::invalid("pelton-call-invalid", why)
+    })
+}
+
+/// What the caller says itself of the end of its wait.
+fn until(headers: &Headers) -> Result<Option<i64>, Refusal> {
+    let Some(text) = value(headers, DEADLINE) else {
+        return Ok(None);
+    };
+    text.trim().parse().map(Some).map_err(|_| {
+        let why = format!(
+            "header {DEADLINE} is {text:?}; it says until when the caller waits, in milliseconds since 1970"
         );
         Refusal::invalid("pelton-call-invalid", why)
     })
@@ -335,6 +365,17 @@ mod tests {
         assert_eq!(asked.payload, r#"{"k":1}"#);
         assert_eq!(asked.wait, (DEFAULT_WAIT, false));
         assert!(!Caller::of(&asked.headers).unwrap().named);
+    }
+
+    #[test]
+    fn a_caller_that_says_when_its_time_is_over_is_believed() {
+        let record = function(&["a.b"]);
+        let until = |at: &str| asked(&record, &[(DEADLINE, at), (TIMEOUT_HEADER, "1500ms")]);
+        let (soon, later, past) = ("1700000000200", "1800000000000", "1699999999999");
+        assert_eq!(header(&until(soon).unwrap(), DEADLINE), soon);
+        assert_eq!(header(&until(later).unwrap(), DEADLINE), "1700000001500");
+        assert!(until(past).unwrap().is_late && !until(soon).unwrap().is_late);
+        assert_eq!(until("soon").unwrap_err().code, "pelton-call-invalid");
     }
 
     #[test]

@@ -173,6 +173,11 @@ impl Partition {
         progress.settle(self.passed());
     }
 
+    /// The latest message that is known to be done, and when it was stored, nanoseconds since 1970.
+    pub fn witness(&self) -> (u64, i64) {
+        self.lock().witness
+    }
+
     /// Whether a message is done, or in the park.
     pub fn is_done(&self, sequence: u64) -> bool {
         let progress = self.lock();

@@ -1,6 +1,7 @@
 //! The streams that take part in commits: the app's commit stream, its dead letters, and the targets that source the
 //! outbox. Made idempotently; what Pelton did not make is never altered unless the manifest says `adopt = true`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
@@ -99,8 +100,19 @@ fn foreign(names: &AppNames) -> StreamError {
     ))
 }
 
+/// Settings by which the server removes messages: what they were set for is gone.
+const REMOVING: [&str; 3] = ["max_msgs", "max_bytes", "max_age"];
+
+/// Puts back what was altered, and says what that was.
 async fn mend(js: &jetstream::Context, names: &AppNames, info: &Value) -> Result<(), StreamError> {
     let name = names.commit_stream();
+    if info["config"]["sealed"] == true {
+        return Err(StreamError(format!(
+            "stream {name} is sealed, and a sealed stream can never be written to again: nothing of app {app} can be committed; back it up \
+             (`nats stream backup {name}`), delete it, and restore the copy with \"sealed\": false",
+            app = names.app()
+        )));
+    }
     let mut config = info["config"].clone();
     // The server keeps entries of its own there.
     for (key, value) in metadata(names) {
@@ -115,17 +127,55 @@ async fn mend(js: &jetstream::Context, names: &AppNames, info: &Value) -> Result
         ("allow_msg_schedules", json!(true)),
         ("max_age", json!(0)),
         ("max_bytes", json!(-1)),
+        ("max_msgs", json!(-1)),
+        ("max_msg_size", json!(-1)),
+        ("discard", json!("old")),
+        ("discard_new_per_subject", Value::Null),
+        ("no_ack", Value::Null),
+        ("allow_rollup_hdrs", json!(true)),
+        ("deny_purge", json!(false)),
+        (
+            "duplicate_window",
+            json!(DUPLICATE_WINDOW.as_nanos() as u64),
+        ),
+        ("subject_transform", Value::Null),
+        ("republish", Value::Null),
     ] {
-        config[key] = value;
+        let unset = |found: &Value| found.is_null() || *found == false;
+        match value {
+            Value::Null if unset(&config[key]) => {}
+            value => config[key] = value,
+        }
     }
-    if config != info["config"] {
+    let altered = altered(&info["config"], &config);
+    if altered.is_empty() {
+        return Ok(());
+    }
+    let said = altered.values().cloned().collect::<Vec<_>>().join(", ");
+    if REMOVING.iter().any(|key| altered.contains_key(*key)) {
+        tracing::error!(
+            stream = name,
+            altered = said,
+            "the commit stream was limited from outside, and state, positions and events on their way may have been removed; the settings are \
+             put back. Restore the stream from a backup if something is missing"
+        );
+    } else {
         tracing::warn!(
             stream = name,
-            "settings of the commit stream were altered from outside; mending them"
+            altered = said,
+            "settings of the commit stream were altered from outside; they are put back"
         );
-        update(js, &name, &config).await?;
     }
-    Ok(())
+    update(js, &name, &config).await
+}
+
+/// By name, what differs between two configurations, as a person reads it.
+fn altered(found: &Value, wanted: &Value) -> BTreeMap<String, String> {
+    let keys = wanted.as_object().into_iter().flat_map(|all| all.keys());
+    let differ = keys.filter(|key| found[key.as_str()] != wanted[key.as_str()]);
+    differ
+        .map(|key| (key.clone(), format!("{key} = {}", found[key.as_str()])))
+        .collect()
 }
 
 /// Makes the app's dead-letter stream, a target like any other.

@@ -133,7 +133,11 @@ fn blocked(target: &str, info: &Value, message: &Value) -> Option<(String, Strin
         let text = message[name].as_str().unwrap_or_default();
         STANDARD.decode(text).map_or(0, |bytes| bytes.len())
     };
-    let size = i64::try_from(length("data") + length("hdrs")).unwrap_or(i64::MAX);
+    // A source adds where the message comes from: its filter, and the subject, which begins like that.
+    let subject = message["subject"].as_str().unwrap_or_default();
+    let origin = ORIGIN.len() + 2 * subject.len();
+    let size = length("data") + length("hdrs") + origin;
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
     let held = |name: &str| state[name].as_i64().unwrap_or(0);
     if config["sealed"] == true {
         return Some((
@@ -153,6 +157,20 @@ fn blocked(target: &str, info: &Value, message: &Value) -> Option<(String, Strin
     }
     let full = limit("max_msgs").is_some_and(|most| held("messages") >= most)
         || limit("max_bytes").is_some_and(|most| held("bytes") + size > most);
+    let each = limit("max_msgs_per_subject").filter(|_| config["discard_new_per_subject"] == true);
+    if config["discard"] == "new"
+        && let Some(most) = each
+    {
+        return Some((
+            format!(
+                "stream {target} takes {most} messages of one subject and refuses more (discard_new_per_subject), and the next event's is full, \
+                 as far as can be told"
+            ),
+            format!(
+                "make room: `nats stream purge {target} --subject=…`, or raise max_msgs_per_subject, or let it discard old ones"
+            ),
+        ));
+    }
     (config["discard"] == "new" && full).then(|| {
         (
             format!("stream {target} is full and refuses new messages (discard = new)"),

@@ -16,8 +16,12 @@ use uuid::Uuid;
 use super::publish::header_map;
 use super::{ControlError, functions};
 use crate::event::Headers;
-use crate::names::{AppNames, CODE_HEADER, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT_HEADER};
+use crate::names::{
+    AppNames, CODE_HEADER, DEADLINE_HEADER, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT_HEADER,
+};
 
+/// By so much clocks may differ.
+const CLOCKS: Duration = Duration::from_secs(1);
 /// How long a reply that left in time may be on its way.
 const GRACE: Duration = Duration::from_millis(250);
 /// A call whose node died, or left with it on the way, is asked again after this, then after twice this, and so on.
@@ -150,7 +154,11 @@ async fn ask(
 
 fn headers(options: CallOptions) -> Result<HeaderMap, ControlError> {
     let timeout = humantime::format_duration(options.timeout).to_string();
+    // What lies before a node that sleeps is not begun when it wakes up.
+    let until = time::OffsetDateTime::now_utc() + options.timeout + CLOCKS;
+    let until = until.unix_timestamp_nanos() / 1_000_000;
     let own = [
+        (DEADLINE_HEADER, Some(until.to_string())),
         (DUE_SUBJECT_HEADER, options.subject),
         (ID_HEADER, options.id),
         (TIMEOUT_HEADER, Some(timeout)),

@@ -201,7 +201,8 @@ async fn parked(
             });
         if let Some((parked, sequence)) = found {
             status.waits(&parked.record);
-            let stored = OffsetDateTime::from_unix_timestamp_nanos(i128::from(parked.stored));
+            let stored =
+                OffsetDateTime::from_unix_timestamp_nanos(i128::from(parked.message.stored));
             status.note(sequence, stored.unwrap_or(OffsetDateTime::UNIX_EPOCH));
         }
         read += 1;

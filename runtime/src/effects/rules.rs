@@ -82,7 +82,9 @@ impl Rules {
         let limit = target
             .max_message_size
             .map_or(self.max_payload, |max| self.max_payload.min(max as usize));
-        let room = limit.saturating_sub(HEADER_RESERVE);
+        // What comes by a source says where it comes from, with the subject once more.
+        let reserve = HEADER_RESERVE + message.subject.len();
+        let room = limit.saturating_sub(reserve);
         if size <= room {
             return Ok(());
         }
@@ -90,7 +92,7 @@ impl Rules {
             "pelton-limit",
             format!(
                 "the event for {} has {size} bytes with its headers; stream {} takes at most {room} \
-                 ({limit} less {HEADER_RESERVE} for Pelton's headers): put larger data into the object \
+                 ({limit} less {reserve} for Pelton's headers): put larger data into the object \
                  store and emit a reference, or raise the stream's max_msg_size and the server's max_payload",
                 message.subject, target.stream,
             ),

@@ -3,6 +3,9 @@
 use super::{Event, Message, decode};
 use crate::config::KeySource;
 
+/// Longest key, bytes: it stands in a subject, in Base64, which the server takes up to 4096 bytes with what else is on that line.
+pub const MAX_KEY: usize = 1024;
+
 /// The key, as text; `None`: the event has none there, or is malformed. Always the same for the same message.
 pub fn key(source: &KeySource, message: &Message) -> Option<String> {
     let found = match source {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 pub use decode::{Decoded, EventError, decode};
 pub(crate) use encode::content_type;
 pub use encode::{Draft, DraftDefaults, Outgoing, attribute_headers, encode};
-pub use key::key;
+pub use key::{MAX_KEY, key};
 
 /// Names and values in their order; names may repeat.
 pub type Headers = Vec<(String, String)>;

@@ -288,6 +288,7 @@ impl Task {
             stream: AppNames::new(app.as_str()).commit_stream(),
             subjects: Vec::new(),
             start: 0,
+            begun: false,
             created: 0,
         };
         let internal = self.pump_positions(&internal, &worker);

@@ -31,10 +31,10 @@ const BODY: &str = "Pelton-Body";
 /// A delivery as it was parked.
 pub(crate) struct Parked {
     pub(crate) record: AttemptsRecord,
-    /// The message; `None`: it is in the input, being too large to be kept beside its record.
-    pub(crate) message: Option<Message>,
-    /// When the message was stored in the input, nanoseconds since 1970.
-    pub(crate) stored: i64,
+    /// The message; without headers and body if `whole` does not say otherwise.
+    pub(crate) message: Message,
+    /// Whether all of the message is here. Otherwise it is in the input, being too large to be kept beside its record.
+    pub(crate) whole: bool,
 }
 
 /// Parks a delivery in the batch that moves its position past it.
@@ -122,24 +122,22 @@ pub(crate) fn read(
 ) -> Option<Parked> {
     let text = |name: &str| headers.get(name).map(|value| value.as_str());
     let record = serde_json::from_str(text(RECORD)?).ok()?;
-    let stored = text(STORED)?.parse().ok()?;
-    let message = || {
-        Some(Message {
-            subject: text(SUBJECT)?.to_owned(),
-            headers: serde_json::from_str(text(HEADERS)?).ok()?,
-            payload,
-            stream: stream.into(),
-            sequence,
-            stored,
-        })
+    let whole = text(BODY)? == "inline";
+    let headers = match whole {
+        true => serde_json::from_str(text(HEADERS)?).ok()?,
+        false => Headers::new(),
     };
-    let message = match text(BODY)? {
-        "inline" => Some(message()?),
-        _ => None,
+    let message = Message {
+        subject: text(SUBJECT)?.to_owned(),
+        headers,
+        payload,
+        stream: stream.into(),
+        sequence,
+        stored: text(STORED)?.parse().ok()?,
     };
     Some(Parked {
         record,
         message,
-        stored,
+        whole,
     })
 }

@@ -1,5 +1,6 @@
 //! The system's promises, each against real servers and nodes. One binary, so that it is linked once.
 
+mod altered;
 mod calls;
 mod cli;
 mod config;

@@ -101,6 +101,36 @@ async fn a_full_target_is_told_and_keeps_its_source_until_all_has_arrived() -> R
     Ok(())
 }
 
+/// What an attempt may emit is what its target can store, with all that is added on the way.
+#[tokio::test]
+async fn the_largest_event_that_may_be_emitted_arrives() -> Result<()> {
+    let text = emitting("\"out.>\"")?.replace(
+        "subjects = [\"out.>\"]",
+        "subjects = [\"out.>\"]\nmax-msg-size = \"10KiB\"",
+    );
+    let scene = Scene::start(&text).await?;
+    let nats = &scene.nats;
+    let subject = format!("out.{}", "s".repeat(1000));
+    let mut sent: u64 = 0;
+    for bytes in (6200..7800).step_by(40) {
+        let act = json!({ "do": "emit", "subject": subject, "count": 1, "bytes": bytes });
+        nats.publish("hostile.act.now", act.to_string()).await?;
+        sent += 1;
+    }
+    let dead = eventually("each to have arrived or to be refused", || async {
+        let (dead, arrived) = (nats.dead("shop").await?, nats.count("OUT").await?);
+        let all = dead.len() as u64 + arrived;
+        ensure!(all == sent, "{all} of {sent}");
+        Ok(Some(dead))
+    })
+    .await?;
+    let limited = dead.iter().filter(|one| one.code() == "pelton-limit");
+    let limited = limited.count() as u64;
+    let all = limited == dead.len() as u64;
+    ensure!(all && limited > 0 && limited < sent, "{limited}: {dead:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_message_that_its_target_does_not_take_is_told() -> Result<()> {
     let scene = Scene::start(&emitting("\"out.>\"")?).await?;

@@ -20,6 +20,7 @@ use crate::control::scan::{Scan, scan};
 use crate::control::{ControlError, open, rfc3339};
 use crate::names::AppNames;
 use crate::records::{FunctionRecord, Input, PositionRecord};
+use crate::source;
 
 /// How long a consumer may take to come to rest: an attempt takes 5 s unless the manifest says more.
 const REST: Duration = Duration::from_secs(10);
@@ -98,6 +99,24 @@ async fn inputs(
                 created(js, input).await?;
             }
         }
+        let known = before == Before::Positions && input.begun;
+        if known && gone(js, names, name, input).await? {
+            if start.is_none() {
+                return Err(ControlError::refused(
+                    format!(
+                        "positions of function {name} in stream {} are gone: the commit stream {} was emptied, limited or restored",
+                        input.stream,
+                        names.commit_stream()
+                    ),
+                    "restore that stream, or say where the function begins anew: `start` = \"new\", \"all\" or a time",
+                ));
+            }
+            step(&format!(
+                "positions in stream {} are gone: it begins anew where `start` says",
+                input.stream
+            ));
+            first(js, input, start.as_ref()).await?;
+        }
         let begin = PositionRecord::new("", input.start, std::iter::empty(), (0, 0));
         let place = Place {
             names,
@@ -105,22 +124,34 @@ async fn inputs(
             stream: &input.stream,
         };
         // What is there is of a stream or a time before; or a deploy that would have handed the input over did not end.
-        rewrite(js, place, |stored| match before {
-            Before::Positions => {
-                stored
-                    .filter(|stored| stored.closed)
-                    .map(|stored| PositionRecord {
-                        closed: false,
-                        ..stored.clone()
-                    })
-            }
-            _ => stored
-                .filter(|stored| **stored != begin)
-                .map(|_| begin.clone()),
+        rewrite(js, place, |stored| match (before, stored) {
+            (Before::Positions, Some(stored)) => stored.closed.then(|| PositionRecord {
+                closed: false,
+                ..stored.clone()
+            }),
+            // One that is missing later on was lost.
+            (_, stored) => (stored != Some(&begin)).then(|| begin.clone()),
         })
         .await?;
+        input.begun = true;
     }
     Ok(())
+}
+
+/// Whether a position that was there is missing.
+async fn gone(
+    js: &jetstream::Context,
+    names: &AppNames,
+    function: &str,
+    input: &Input,
+) -> Result<bool, ControlError> {
+    let place = Place {
+        names,
+        function,
+        stream: &input.stream,
+    };
+    let found = rewrite(js, place, |_| None).await?;
+    Ok(found.len() < usize::from(source::PARTITIONS))
 }
 
 fn before(function: &FunctionPlan, input: &Input) -> Before {

@@ -166,6 +166,7 @@ mod tests {
                 stream: "READ".into(),
                 subjects: vec!["read.>".into()],
                 start: 0,
+                begun: false,
                 created: 0,
             }],
             targets: Vec::new(),

@@ -95,6 +95,7 @@ pub(super) fn inputs(parts: Vec<(String, Vec<String>)>) -> Vec<Input> {
             stream,
             subjects,
             start: 0,
+            begun: false,
             created: 0,
         })
         .collect()

@@ -95,7 +95,7 @@ impl Planner<'_> {
         let stream = self.streams.get(&input.stream);
         input.created = stream.map_or(0, |stream| stream.created);
         if let Some(known) = self.known(&input.stream) {
-            input.start = known.start;
+            (input.start, input.begun) = (known.start, known.begun);
         }
     }
 

@@ -11,7 +11,7 @@ use super::coverage::cover;
 use super::survey::{Retention, StreamView, View};
 use super::{Change, Problem, streams};
 use crate::component::Component;
-use crate::config::{DeliveryMode, FunctionManifest, Manifest, OnExhausted};
+use crate::config::{DeliveryMode, FunctionManifest, FunctionSettings, Manifest, OnExhausted};
 use crate::control::handlers_match;
 use crate::event::subject::beyond;
 use crate::names::{AppNames, TICK_SUBJECT};
@@ -251,6 +251,7 @@ impl Planner<'_> {
         self.note_unhandled(&inputs);
         let targets = self.targets();
         let previous = self.view.functions.get(self.name);
+        self.check_key(previous.map(|one| &one.record));
         let mut record = FunctionRecord {
             format: FORMAT,
             app: self.manifest.app.clone(),
@@ -405,6 +406,27 @@ impl Planner<'_> {
                 &["retry", "on-exhausted"],
                 "on-exhausted = \"pause\" comes with a later release".into(),
                 "say on-exhausted = \"dead-letter\"".into(),
+            );
+        }
+    }
+
+    /// Positions say of each partition how far it is done, and the key says which partition an event belongs to.
+    fn check_key(&mut self, previous: Option<&FunctionRecord>) {
+        let new = &self.declared.settings;
+        let positions =
+            |settings: &FunctionSettings| settings.delivery == DeliveryMode::ExactlyOnce;
+        let moved = previous
+            .map(|one| &one.settings)
+            .is_some_and(|old| positions(old) && positions(new) && old.key != new.key);
+        if moved {
+            self.problem(
+                &["key"],
+                "`key` differs from that of the version that runs: events that are done would belong to partitions that do not know of \
+                 it, and others would be passed by"
+                    .into(),
+                "keep `key`; or deploy twice: with delivery = \"at-least-once\" and no `key` first, which hands over what is done, then \
+                 with the new `key`; or give the function another name, and `start`; `pelton dev --clean` begins anew"
+                    .into(),
             );
         }
     }

@@ -389,3 +389,18 @@ fn an_input_that_is_no_longer_read_loses_its_consumer() {
         ]
     );
 }
+
+#[test]
+fn a_key_that_positions_rest_on_does_not_change() {
+    let (mut manifest, components) = (manifest(), component(&["orders.*.created"]));
+    settings(&mut manifest).delivery = DeliveryMode::ExactlyOnce;
+    settings(&mut manifest).key = Some(KeySource::Token(2));
+    let first = planned(&manifest, &components, &View::default()).unwrap();
+    let view = applied(&first, View::default());
+    settings(&mut manifest).key = None;
+    let problems = planned(&manifest, &components, &view).unwrap_err();
+    assert!(problems[0].what.contains("`key` differs"), "{problems:?}");
+    // By way of the queue it may: that hands over what is done.
+    settings(&mut manifest).delivery = DeliveryMode::AtLeastOnce;
+    planned(&manifest, &components, &view).unwrap();
+}

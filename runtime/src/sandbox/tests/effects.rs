@@ -100,7 +100,7 @@ async fn refusals_reach_the_guest_and_it_passes_them_on() {
             "orders.o-1.failed",
             600 << 10,
             "pelton-limit",
-            "stream ORDERS takes at most 523264",
+            "stream ORDERS takes at most 523247",
         ),
     ] {
         let mut guest = Guest::new("").pages(16).events();

@@ -53,6 +53,11 @@ impl Claims {
         self.held.values().chain(self.leaving.values())
     }
 
+    /// The latest message that is known to be done, and when it was stored.
+    pub(super) fn witness(&self) -> (u64, i64) {
+        self.all().map(Partition::witness).max().unwrap_or_default()
+    }
+
     /// Partitions that another node has taken over.
     pub(super) fn lost(&self) -> Vec<u16> {
         let all = self.held.iter().chain(&self.leaving);
@@ -134,7 +139,10 @@ impl Claims {
         let Some((_, latest, _)) = latest else {
             return Ok(gained);
         };
-        context.check_input(latest).await?;
+        let latest = (latest.witness, latest.witness_stored);
+        if let Some(misfit) = context.misfit(latest).await? {
+            return Err(misfit);
+        }
         gained.parked = parked(context, &claimed).await?;
         for (number, record, revision) in claimed {
             // Before the partition is there: its floor must not follow what was passed without it.
@@ -207,6 +215,14 @@ async fn take(
     };
     if stored.as_ref().is_some_and(|(_, record)| record.closed) {
         return Ok(None);
+    }
+    if stored.is_none() && context.input.begun {
+        return Err(SourceError(format!(
+            "{subject} is gone, which says how far the function is: the commit stream was emptied, limited (max_msgs, max_bytes, max_age) or \
+             restored, and state may be gone with it. Restore stream {}, or deploy with `start` in pelton.toml, which says where the \
+             function begins anew",
+            context.names.commit_stream()
+        )));
     }
     let held = stored.as_ref().map(|(_, record)| record.owner.as_str());
     let node = held.and_then(|owner| owner.split(':').next());

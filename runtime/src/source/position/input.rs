@@ -3,7 +3,7 @@
 use async_nats::jetstream::stream::{Info, RetentionPolicy};
 
 use super::Context;
-use crate::records::{Input, PositionRecord};
+use crate::records::Input;
 use crate::source::SourceError;
 use crate::source::queue::stream_error;
 
@@ -33,13 +33,17 @@ pub(super) fn check_stream(input: &Input, info: &Info) -> Result<(), SourceError
 }
 
 impl Context {
-    /// A position beyond the input's end, or whose latest message is another one now, belongs to another input: events
-    /// would be passed by unseen.
-    pub(super) async fn check_input(&self, record: &PositionRecord) -> Result<(), SourceError> {
+    /// Why this is not the input that positions speak of whose latest message is `witness`, stored at that time: made anew, or restored.
+    /// A position beyond the input's end, or whose latest message is another one now, would pass events by unseen.
+    pub(super) async fn misfit(
+        &self,
+        witness: (u64, i64),
+    ) -> Result<Option<SourceError>, SourceError> {
         // An internal input lies in the stream of its positions.
-        if record.witness == 0 || self.internal {
-            return Ok(());
+        if self.internal {
+            return Ok(None);
         }
+        let (witness, stored) = witness;
         let name = &self.input.stream;
         let mut stream = self
             .js
@@ -47,33 +51,34 @@ impl Context {
             .await
             .map_err(|error| stream_error(name, &error))?;
         let info = stream.info().await;
-        let state = info
-            .map_err(|error| SourceError(format!("cannot read stream {name}: {error}")))?
-            .state
-            .clone();
+        let info =
+            info.map_err(|error| SourceError(format!("cannot read stream {name}: {error}")))?;
+        if created(info) != self.stream_created {
+            return Ok(Some(SourceError(format!(
+                "stream {name} is not what it was: it was made anew while it was read; deploy the function again, and `start` says where \
+                 it begins"
+            ))));
+        }
+        let last = info.state.last_sequence;
         let rewound = |why: String| {
             SourceError(format!(
                 "stream {name} is not what it was: {why}; it was restored or made anew, and the function's positions do not fit it. \
                  Deploy the function under another name, or restore the stream as it was"
             ))
         };
-        if state.last_sequence < record.witness {
-            return Err(rewound(format!(
-                "it ends at {} and {} was handled",
-                state.last_sequence, record.witness
-            )));
+        if last < witness {
+            let why = format!("it ends at {last} and {witness} was handled");
+            return Ok(Some(rewound(why)));
         }
-        match stream.get_raw_message(record.witness).await {
-            Ok(message)
-                if message.time.unix_timestamp_nanos() != i128::from(record.witness_stored) =>
-            {
-                Err(rewound(format!(
-                    "message {} is another one",
-                    record.witness
-                )))
+        if witness == 0 {
+            return Ok(None);
+        }
+        match stream.get_raw_message(witness).await {
+            Ok(message) if message.time.unix_timestamp_nanos() != i128::from(stored) => {
+                Ok(Some(rewound(format!("message {witness} is another one"))))
             }
             // Gone by age, or as it was.
-            _ => Ok(()),
+            _ => Ok(None),
         }
     }
 }

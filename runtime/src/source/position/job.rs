@@ -16,6 +16,7 @@ use super::timer::{self, Timed};
 use crate::call::Caller;
 use crate::commit::{Fence, Partition};
 use crate::delivery::{self, TROUBLE_PAUSE};
+use crate::effects::{Effects, Failure};
 use crate::event::{Headers, Message};
 use crate::records::AttemptsRecord;
 use crate::series::Work;
@@ -64,6 +65,8 @@ pub(super) enum Ended {
 /// What was found of a parked delivery.
 enum Found {
     Here(Box<(Message, Case)>),
+    /// What is left of one whose message is in no stream any more, and why.
+    Lost(Box<(Message, Case)>, String),
     /// It has ended.
     Gone,
     Unreadable(String),
@@ -107,6 +110,13 @@ impl Job {
                 let received = self.received(message);
                 let ended = self.attempt(&[(case, received)], permit).await;
                 ended.0
+            }
+            Found::Lost(found, why) => {
+                let (message, case) = *found;
+                let received = self.received(message);
+                let lost = Failure::reject("pelton-input-gone", why);
+                let worker = &self.context.worker;
+                settle::refuse(worker, &case, &received, lost, Effects::default()).await
             }
             Found::Gone => Settlement::Done,
             Found::Unreadable(why) => {
@@ -302,20 +312,27 @@ impl Job {
         let Some(parked) = park::read(&found.headers, found.payload, input, sequence) else {
             return Found::Unreadable(format!("{subject} holds no parked delivery"));
         };
-        let message = match parked.message {
-            Some(message) => message,
-            None => match self.original().await {
-                Ok(message) => message,
-                Err(why) => return Found::Unreadable(why),
-            },
-        };
+        let (message, whole) = (parked.message, parked.whole);
         let parked = Some((parked.record, found.sequence));
         let case = self.case(message.stored, parked);
-        Found::Here(Box::new((message, case)))
+        if whole {
+            return Found::Here(Box::new((message, case)));
+        }
+        match self.original().await {
+            Ok(Some(message)) => Found::Here(Box::new((message, case))),
+            Ok(None) => Found::Lost(
+                Box::new((message, case)),
+                format!(
+                    "stream {input} does not hold the message any more, which waited for another attempt and was too large to be kept beside \
+                     its attempts; only its subject is known"
+                ),
+            ),
+            Err(why) => Found::Unreadable(why),
+        }
     }
 
-    /// The message as the input has it.
-    async fn original(&self) -> Result<Message, String> {
+    /// The message as the input has it; `None`: not any more.
+    async fn original(&self) -> Result<Option<Message>, String> {
         let Context {
             js, stream: input, ..
         } = self.context.as_ref();
@@ -323,26 +340,24 @@ impl Job {
             .get_stream_no_info(input.as_ref())
             .await
             .map_err(|error| error.to_string())?;
-        let found = stream.get_raw_message(self.sequence).await.map_err(|error| match error.kind() {
-            RawMessageErrorKind::NoMessageFound => format!(
-                "message {} of stream {} is gone, and was too large to be kept beside its attempts",
-                self.sequence, input
-            ),
-            _ => error.to_string(),
-        })?;
+        let found = match stream.get_raw_message(self.sequence).await {
+            Ok(found) => found,
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(None),
+            Err(error) => return Err(error.to_string()),
+        };
         let all = found.headers.iter();
         let headers: Headers = all
             .flat_map(|(name, values)| values.iter().map(move |value| (name, value)))
             .map(|(name, value)| (name.to_string(), value.as_str().to_owned()))
             .collect();
-        Ok(Message {
+        Ok(Some(Message {
             subject: found.subject.to_string(),
             headers,
             payload: found.payload,
             stream: input.clone(),
             sequence: self.sequence,
             stored: i64::try_from(found.time.unix_timestamp_nanos()).unwrap_or_default(),
-        })
+        }))
     }
 }
 

@@ -88,6 +88,8 @@ pub(crate) struct PositionSource {
     lanes: Lanes,
     /// Up to here the input was handed out.
     passed: Arc<AtomicU64>,
+    /// The latest message that was read, and when it was stored, nanoseconds since 1970.
+    seen: (u64, i64),
     reader: Option<Reader>,
     /// Since when there is no reader that there should be.
     unread: Option<Instant>,
@@ -164,6 +166,7 @@ impl PositionSource {
             claims: Claims::default(),
             lanes: Lanes::default(),
             passed: Arc::new(AtomicU64::new(u64::MAX)),
+            seen: (0, 0),
             reader,
             unread: None,
             stalled: None,
@@ -280,7 +283,17 @@ impl PositionSource {
         let passed = self.passed.load(Ordering::Acquire);
         // Nothing is claimed: of an internal input all is looked at, whether anything is due.
         let from = if passed == u64::MAX { 0 } else { passed };
-        match self.read_from(from).await {
+        let read = match self
+            .context
+            .misfit(self.seen.max(self.claims.witness()))
+            .await
+        {
+            Ok(None) => self.read_from(from).await,
+            // It may have been away because it is another one now.
+            Ok(Some(misfit)) => return Err(misfit),
+            Err(error) => Err(error),
+        };
+        match read {
             Err(error) if since.elapsed() < OUTAGE => {
                 tracing::debug!(%error, "not readable yet");
                 Ok(())
@@ -334,6 +347,7 @@ impl PositionSource {
                 return;
             }
         };
+        self.seen = self.seen.max((message.sequence, message.stored));
         if self.context.internal {
             if call::is_left(&message.headers) {
                 self.passed.fetch_max(message.sequence, Ordering::AcqRel);

@@ -1,0 +1,198 @@
+//! What others do to the streams under a living node: it says so, and passes nothing by.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::stream::Config;
+use pelton_tests::{Nats, Scene, build, eventually, project};
+use serde_json::{Value, json};
+
+/// A function in order per key, with more keys of its table.
+fn manifest(more: &str) -> Result<String> {
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    let more = format!("{}\n{more}", project::QUICK_RETRY);
+    text += &project::keyed("hostile", &build::component("hostile")?, 3, &more);
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    Ok(text)
+}
+
+/// An event that goes well, known by `id`.
+async fn publish(nats: &Nats, id: &str) -> Result<u64> {
+    let body = json!({ "do": "fine" }).to_string();
+    let subject = format!("hostile.act.{id}");
+    nats.publish_with(&subject, &[("Nats-Msg-Id", id)], body)
+        .await
+}
+
+async fn handled(nats: &Nats, id: &str) -> Result<Value> {
+    let key = format!("done.{id}");
+    eventually(&format!("event {id} to be handled"), || {
+        nats.value("shop", &key)
+    })
+    .await
+}
+
+/// Waits until the node says that the function does not run, and why.
+async fn failed(nats: &Nats, why: &str) -> Result<()> {
+    eventually(&format!("the function to fail: {why}"), || async {
+        let nodes = nats.nodes().await?;
+        let status = nodes.first().context("no node")?["functions"][0]["status"].clone();
+        let status = status.as_str().unwrap_or_default();
+        let said = status.starts_with("failed") && status.contains(why);
+        ensure!(said, "{status}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+async fn config(nats: &Nats, stream: &str) -> Result<Config> {
+    let stream = nats.js.get_stream(stream).await?;
+    Ok(stream.cached_info().config.clone())
+}
+
+#[tokio::test]
+async fn an_input_made_anew_under_a_node_is_said_and_not_passed_by() -> Result<()> {
+    let scene = Scene::start(&manifest("")?).await?;
+    let nats = &scene.nats;
+    for n in 0..30 {
+        publish(nats, &format!("old-{n}")).await?;
+    }
+    handled(nats, "old-29").await?;
+    let config = config(nats, "HOSTILE").await?;
+    nats.js.delete_stream("HOSTILE").await?;
+    nats.js.create_stream(config).await?;
+    for n in 0..50 {
+        publish(nats, &format!("new-{n}")).await?;
+    }
+    failed(nats, "made anew").await?;
+    for n in 0..50 {
+        let done = nats.value("shop", &format!("done.new-{n}")).await?;
+        ensure!(done.is_none(), "new-{n} was handled and others were not");
+    }
+    scene.project.change(&manifest("start = \"all\"")?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    for n in 0..50 {
+        handled(nats, &format!("new-{n}")).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_input_that_lost_its_end_is_said_and_not_passed_by() -> Result<()> {
+    let mut scene = Scene::start(&manifest("")?).await?;
+    for n in 0..20 {
+        publish(&scene.nats, &format!("kept-{n}")).await?;
+    }
+    handled(&scene.nats, "kept-19").await?;
+    scene.server.kill()?;
+    let data = scene.server.stream_folder("HOSTILE");
+    let copy = tempfile::tempdir()?;
+    copy_all(&data, copy.path())?;
+    scene.server.restart().await?;
+    for n in 0..20 {
+        publish(&scene.nats, &format!("lost-{n}")).await?;
+    }
+    handled(&scene.nats, "lost-19").await?;
+    scene.server.kill()?;
+    std::fs::remove_dir_all(&data)?;
+    copy_all(copy.path(), &data)?;
+    scene.server.restart().await?;
+    // As many again, and more: that there are enough does not make them those that were handled.
+    for n in 0..30 {
+        publish(&scene.nats, &format!("after-{n}")).await?;
+    }
+    failed(&scene.nats, "is not what it was").await?;
+    for n in 0..30 {
+        let done = scene.nats.value("shop", &format!("done.after-{n}")).await?;
+        ensure!(done.is_none(), "after-{n} was handled and others were not");
+    }
+    Ok(())
+}
+
+fn copy_all(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_all(&entry.path(), &target)?,
+            false => drop(std::fs::copy(entry.path(), target)?),
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_commit_stream_that_was_limited_is_put_back_and_lost_positions_are_said() -> Result<()> {
+    let scene = Scene::start(&manifest("")?).await?;
+    let nats = &scene.nats;
+    publish(nats, "before").await?;
+    handled(nats, "before").await?;
+    let altered = Config {
+        max_age: Duration::from_secs(1),
+        duplicate_window: Duration::from_secs(1),
+        ..config(nats, "KV_shop").await?
+    };
+    nats.js.update_stream(altered).await?;
+    eventually("the node to say it", || async {
+        let said = scene.node.log()?;
+        Ok(said.contains("max_age = 1000000000").then_some(()))
+    })
+    .await?;
+    assert_eq!(config(nats, "KV_shop").await?.max_age, Duration::ZERO);
+    publish(nats, "after").await?;
+    failed(nats, "is gone, which says how far the function is").await?;
+    ensure!(nats.value("shop", "done.after").await?.is_none());
+
+    let said = ["are gone", "`start`"];
+    scene.pelton.refused(&["deploy"], &said).await?;
+    scene.project.change(&manifest("start = \"new\"")?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    publish(nats, "anew").await?;
+    handled(nats, "anew").await?;
+    ensure!(
+        nats.value("shop", "done.after").await?.is_none(),
+        "`new` is new"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_fits_no_subject_is_a_dead_letter_and_harms_no_other() -> Result<()> {
+    let scene = Scene::start(&manifest("")?).await?;
+    let nats = &scene.nats;
+    let fails = json!({ "do": "fail", "how": "retry", "code": "no", "well_at": 2 }).to_string();
+    let long = nats
+        .publish(&format!("hostile.act.{}", "k".repeat(3500)), fails.clone())
+        .await?;
+    let fits = nats
+        .publish(&format!("hostile.act.{}", "k".repeat(1024)), fails)
+        .await?;
+    publish(nats, "other").await?;
+    handled(nats, "other").await?;
+    let dead = nats.dead_of("shop", "HOSTILE", long).await?;
+    assert_eq!(dead.code(), "pelton-key-too-long");
+    handled(nats, &format!("HOSTILE=3A{fits}")).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_waits_and_is_lost_with_its_input_is_a_dead_letter() -> Result<()> {
+    let scene = Scene::start(&manifest("")?).await?;
+    let nats = &scene.nats;
+    // Too large to be kept beside its attempts.
+    let mut body = json!({ "do": "fail", "how": "defer", "code": "no", "well_at": 0 }).to_string();
+    body += &" ".repeat((1 << 20) - 1024 - body.len());
+    let large = nats.publish("hostile.act.a", body).await?;
+    eventually("it to wait", || async {
+        let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        Ok((parked == 1).then_some(()))
+    })
+    .await?;
+    nats.js.get_stream("HOSTILE").await?.purge().await?;
+    let dead = nats.dead_of("shop", "HOSTILE", large).await?;
+    assert_eq!(dead.code(), "pelton-input-gone");
+    let behind = nats.publish("hostile.act.a", r#"{"do":"fine"}"#).await?;
+    handled(nats, &format!("HOSTILE=3A{behind}")).await?;
+    Ok(())
+}
