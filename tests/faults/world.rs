@@ -20,6 +20,8 @@ use time::OffsetDateTime;
 const NEXT: Duration = Duration::from_secs(10);
 /// What is under way lies below these tokens.
 const LEFT: [&str; 5] = ["park", "out", "at", "due", "timer"];
+/// How often the commit stream is read until nobody writes to it meanwhile.
+const TRIES: usize = 30;
 /// Subjects that the leader is asked about at the same time.
 const ASKED_AT_ONCE: usize = 16;
 /// The app.
@@ -114,6 +116,8 @@ pub(crate) struct Commits {
     pub leftovers: Vec<String>,
     /// How many a copy holds that is not the leader's.
     pub apart: u64,
+    /// Somebody wrote to it while it was read.
+    pub moved: bool,
 }
 
 /// Everything.
@@ -273,12 +277,24 @@ pub(crate) async fn commits(nats: &Nats) -> Result<Commits> {
     let read: BTreeSet<String> = read.into_iter().collect();
     led(nats, &read, &mut commits).await?;
     // What moved meanwhile was not gone, but lies elsewhere.
-    if last(nats).await? != before {
+    commits.moved = last(nats).await? != before;
+    if commits.moved {
         let led = std::mem::take(&mut commits.leftovers);
         commits.leftovers = read.union(&led.into_iter().collect()).cloned().collect();
         commits.apart = 0;
     }
     Ok(commits)
+}
+
+/// The same once nobody writes to it: of one that moves, what a copy that lags behind still has counts as left over.
+async fn commits_at_rest(nats: &Nats) -> Result<Commits> {
+    for _ in 0..TRIES {
+        let commits = commits(nats).await?;
+        if !commits.moved {
+            return Ok(commits);
+        }
+    }
+    commits(nats).await
 }
 
 /// The commit stream's last sequence, as its leader has it.
@@ -417,7 +433,7 @@ impl World {
     pub(crate) async fn read(nats: &Nats) -> Result<Self> {
         let mut world = Self {
             inputs: inputs(nats, "WORK", 0).await?,
-            commits: commits(nats).await?,
+            commits: commits_at_rest(nats).await?,
             ..Default::default()
         };
         world.inputs.extend(inputs(nats, "CHAIN", 0).await?);

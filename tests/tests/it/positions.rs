@@ -400,3 +400,51 @@ async fn a_hot_key_is_counted_in_order_and_once() -> Result<()> {
     }
     Ok(())
 }
+
+/// Those of one key go into the park one by one, and a node may die in between: the first and the third of three are there, and the second
+/// is still in the input.
+#[tokio::test]
+async fn what_is_parked_waits_for_what_comes_before_it_in_the_input() -> Result<()> {
+    let scene = hostile().await?;
+    let nats = &scene.nats;
+    let fine = json!({ "do": "fine" }).to_string();
+    for sequence in 1..=3 {
+        let published = nats.publish("hostile.act.o-1", fine.clone()).await?;
+        assert_eq!(published, sequence);
+    }
+    let input = nats.js.get_stream("HOSTILE").await?;
+    let record = json!({
+        "format": 1, "txn": "", "attempts": 1, "deferrals": 0, "deferred_since_ms": null, "not_before_ms": 0, "errors": [],
+    });
+    for sequence in [1, 3] {
+        let stored = input.get_raw_message(sequence).await?.time;
+        let stored = stored.unix_timestamp_nanos().to_string();
+        // The partition of this key, which stored positions rest on; and the key in Base64.
+        let subject = format!("$PELTON.shop.park.hostile.HOSTILE.34.by0x.{sequence}");
+        let headers = [
+            ("Pelton-Format", "1"),
+            ("Pelton-Attempts", &record.to_string()),
+            ("Pelton-Subject", "hostile.act.o-1"),
+            ("Pelton-Stored-Ns", &stored),
+            ("Pelton-Headers", "[]"),
+            ("Pelton-Body", "inline"),
+        ];
+        nats.publish_with(&subject, &headers, fine.clone()).await?;
+    }
+    // Done up to nothing, and beyond it 1 and 3, both of them parked.
+    let position = json!({
+        "format": 1, "owner": "", "sequence": 0, "done": [1, 2], "witness": 0, "witness_stored": 0, "parked": [1, 2],
+    });
+    let subject = "$PELTON.shop.pos.hostile.HOSTILE.34";
+    nats.publish(subject, position.to_string()).await?;
+
+    let _node = Node::start(&scene.pelton, &[])?;
+    let mut last = 0;
+    for (sequence, attempt) in [(1, 2), (2, 1), (3, 2)] {
+        let (record, at) = done(nats, sequence).await?;
+        assert_eq!(record["attempt"], attempt);
+        ensure!(at > last, "event {sequence} overtook its predecessor");
+        last = at;
+    }
+    settled_at(nats, 0).await
+}

@@ -20,6 +20,10 @@ use crate::records::{FORMAT, PositionRecord};
 /// loses its commit, and nothing else.
 const OVERDUE: Duration = Duration::from_secs(10);
 
+/// How often the park is looked at, and the pause between, until it shows what positions name.
+const LOOKS: usize = 10;
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// The partitions of one input that this node holds.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
@@ -251,8 +255,25 @@ async fn parked(context: &Context, claimed: &[Claimed]) -> Result<Vec<(Place, u6
         .iter()
         .flat_map(|(number, record, _)| record.parked_sequences().map(|at| (*number, at)))
         .collect();
-    let mut found = park::list(context, only).await?.entries;
-    found.retain(|one| waiting.contains(&(one.partition, one.sequence)));
+    let mut tries = 0;
+    let mut found = loop {
+        let mut found = park::list(context, only).await?.entries;
+        found.retain(|one| waiting.contains(&(one.partition, one.sequence)));
+        tries += 1;
+        // A server that has just begun to lead may lag behind what it answered for before.
+        if found.len() >= waiting.len() || tries >= LOOKS {
+            break found;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    };
+    if found.len() < waiting.len() {
+        tracing::warn!(
+            stream = context.input.stream,
+            named = waiting.len(),
+            found = found.len(),
+            "the park does not hold all that positions name; those are gone"
+        );
+    }
     found.sort_by_key(|one| one.sequence);
     let parked = found.into_iter();
     Ok(parked

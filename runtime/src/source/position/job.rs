@@ -118,6 +118,14 @@ impl Job {
                 let worker = &self.context.worker;
                 settle::refuse(worker, &case, &received, lost, Effects::default()).await
             }
+            // A server that has just begun to lead may lag behind what it answered for before.
+            Found::Gone if self.partition.is_parked(self.sequence) => {
+                tracing::warn!(
+                    sequence = self.sequence,
+                    "a parked delivery is not where its position says; it is looked for again"
+                );
+                Settlement::Again(TROUBLE_PAUSE)
+            }
             Found::Gone => Settlement::Done,
             Found::Unreadable(why) => {
                 tracing::warn!(

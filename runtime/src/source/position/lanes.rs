@@ -109,7 +109,7 @@ impl Lanes {
         self.ready.push_back(place);
     }
 
-    /// A parked one was found when the partition was taken over. All of them come before what is read.
+    /// A parked one was found when the partition was taken over, and what comes before it is here.
     pub(super) fn push_parked(&mut self, place: Place, sequence: u64, now: Instant) {
         let waiting = Waiting {
             sequence,

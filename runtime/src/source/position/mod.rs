@@ -8,6 +8,7 @@ mod ahead;
 mod claims;
 mod context;
 mod due;
+mod ends;
 mod input;
 mod job;
 mod lanes;
@@ -17,6 +18,7 @@ mod reader;
 mod round;
 mod tick;
 mod timer;
+mod upcoming;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,14 +36,15 @@ use self::claims::Claims;
 pub(crate) use self::context::{Context, OpenContext};
 use self::input::{check_stream, created};
 use self::job::{Ended, Job};
-use self::lanes::{Body, Lanes, Place};
+use self::lanes::{Body, Lanes};
 pub(crate) use self::owner::PARTITIONS;
 use self::owner::{partition_at, partition_of};
 use self::park::Sweeper;
 use self::reader::{Reader, next};
-use self::round::{Next, Wave};
+use self::round::Next;
+use self::upcoming::Upcoming;
+use super::SourceError;
 use super::queue::stream_error;
-use super::{Settlement, SourceError};
 use crate::call;
 use crate::commit::Partition;
 use crate::config::KeySource;
@@ -67,6 +70,8 @@ const TICK: Duration = Duration::from_millis(100);
 const CLAIMS: Duration = Duration::from_millis(250);
 /// For so long an input that cannot be read is waited for; then it is opened anew, and why is told.
 const OUTAGE: Duration = Duration::from_secs(30);
+/// A reader that is at the end of its input for so long has not been given a copy of it that lags behind.
+const AT_END: Duration = Duration::from_secs(3);
 /// How often positions are written of partitions that had nothing to do while the input went on.
 const NOTES: Duration = Duration::from_secs(2);
 
@@ -88,6 +93,10 @@ pub(crate) struct PositionSource {
     lanes: Lanes,
     /// Up to here the input was handed out.
     passed: Arc<AtomicU64>,
+    /// In the park, and not in their lanes yet.
+    upcoming: Upcoming,
+    /// Since when nothing is left to read.
+    at_end: Option<Instant>,
     /// The latest message that was read, and when it was stored, nanoseconds since 1970.
     seen: (u64, i64),
     reader: Option<Reader>,
@@ -166,6 +175,8 @@ impl PositionSource {
             claims: Claims::default(),
             lanes: Lanes::default(),
             passed: Arc::new(AtomicU64::new(u64::MAX)),
+            upcoming: Upcoming::default(),
+            at_end: None,
             seen: (0, 0),
             reader,
             unread: None,
@@ -201,6 +212,7 @@ impl PositionSource {
             if let Some(message) = self.stalled.take() {
                 self.hand_out(message);
             }
+            self.admit();
             self.start_jobs(None);
             if self.broken {
                 return Err(SourceError("a delivery ended unexpectedly".into()));
@@ -232,6 +244,7 @@ impl PositionSource {
                 .spawn(job::flush(self.context.clone(), partition.clone()));
         }
         self.read_on().await?;
+        self.admit();
         if let Some(sweep) = self.sweeper.start(&self.context, self.claims.held()) {
             self.jobs.spawn(sweep);
         }
@@ -249,6 +262,7 @@ impl PositionSource {
         }
         for (number, partition) in self.claims.yield_to(&self.context, &members) {
             // What runs may end; what waits is the next owner's. Nothing may be passed by as done.
+            self.upcoming.drop_partition(number);
             partition.abandon(&self.lanes.drop_partition(number));
         }
         self.claims.let_go(&self.context).await;
@@ -257,7 +271,7 @@ impl PositionSource {
             .gain(&self.context, &members, &self.passed)
             .await?;
         for (place, sequence) in gained.parked {
-            self.lanes.push_parked(place, sequence, Instant::now());
+            self.upcoming.push(place, sequence);
         }
         if !gained.partitions.is_empty() {
             // Not where these begin: what was claimed a moment ago may still have to be read from further back.
@@ -268,10 +282,32 @@ impl PositionSource {
         Ok(())
     }
 
+    /// Puts those parked ones into their lanes before which there is nothing left to read.
+    fn admit(&mut self) {
+        if self.upcoming.is_empty() {
+            return;
+        }
+        let Some(reader) = &self.reader else { return };
+        let passed = self.passed.load(Ordering::Acquire);
+        let mut up_to = passed.max(reader.first().saturating_sub(1));
+        self.at_end = match reader.is_at_end() && self.stalled.is_none() {
+            true => self.at_end.or_else(|| Some(Instant::now())),
+            false => None,
+        };
+        if self.at_end.is_some_and(|since| since.elapsed() > AT_END) {
+            up_to = u64::MAX;
+        }
+        for (place, sequence) in self.upcoming.up_to(up_to) {
+            if self.claims.get(place.0).is_some() {
+                self.lanes.push_parked(place, sequence, Instant::now());
+            }
+        }
+    }
+
     async fn read_from(&mut self, passed: u64) -> Result<(), SourceError> {
         self.stalled = None;
         self.reader = Some(Reader::open(&self.context, &self.consumer, passed + 1).await?);
-        self.unread = None;
+        (self.unread, self.at_end) = (None, None);
         Ok(())
     }
 
@@ -448,137 +484,6 @@ impl PositionSource {
             self.beginning += 1;
             self.jobs.spawn(round::begin(some));
         }
-    }
-
-    fn end(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
-        let ended = match ended {
-            Ok(ended) => ended,
-            Err(error) => {
-                tracing::error!(%error, "a delivery ended unexpectedly; its input is opened anew");
-                self.broken = true;
-                return;
-            }
-        };
-        match ended {
-            Ended::Round(round) => {
-                self.beginning -= 1;
-                self.rounds.learn(&round);
-                self.end_wave(round.wave);
-                for next in round.left {
-                    self.jobs.spawn(next.run());
-                }
-            }
-            Ended::Wave(wave) => self.end_wave(wave),
-            other => self.end_one(other),
-        }
-    }
-
-    fn end_wave(&mut self, wave: Wave) {
-        for ended in wave.ended {
-            self.end_one(ended);
-        }
-        if !wave.under_way.is_empty() {
-            self.jobs.spawn(round::go_on(wave.under_way));
-        }
-    }
-
-    fn end_one(&mut self, ended: Ended) {
-        self.begun -= usize::from(matches!(ended, Ended::Attempt { .. }));
-        match ended {
-            Ended::Ahead(read) => self.ahead.end(read),
-            // These are in none.
-            Ended::Flushed | Ended::Round(_) | Ended::Wave(_) => {}
-            Ended::Swept(leftovers) => self.sweeper.end(leftovers),
-            Ended::Parked {
-                partition,
-                place,
-                sequence,
-                body,
-            } if self.current(&partition, place.0) => {
-                self.lanes.parked(&place, sequence, body);
-            }
-            Ended::Attempt {
-                partition,
-                place,
-                sequence,
-                settlement,
-                body,
-                left,
-            } if self.current(&partition, place.0) => {
-                self.lanes.give_back(&place, left, Instant::now());
-                self.settle(place, sequence, settlement, body);
-            }
-            // Let go of meanwhile: what did not end is the next owner's.
-            Ended::Attempt {
-                partition,
-                sequence,
-                body,
-                settlement,
-                left,
-                ..
-            } => {
-                let mut undone: Vec<u64> = left.iter().map(|one| one.sequence).collect();
-                if let (Body::Read(_), Settlement::Again(_)) = (body, settlement) {
-                    undone.push(sequence);
-                }
-                partition.abandon(&undone);
-            }
-            Ended::Parked {
-                partition,
-                sequence,
-                body: Body::Read(_),
-                ..
-            } => partition.abandon(&[sequence]),
-            _ => {}
-        }
-    }
-
-    fn settle(&mut self, place: Place, sequence: u64, settlement: Settlement, body: Body) {
-        match settlement {
-            Settlement::Done => self.lanes.end(&place),
-            Settlement::Again(after) => {
-                self.lanes
-                    .again(place, sequence, body, Instant::now() + after)
-            }
-            Settlement::Parked(after, how) => {
-                self.lanes
-                    .put_back(place.clone(), sequence, how, Instant::now() + after);
-                self.park_blocked(&place);
-            }
-            Settlement::Lost => self.lose(place.0),
-        }
-    }
-
-    fn lose(&mut self, partition: u16) {
-        tracing::info!(
-            partition,
-            stream = self.context.input.stream,
-            "another node has taken the partition over"
-        );
-        self.claims.lose(partition);
-        self.lanes.drop_partition(partition);
-    }
-
-    fn park_blocked(&mut self, place: &Place) {
-        let Some(partition) = self.claims.get(place.0) else {
-            return;
-        };
-        for message in self.lanes.blocked(place, PARK_AT_ONCE) {
-            let job = Job {
-                context: self.context.clone(),
-                partition: partition.clone(),
-                place: place.clone(),
-                sequence: message.sequence,
-            };
-            self.jobs.spawn(job.park(message));
-        }
-    }
-
-    /// Whether this hold on a partition is still the one that counts.
-    fn current(&self, partition: &Partition, number: u16) -> bool {
-        self.claims
-            .get(number)
-            .is_some_and(|held| held.is(partition))
     }
 }
 

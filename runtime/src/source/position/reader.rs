@@ -29,6 +29,10 @@ pub(super) struct Reader {
     messages: pull::Stream,
     /// How many messages the server has sent to this reader.
     sent: u64,
+    /// How many it will send, as far as it knows.
+    pending: u64,
+    /// The first message that the stream's leader held.
+    first: u64,
 }
 
 impl Reader {
@@ -46,6 +50,7 @@ impl Reader {
         };
         let stream = consumer.get_stream(name).await;
         let stream = stream.map_err(|error| queue::stream_error(name, &error))?;
+        let first = stream.cached_info().state.first_sequence;
         let function = &context.worker.record.function;
         let config = pull::Config {
             description: Some(format!("Pelton function {function}")),
@@ -61,6 +66,7 @@ impl Reader {
             .create_consumer(config)
             .await
             .map_err(|error| failed(&error))?;
+        let pending = consumer.cached_info().num_pending;
         let messages = consumer
             .stream()
             .max_messages_per_batch(BATCH)
@@ -69,7 +75,22 @@ impl Reader {
             .messages()
             .await
             .map_err(|error| failed(&error))?;
-        Ok(Self { messages, sent: 0 })
+        Ok(Self {
+            messages,
+            sent: 0,
+            pending,
+            first,
+        })
+    }
+
+    /// Nothing before this sequence is left to be read.
+    pub(super) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Whether there is nothing to read, as far as the server knows that reads.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.pending == 0
     }
 
     /// The next message.
@@ -91,7 +112,7 @@ impl Reader {
                 self.sent
             ));
         }
-        self.sent = sent;
+        (self.sent, self.pending) = (sent, info.pending);
         Ok(queue::message(&taken, &info, stream))
     }
 }
