@@ -37,7 +37,7 @@ pub const ID_HEADER: &str = "Nats-Msg-Id";
 /// Header of an error: its stable code.
 pub const CODE_HEADER: &str = "Pelton-Code";
 
-/// The same: the record of the timer that it is of. It counts only if that record names it.
+/// Header of a message of an internal input: the record of the timer that it is of. It counts only if that record names it.
 pub const TIMER_HEADER: &str = "Pelton-Timer";
 /// The same: the stream that the event goes to; no handler sees it.
 pub const DUE_TARGET_HEADER: &str = "Pelton-Target";
@@ -45,6 +45,9 @@ pub const DUE_TARGET_HEADER: &str = "Pelton-Target";
 pub const SCHEDULE_TARGET_HEADER: &str = "Nats-Schedule-Target";
 /// The subject of a tick, as handlers announce it.
 pub const TICK_SUBJECT: &str = "schedule.tick";
+
+/// Code of an event that waited for another attempt and is lost.
+pub const INPUT_GONE: &str = "pelton-input-gone";
 
 /// Stream metadata: the app whose `deploy` created the stream.
 pub const META_APP: &str = "pelton-app";

@@ -9,6 +9,7 @@ use crate::commit::Answered;
 use crate::effects::{Disposition, Failure, Reply};
 use crate::event::Headers;
 use crate::names::{AppNames, CODE_HEADER};
+use crate::nats::header_map;
 use crate::records::FunctionRecord;
 
 /// How long an answer is kept for who asks again: the usual duplicate window of a stream.
@@ -176,14 +177,6 @@ pub(crate) fn is_left(headers: &Headers) -> bool {
         name.eq_ignore_ascii_case(ANSWER) || name.eq_ignore_ascii_case("KV-Operation")
     };
     headers.iter().any(|(name, _)| left(name))
-}
-
-pub(super) fn header_map(headers: &Headers) -> HeaderMap {
-    let mut map = HeaderMap::new();
-    for (name, value) in headers {
-        map.append(name.as_str(), value.as_str());
-    }
-    map
 }
 
 /// A header value ends at the line's end.

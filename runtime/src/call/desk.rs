@@ -11,10 +11,10 @@ use bytes::Bytes;
 use futures::StreamExt;
 use time::OffsetDateTime;
 
-use super::answer::{Answer, Refusal, header_map, one_line};
+use super::answer::{Answer, Refusal, one_line};
 use super::request::{self, Asked};
-use crate::event::Headers;
 use crate::names::{AppNames, CODE_HEADER};
+use crate::nats::{header_map, headers};
 use crate::records::FunctionRecord;
 
 /// Callers of one function who wait on one node: more are told so at once, and another node may have room.
@@ -268,11 +268,4 @@ fn lost() -> Refusal {
     let why = "the call is not waiting any more and its answer did not come: it was done, or lost with its server. Give an id \
                (Nats-Msg-Id) to be able to ask again";
     Refusal::unavailable("pelton-answer-lost", why)
-}
-
-fn headers(map: Option<&HeaderMap>) -> Headers {
-    let all = map.into_iter().flat_map(HeaderMap::iter);
-    all.flat_map(|(name, values)| values.iter().map(move |value| (name, value)))
-        .map(|(name, value)| (name.to_string(), value.as_str().to_owned()))
-        .collect()
 }

@@ -123,7 +123,9 @@ pub(super) fn read(
     }
     let read = now / 1_000_000;
     let deadline = read.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
-    let deadline = deadline.min(until(headers)?.unwrap_or(i64::MAX));
+    let until = until(headers)?;
+    let deadline = deadline.min(until.unwrap_or(i64::MAX));
+    let left = u64::try_from(deadline.saturating_sub(read)).unwrap_or(0);
     let call = names::call(record.instance, &id);
     let own = [
         ("Pelton-Format", FORMAT.to_string()),
@@ -141,7 +143,10 @@ pub(super) fn read(
         .map(|(name, value)| (name.to_owned(), value));
     let asked = Asked {
         call,
-        wait: (wait, said.is_some()),
+        wait: (
+            Duration::from_millis(left),
+            said.is_some() || until.is_some(),
+        ),
         is_late: read > deadline,
         named: given.is_some(),
         headers: own.chain(attributes).chain(others).collect(),
@@ -375,6 +380,11 @@ mod tests {
         assert_eq!(header(&until(soon).unwrap(), DEADLINE), soon);
         assert_eq!(header(&until(later).unwrap(), DEADLINE), "1700000001500");
         assert!(until(past).unwrap().is_late && !until(soon).unwrap().is_late);
+        let wait = |at: &str| until(at).unwrap().wait;
+        assert_eq!(wait(soon), (Duration::from_millis(200), true));
+        assert_eq!(wait(later), (Duration::from_millis(1500), true));
+        let alone = asked(&record, &[(DEADLINE, soon)]).unwrap();
+        assert_eq!(alone.wait, (Duration::from_millis(200), true));
         assert_eq!(until("soon").unwrap_err().code, "pelton-call-invalid");
     }
 

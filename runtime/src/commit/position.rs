@@ -144,7 +144,7 @@ impl Partition {
     }
 
     /// The revision that the record has as far as this node knows; `None`: lost.
-    pub(super) fn revision(&self) -> Option<u64> {
+    pub fn revision(&self) -> Option<u64> {
         self.lock().revision
     }
 

@@ -332,8 +332,20 @@ pub async fn raise_replicas(
 /// # Errors
 /// NATS trouble; a missing stream is `None`.
 pub async fn info(js: &jetstream::Context, stream: &str) -> Result<Option<Value>, StreamError> {
+    info_with(js, stream, &json!({})).await
+}
+
+/// What the server says of a stream when it is asked like `which`, as its `STREAM.INFO` takes it; `None`: there is none.
+///
+/// # Errors
+/// NATS trouble.
+pub(super) async fn info_with(
+    js: &jetstream::Context,
+    stream: &str,
+    which: &Value,
+) -> Result<Option<Value>, StreamError> {
     let answer: Value = js
-        .request(format!("STREAM.INFO.{stream}"), &json!({}))
+        .request(format!("STREAM.INFO.{stream}"), which)
         .await
         .map_err(|error| failed("read", stream, error))?;
     match answer.get("error") {

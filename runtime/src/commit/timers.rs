@@ -6,11 +6,12 @@ use async_nats::Client;
 
 use super::batch::{self, BatchError, BatchMessage};
 use super::position::TIMEOUT;
-use super::transaction::{expecting, header_map, scrap};
+use super::transaction::{expecting, scrap};
 use crate::effects::{StateError, Timer, TimerChange};
 use crate::event::timestamp;
 use crate::mutation;
 use crate::names::{AppNames, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER, SCHEDULE_TARGET_HEADER};
+use crate::nats::header_map;
 use crate::records::{FORMAT, TimerRecord};
 
 /// How long a name says that it holds no timer. While it does, a server that is killed cannot bring back the record that was

@@ -14,6 +14,7 @@ use crate::effects::{Effects, Emit, Write};
 use crate::event::{Headers, OutHeaders};
 use crate::mutation;
 use crate::names::AppNames;
+use crate::nats::header_map;
 
 /// How long a marker suppresses duplicates of its delivery.
 pub(crate) const MARKER_TTL: &str = "1h";
@@ -460,14 +461,6 @@ fn event_headers(headers: &OutHeaders) -> HeaderMap {
         (name, value.as_str().into_header_value())
     });
     named.collect()
-}
-
-pub(super) fn header_map(headers: &Headers) -> HeaderMap {
-    let mut map = HeaderMap::new();
-    for (name, value) in headers {
-        map.append(name.as_str(), value.as_str());
-    }
-    map
 }
 
 #[cfg(test)]

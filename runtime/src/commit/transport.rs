@@ -74,15 +74,23 @@ pub async fn waiting(
             format!("stream {target} has no source from {commit}"),
             "deploy again, which adds it".to_owned(),
         ),
-        (Some(info), Some(source)) => blocked(target, info, &message).unwrap_or_else(|| {
-            deaf = deaf_since(info, source);
-            (
-                format!("stream {target} does not fetch it, and nothing is seen that keeps it"),
-                format!(
-                    "see `nats stream info {target}` and the servers' logs: whether both streams have a leader"
-                ),
-            )
-        }),
+        (Some(info), Some(source)) => match blocked(target, info, &message) {
+            Some(blocked) => blocked,
+            None => match crowded(js, names, target, &info["config"], &message).await? {
+                Some(crowded) => crowded,
+                None => {
+                    deaf = deaf_since(info, source);
+                    (
+                        format!(
+                            "stream {target} does not fetch it, and nothing is seen that keeps it"
+                        ),
+                        format!(
+                            "see `nats stream info {target}` and the servers' logs: whether both streams have a leader"
+                        ),
+                    )
+                }
+            },
+        },
     };
     Ok(Some(Waiting {
         since: since.unwrap_or(OffsetDateTime::UNIX_EPOCH),
@@ -157,20 +165,6 @@ fn blocked(target: &str, info: &Value, message: &Value) -> Option<(String, Strin
     }
     let full = limit("max_msgs").is_some_and(|most| held("messages") >= most)
         || limit("max_bytes").is_some_and(|most| held("bytes") + size > most);
-    let each = limit("max_msgs_per_subject").filter(|_| config["discard_new_per_subject"] == true);
-    if config["discard"] == "new"
-        && let Some(most) = each
-    {
-        return Some((
-            format!(
-                "stream {target} takes {most} messages of one subject and refuses more (discard_new_per_subject), and the next event's is full, \
-                 as far as can be told"
-            ),
-            format!(
-                "make room: `nats stream purge {target} --subject=…`, or raise max_msgs_per_subject, or let it discard old ones"
-            ),
-        ));
-    }
     (config["discard"] == "new" && full).then(|| {
         (
             format!("stream {target} is full and refuses new messages (discard = new)"),
@@ -181,6 +175,41 @@ fn blocked(target: &str, info: &Value, message: &Value) -> Option<(String, Strin
     })
 }
 
+/// What keeps a stream that takes only so many messages of one subject from storing another.
+async fn crowded(
+    js: &jetstream::Context,
+    names: &AppNames,
+    target: &str,
+    config: &Value,
+    message: &Value,
+) -> Result<Option<(String, String)>, StreamError> {
+    let refuses = config["discard"] == "new" && config["discard_new_per_subject"] == true;
+    let most = config["max_msgs_per_subject"].as_u64().unwrap_or(0);
+    let Some(subject) = subject_there(names, target, message).filter(|_| refuses && most > 0)
+    else {
+        return Ok(None);
+    };
+    let info = stream::info_with(js, target, &json!({ "subjects_filter": subject })).await?;
+    let held = info.and_then(|info| info["state"]["subjects"][subject].as_u64());
+    Ok(held.filter(|held| *held >= most).map(|held| {
+        (
+            format!(
+                "stream {target} holds {held} messages of {subject}, takes {most} of one subject and refuses more (discard_new_per_subject)"
+            ),
+            format!(
+                "make room: `nats stream purge {target} --subject={subject}`, or raise max_msgs_per_subject, or let it discard old ones"
+            ),
+        )
+    }))
+}
+
+/// The subject that a message of the outbox has in its target: it stands behind target, transaction and number.
+fn subject_there<'a>(names: &AppNames, target: &str, message: &'a Value) -> Option<&'a str> {
+    let prefix = names.outbox_filter(target).replace('>', "");
+    let rest = message["subject"].as_str()?.strip_prefix(&prefix)?;
+    rest.splitn(3, '.').nth(2)
+}
+
 /// Whether the target has a message of this subject that is as late as that of the outbox, or later.
 async fn arrived(
     js: &jetstream::Context,
@@ -189,13 +218,7 @@ async fn arrived(
     message: &Value,
     sequence: u64,
 ) -> Result<bool, StreamError> {
-    // Behind target, transaction and number stands the subject that it has there.
-    let prefix = names.outbox_filter(target).replace('>', "");
-    let subject = message["subject"].as_str().unwrap_or_default();
-    let Some(subject) = subject
-        .strip_prefix(&prefix)
-        .and_then(|rest| rest.splitn(3, '.').nth(2))
-    else {
+    let Some(subject) = subject_there(names, target, message) else {
         return Ok(false);
     };
     let last = self::message(js, target, &json!({ "last_by_subj": subject })).await?;

@@ -12,7 +12,8 @@ use super::dead_letters::{DeadLetter, read, stream};
 use super::publish::publish;
 use crate::event::{Draft, DraftDefaults, Event, Headers, Message, decode, encode, owned};
 use crate::names::{
-    AppNames, DUE_KEY_HEADER, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER, ONLY_HEADER, TIMER_HEADER,
+    AppNames, DUE_KEY_HEADER, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER, INPUT_GONE, ONLY_HEADER,
+    TIMER_HEADER,
 };
 
 /// A dead letter that was put back.
@@ -34,7 +35,7 @@ pub struct Replayed {
 /// that is repeated within the stream's dedupe window is dropped by it.
 ///
 /// # Errors
-/// No such dead letter; no stream covers its subject any more; NATS trouble.
+/// No such dead letter, or one whose event is lost; no stream covers its subject any more; NATS trouble.
 pub async fn replay(
     js: &jetstream::Context,
     app: &str,
@@ -42,6 +43,18 @@ pub async fn replay(
 ) -> Result<Replayed, ControlError> {
     let letters = stream(js, app).await?;
     let (letter, body) = read(&letters, sequence).await?;
+    if letter.code == INPUT_GONE {
+        return Err(ControlError::refused(
+            format!(
+                "dead letter {sequence} has no event to put back: {}",
+                letter.reason
+            ),
+            format!(
+                "publish the event again from its source, then `nats stream rmm {} {sequence}`",
+                AppNames::new(app).dead_stream()
+            ),
+        ));
+    }
     let names = AppNames::new(app);
     let mut headers = headers(&names, &letter, &body);
     let from_within = letter.stream == names.commit_stream();

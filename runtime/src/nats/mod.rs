@@ -3,12 +3,14 @@
 mod check;
 mod connect;
 mod context;
+mod headers;
 
 use std::path::PathBuf;
 
 pub use check::{check_server, check_version};
 pub use connect::{CONNECT_LIMIT, REQUEST_TIMEOUT, connect};
 pub use context::config_dir;
+pub(crate) use headers::{header_map, headers};
 
 /// Where NATS is when nobody says otherwise.
 pub const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";

@@ -84,7 +84,30 @@ pub(crate) async fn behind(worker: &Worker, case: &Case, received: &Received) ->
     .await
 }
 
-fn write(record: &AttemptsRecord, message: &Message, max_payload: usize) -> (Headers, Bytes) {
+/// A delivery of which nothing is known but where it was.
+pub(crate) fn write_lost(
+    record: &AttemptsRecord,
+    stream: &Arc<str>,
+    sequence: u64,
+) -> (Headers, Bytes) {
+    let message = Message {
+        subject: String::new(),
+        headers: Headers::new(),
+        payload: Bytes::new(),
+        stream: stream.clone(),
+        sequence,
+        stored: 0,
+    };
+    // With room for nothing it points to its input.
+    write(record, &message, 0)
+}
+
+/// A delivery as it lies in the park: headers and body.
+pub(crate) fn write(
+    record: &AttemptsRecord,
+    message: &Message,
+    max_payload: usize,
+) -> (Headers, Bytes) {
     let mut record = record.clone();
     let mut attempts = serde_json::to_string(&record).unwrap_or_default();
     while attempts.len() > MAX_ATTEMPTS_BYTES && !record.errors.is_empty() {

@@ -14,8 +14,9 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{Acker, Received, Settlement};
 use crate::config::Start;
-use crate::event::{Headers, Message};
+use crate::event::Message;
 use crate::names::{AppNames, META_VERSION};
+use crate::nats::headers;
 use crate::records::{FunctionRecord, Input};
 
 /// A message not settled within this comes again; attempts that last longer report progress.
@@ -133,19 +134,9 @@ pub(super) fn stream_error(stream: &str, error: &GetStreamError) -> SourceError 
 
 /// A message as it came from a consumer.
 pub(crate) fn message(taken: &jetstream::Message, info: &Info<'_>, stream: &Arc<str>) -> Message {
-    let headers: Headers = taken
-        .headers
-        .iter()
-        .flat_map(|headers| headers.iter())
-        .flat_map(|(name, values)| {
-            values
-                .iter()
-                .map(move |value| (name.to_string(), value.as_str().to_owned()))
-        })
-        .collect();
     Message {
         subject: taken.subject.to_string(),
-        headers,
+        headers: headers(taken.headers.as_ref()),
         payload: taken.payload.clone(),
         stream: stream.clone(),
         sequence: info.stream_sequence,

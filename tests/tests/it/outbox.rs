@@ -101,6 +101,27 @@ async fn a_full_target_is_told_and_keeps_its_source_until_all_has_arrived() -> R
     Ok(())
 }
 
+#[tokio::test]
+async fn a_target_that_takes_no_more_of_a_subject_is_told() -> Result<()> {
+    let scene = Scene::start(&emitting("\"out.>\"")?).await?;
+    let nats = &scene.nats;
+    let stream = nats.js.get_stream("OUT").await?;
+    let mut config = stream.cached_info().config.clone();
+    config.discard = DiscardPolicy::New;
+    config.discard_new_per_subject = true;
+    config.max_messages_per_subject = 2;
+    nats.js.update_stream(config).await?;
+    emit(nats, 3).await?;
+    eventually("the target to be told blocked", || async {
+        let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
+        let why = info["status"]["targets"][0]["blocked"].as_str();
+        let told = why.is_some_and(|why| why.contains("OUT holds 2 messages of out.a"));
+        ensure!(told, "{info}");
+        Ok(Some(()))
+    })
+    .await
+}
+
 /// What an attempt may emit is what its target can store, with all that is added on the way.
 #[tokio::test]
 async fn the_largest_event_that_may_be_emitted_arrives() -> Result<()> {

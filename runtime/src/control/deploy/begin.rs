@@ -99,59 +99,63 @@ async fn inputs(
                 created(js, input).await?;
             }
         }
-        let known = before == Before::Positions && input.begun;
-        if known && gone(js, names, name, input).await? {
-            if start.is_none() {
-                return Err(ControlError::refused(
-                    format!(
-                        "positions of function {name} in stream {} are gone: the commit stream {} was emptied, limited or restored",
-                        input.stream,
-                        names.commit_stream()
-                    ),
-                    "restore that stream, or say where the function begins anew: `start` = \"new\", \"all\" or a time",
-                ));
-            }
-            step(&format!(
-                "positions in stream {} are gone: it begins anew where `start` says",
-                input.stream
-            ));
-            first(js, input, start.as_ref()).await?;
-        }
-        let begin = PositionRecord::new("", input.start, std::iter::empty(), (0, 0));
+        let stream = input.stream.clone();
         let place = Place {
             names,
             function: name,
-            stream: &input.stream,
+            stream: &stream,
         };
-        // What is there is of a stream or a time before; or a deploy that would have handed the input over did not end.
-        rewrite(js, place, |stored| match (before, stored) {
-            (Before::Positions, Some(stored)) => stored.closed.then(|| PositionRecord {
-                closed: false,
-                ..stored.clone()
-            }),
-            // One that is missing later on was lost.
-            (_, stored) => (stored != Some(&begin)).then(|| begin.clone()),
-        })
-        .await?;
+        if before == Before::Positions && input.begun {
+            if bring_in_line(js, place, before, None).await? {
+                continue;
+            }
+            step(&lost(names, name, input, start.as_ref())?);
+            first(js, input, start.as_ref()).await?;
+        }
+        let begin = PositionRecord::new("", input.start, std::iter::empty(), (0, 0));
+        bring_in_line(js, place, before, Some(&begin)).await?;
         input.begun = true;
     }
     Ok(())
 }
 
-/// Whether a position that was there is missing.
-async fn gone(
+/// Has the positions of an input say where the function is: those that are there of a stream or a time before, or closed by a deploy that
+/// did not end, and those that are missing, which begin there. `None`: a missing one was lost, and stays away. Whether all are there.
+async fn bring_in_line(
     js: &jetstream::Context,
+    place: Place<'_>,
+    before: Before,
+    begin: Option<&PositionRecord>,
+) -> Result<bool, ControlError> {
+    let found = rewrite(js, place, |stored| match (before, stored) {
+        (Before::Positions, Some(stored)) => stored.closed.then(|| PositionRecord {
+            closed: false,
+            ..stored.clone()
+        }),
+        (_, stored) => begin.filter(|begin| stored != Some(begin)).cloned(),
+    });
+    Ok(found.await?.len() == usize::from(source::PARTITIONS))
+}
+
+/// What a deploy does about lost positions, if `start` says where the function is to begin.
+fn lost(
     names: &AppNames,
     function: &str,
     input: &Input,
-) -> Result<bool, ControlError> {
-    let place = Place {
-        names,
-        function,
-        stream: &input.stream,
-    };
-    let found = rewrite(js, place, |_| None).await?;
-    Ok(found.len() < usize::from(source::PARTITIONS))
+    start: Option<&Start>,
+) -> Result<String, ControlError> {
+    let (stream, commit) = (&input.stream, names.commit_stream());
+    if start.is_some() {
+        return Ok(format!(
+            "positions in stream {stream} are gone: it begins anew where `start` says"
+        ));
+    }
+    Err(ControlError::refused(
+        format!(
+            "positions of function {function} in stream {stream} are gone: the commit stream {commit} was emptied, limited or restored"
+        ),
+        "restore that stream, or say where the function begins anew: `start` = \"new\", \"all\" or a time",
+    ))
 }
 
 fn before(function: &FunctionPlan, input: &Input) -> Before {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use futures::{StreamExt, TryStreamExt};
 
 use super::lanes::Place;
 use super::owner::PARTITIONS;
@@ -20,9 +21,11 @@ use crate::records::{FORMAT, PositionRecord};
 /// loses its commit, and nothing else.
 const OVERDUE: Duration = Duration::from_secs(10);
 
-/// How often the park is looked at, and the pause between, until it shows what positions name.
+/// How often the park is looked at, and the pause between, until its leader has what was claimed.
 const LOOKS: usize = 10;
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Lost deliveries that are put back into the park at the same time.
+const AT_ONCE: usize = 8;
 
 /// The partitions of one input that this node holds.
 #[derive(Debug, Default)]
@@ -245,38 +248,45 @@ async fn take(
     Ok(revision.map(|revision| (partition, record, revision)))
 }
 
-/// What waits in the parks of these partitions. What their records do not name has ended.
+/// What waits in the parks of these partitions. What their records do not name has ended; what they name and the park has lost is put
+/// back.
 async fn parked(context: &Context, claimed: &[Claimed]) -> Result<Vec<(Place, u64)>, SourceError> {
     let only = match claimed {
         [(one, ..)] => Some(*one),
         _ => None,
     };
-    let waiting: HashSet<(u16, u64)> = claimed
+    let mut waiting: HashSet<(u16, u64)> = claimed
         .iter()
         .flat_map(|(number, record, _)| record.parked_sequences().map(|at| (*number, at)))
         .collect();
+    let written = claimed.iter().map(|(.., revision)| *revision).max();
     let mut tries = 0;
-    let mut found = loop {
-        let mut found = park::list(context, only).await?.entries;
-        found.retain(|one| waiting.contains(&(one.partition, one.sequence)));
-        tries += 1;
+    let found = loop {
+        let listing = park::list(context, only).await?;
         // A server that has just begun to lead may lag behind what it answered for before.
-        if found.len() >= waiting.len() || tries >= LOOKS {
-            break found;
+        if Some(listing.last) >= written {
+            break listing.entries;
+        }
+        tries += 1;
+        if tries >= LOOKS {
+            let name = context.names.commit_stream();
+            return Err(SourceError(format!(
+                "the leader of stream {name} lags behind what it has stored"
+            )));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     };
-    if found.len() < waiting.len() {
-        tracing::warn!(
-            stream = context.input.stream,
-            named = waiting.len(),
-            found = found.len(),
-            "the park does not hold all that positions name; those are gone"
-        );
-    }
-    found.sort_by_key(|one| one.sequence);
-    let parked = found.into_iter();
-    Ok(parked
+    let named = found.into_iter();
+    let named = named.filter(|one| waiting.remove(&(one.partition, one.sequence)));
+    let mut parked: Vec<(Place, u64)> = named
         .map(|one| ((one.partition, one.key), one.sequence))
-        .collect())
+        .collect();
+    let lost = futures::stream::iter(waiting).map(async |(partition, sequence)| {
+        let key = park::restore(context, partition, None, sequence, 0).await?;
+        Ok::<_, SourceError>(((partition, key), sequence))
+    });
+    let restored: Vec<_> = lost.buffer_unordered(AT_ONCE).try_collect().await?;
+    parked.extend(restored);
+    parked.sort_by_key(|(_, sequence)| *sequence);
+    Ok(parked)
 }

@@ -1,8 +1,13 @@
-//! Whether a stream is the input that it was: positions in it mean nothing in another one.
+//! Whether a stream is the input that it was: positions in it mean nothing in another one. And single messages of it.
 
-use async_nats::jetstream::stream::{Info, RetentionPolicy};
+use std::sync::Arc;
 
-use super::Context;
+use async_nats::jetstream;
+use async_nats::jetstream::stream::{Info, RawMessageErrorKind, RetentionPolicy};
+
+use super::{Context, due};
+use crate::event::Message;
+use crate::nats::headers;
 use crate::records::Input;
 use crate::source::SourceError;
 use crate::source::queue::stream_error;
@@ -32,6 +37,31 @@ pub(super) fn check_stream(input: &Input, info: &Info) -> Result<(), SourceError
     Ok(())
 }
 
+/// A message as the leader of a stream has it; `None`: not any more.
+async fn message(
+    js: &jetstream::Context,
+    name: &Arc<str>,
+    sequence: u64,
+) -> Result<Option<Message>, SourceError> {
+    let failed =
+        |why: &dyn std::fmt::Display| SourceError(format!("cannot read stream {name}: {why}"));
+    let stream = js.get_stream_no_info(name.as_ref()).await;
+    let stream = stream.map_err(|error| failed(&error))?;
+    let found = match stream.get_raw_message(sequence).await {
+        Ok(found) => found,
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(None),
+        Err(error) => return Err(failed(&error)),
+    };
+    Ok(Some(Message {
+        subject: found.subject.to_string(),
+        headers: headers(Some(&found.headers)),
+        payload: found.payload,
+        stream: name.clone(),
+        sequence,
+        stored: i64::try_from(found.time.unix_timestamp_nanos()).unwrap_or_default(),
+    }))
+}
+
 impl Context {
     /// Why this is not the input that positions speak of whose latest message is `witness`, stored at that time: made anew, or restored.
     /// A position beyond the input's end, or whose latest message is another one now, would pass events by unseen.
@@ -45,14 +75,12 @@ impl Context {
         }
         let (witness, stored) = witness;
         let name = &self.input.stream;
-        let mut stream = self
+        let stream = self
             .js
             .get_stream(name)
             .await
             .map_err(|error| stream_error(name, &error))?;
-        let info = stream.info().await;
-        let info =
-            info.map_err(|error| SourceError(format!("cannot read stream {name}: {error}")))?;
+        let info = stream.cached_info();
         if created(info) != self.stream_created {
             return Ok(Some(SourceError(format!(
                 "stream {name} is not what it was: it was made anew while it was read; deploy the function again, and `start` says where \
@@ -73,12 +101,18 @@ impl Context {
         if witness == 0 {
             return Ok(None);
         }
-        match stream.get_raw_message(witness).await {
-            Ok(message) if message.time.unix_timestamp_nanos() != i128::from(stored) => {
-                Ok(Some(rewound(format!("message {witness} is another one"))))
-            }
-            // Gone by age, or as it was.
-            _ => Ok(None),
-        }
+        let found = message(&self.js, &self.stream, witness).await?;
+        // Gone by age, or as it was.
+        let another = found.is_some_and(|found| found.stored != stored);
+        Ok(another.then(|| rewound(format!("message {witness} is another one"))))
+    }
+
+    /// A message as the function's input has it; `None`: not any more.
+    pub(super) async fn original(&self, sequence: u64) -> Result<Option<Message>, SourceError> {
+        let found = message(&self.js, &self.stream, sequence).await?;
+        Ok(match self.internal {
+            true => found.map(due::open),
+            false => found,
+        })
     }
 }

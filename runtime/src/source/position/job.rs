@@ -1,27 +1,28 @@
 //! One delivery of the position engine on its way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
-use async_nats::jetstream::stream::RawMessageErrorKind;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Context;
 use super::ahead;
 use super::due;
 use super::lanes::{Body, Place};
-use super::park::Leftovers;
+use super::park::{self, Leftovers};
 use super::round::{Round, Wave};
 use super::timer::{self, Timed};
 use crate::call::Caller;
 use crate::commit::{Fence, Partition};
 use crate::delivery::{self, TROUBLE_PAUSE};
 use crate::effects::{Effects, Failure};
-use crate::event::{Headers, Message};
+use crate::event::Message;
+use crate::names::INPUT_GONE;
 use crate::records::AttemptsRecord;
 use crate::series::Work;
-use crate::settle::{self, Case, Park, park};
-use crate::source::{Acker, Received, Settlement};
+use crate::settle::{self, Case, Park};
+use crate::source::{Acker, Received, Settlement, SourceError};
 
 /// A delivery and its place.
 pub(super) struct Job {
@@ -67,8 +68,8 @@ enum Found {
     Here(Box<(Message, Case)>),
     /// What is left of one whose message is in no stream any more, and why.
     Lost(Box<(Message, Case)>, String),
-    /// It has ended.
-    Gone,
+    /// It has ended; this revision says so, 0: there is none.
+    Gone(u64),
     Unreadable(String),
 }
 
@@ -114,25 +115,44 @@ impl Job {
             Found::Lost(found, why) => {
                 let (message, case) = *found;
                 let received = self.received(message);
-                let lost = Failure::reject("pelton-input-gone", why);
+                let lost = Failure::reject(INPUT_GONE, why);
                 let worker = &self.context.worker;
                 settle::refuse(worker, &case, &received, lost, Effects::default()).await
             }
-            // A server that has just begun to lead may lag behind what it answered for before.
-            Found::Gone if self.partition.is_parked(self.sequence) => {
-                tracing::warn!(
-                    sequence = self.sequence,
-                    "a parked delivery is not where its position says; it is looked for again"
-                );
-                Settlement::Again(TROUBLE_PAUSE)
-            }
-            Found::Gone => Settlement::Done,
+            Found::Gone(at) if self.partition.is_parked(self.sequence) => self.restore(at).await,
+            Found::Gone(_) => Settlement::Done,
             Found::Unreadable(why) => {
                 tracing::warn!(
                     why,
                     sequence = self.sequence,
                     "a parked delivery cannot be read; it is tried again"
                 );
+                Settlement::Again(TROUBLE_PAUSE)
+            }
+        }
+    }
+
+    /// Has one that its position names and the park does not hold put back there; `upon` is what is in its place.
+    async fn restore(&self, upon: u64) -> Settlement {
+        let ((partition, key), sequence) = (&self.place, self.sequence);
+        let restored = async {
+            let lost = match (upon, self.partition.revision()) {
+                (0, Some(revision)) => {
+                    park::is_lost(&self.context, *partition, sequence, revision).await?
+                }
+                (_, held) => held.is_some(),
+            };
+            if lost {
+                park::restore(&self.context, *partition, Some(key), sequence, upon).await?;
+            }
+            Ok::<_, SourceError>(lost)
+        };
+        match restored.await {
+            Ok(true) => Settlement::Again(Duration::ZERO),
+            // A server that has just begun to lead may lag behind what it answered for before.
+            Ok(false) => Settlement::Again(TROUBLE_PAUSE),
+            Err(error) => {
+                tracing::warn!(%error, sequence, "a parked delivery is not where its position says; it is looked for again");
                 Settlement::Again(TROUBLE_PAUSE)
             }
         }
@@ -217,7 +237,7 @@ impl Job {
             _ => return self.unparked(message),
         }
         let received = self.received(message);
-        let settlement = park::behind(&self.context.worker, &case, &received).await;
+        let settlement = settle::park::behind(&self.context.worker, &case, &received).await;
         let body = match settlement {
             Settlement::Parked(..) => {
                 due::remove(&self.context, &received.message).await;
@@ -310,14 +330,15 @@ impl Job {
         let found = match stream.get_last_raw_message_by_subject(&subject).await {
             Ok(found) => found,
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-                return Found::Gone;
+                return Found::Gone(0);
             }
             Err(error) => return Found::Unreadable(error.to_string()),
         };
         if found.headers.get("KV-Operation").is_some() {
-            return Found::Gone;
+            return Found::Gone(found.sequence);
         }
-        let Some(parked) = park::read(&found.headers, found.payload, input, sequence) else {
+        let Some(parked) = settle::park::read(&found.headers, found.payload, input, sequence)
+        else {
             return Found::Unreadable(format!("{subject} holds no parked delivery"));
         };
         let (message, whole) = (parked.message, parked.whole);
@@ -326,46 +347,23 @@ impl Job {
         if whole {
             return Found::Here(Box::new((message, case)));
         }
-        match self.original().await {
+        let kept = match message.subject.as_str() {
+            "" => "and nothing but its sequence is known: the commit stream has lost it, too"
+                .to_owned(),
+            known => format!(
+                "and was too large to be kept beside its attempts; it had the subject {known}"
+            ),
+        };
+        match self.context.original(sequence).await {
             Ok(Some(message)) => Found::Here(Box::new((message, case))),
             Ok(None) => Found::Lost(
                 Box::new((message, case)),
                 format!(
-                    "stream {input} does not hold the message any more, which waited for another attempt and was too large to be kept beside \
-                     its attempts; only its subject is known"
+                    "stream {input} does not hold the message any more, which waited for another attempt, {kept}"
                 ),
             ),
-            Err(why) => Found::Unreadable(why),
+            Err(error) => Found::Unreadable(error.0),
         }
-    }
-
-    /// The message as the input has it; `None`: not any more.
-    async fn original(&self) -> Result<Option<Message>, String> {
-        let Context {
-            js, stream: input, ..
-        } = self.context.as_ref();
-        let stream = js
-            .get_stream_no_info(input.as_ref())
-            .await
-            .map_err(|error| error.to_string())?;
-        let found = match stream.get_raw_message(self.sequence).await {
-            Ok(found) => found,
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(None),
-            Err(error) => return Err(error.to_string()),
-        };
-        let all = found.headers.iter();
-        let headers: Headers = all
-            .flat_map(|(name, values)| values.iter().map(move |value| (name, value)))
-            .map(|(name, value)| (name.to_string(), value.as_str().to_owned()))
-            .collect();
-        Ok(Some(Message {
-            subject: found.subject.to_string(),
-            headers,
-            payload: found.payload,
-            stream: input.clone(),
-            sequence: self.sequence,
-            stored: i64::try_from(found.time.unix_timestamp_nanos()).unwrap_or_default(),
-        }))
     }
 }
 

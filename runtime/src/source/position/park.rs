@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_nats::header;
 use async_nats::jetstream::stream::InfoWithSubjects;
 use futures::StreamExt;
 
@@ -15,7 +16,10 @@ use super::job::Ended;
 use super::lanes::Key;
 use super::{Context, SourceError};
 use crate::commit::Partition;
-use crate::records::PositionRecord;
+use crate::names::Txn;
+use crate::nats::header_map;
+use crate::records::{AttemptsRecord, FORMAT, PositionRecord};
+use crate::settle::park as parked;
 
 /// Between two looks: each is one request, and nobody should have to ask what that is that lies there.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -37,7 +41,78 @@ pub(super) struct InPark {
 pub(super) struct Listing {
     pub(super) entries: Vec<InPark>,
     /// No message of them is later than this one of the commit stream.
-    last: u64,
+    pub(super) last: u64,
+}
+
+/// Whether the park lacks a delivery that the partition's record named at this revision. Only a leader that has that record can tell:
+/// one that has just begun to lead may lag behind what it answered for before.
+pub(super) async fn is_lost(
+    context: &Context,
+    partition: u16,
+    sequence: u64,
+    revision: u64,
+) -> Result<bool, SourceError> {
+    let listing = list(context, Some(partition)).await?;
+    let there = listing.entries.iter().any(|one| one.sequence == sequence);
+    Ok(listing.last >= revision && !there)
+}
+
+/// Puts a delivery back that a position names and the park has lost, which nobody but an outsider does: as its input has it, with its
+/// attempts forgotten. Of one that the input has lost, too, its sequence goes there, and the next attempt finds that out. `upon` is the
+/// revision of what is in its place. Gives its key.
+pub(super) async fn restore(
+    context: &Context,
+    partition: u16,
+    key: Option<&Key>,
+    sequence: u64,
+    upon: u64,
+) -> Result<Key, SourceError> {
+    let original = context.original(sequence).await?;
+    let key = key.cloned().unwrap_or_else(|| match &original {
+        Some(message) => context.place(message).1,
+        None => Key::Alone(sequence),
+    });
+    let worker = &context.worker;
+    let (function, input) = (&worker.record.function, &context.stream);
+    tracing::warn!(
+        function,
+        stream = %input,
+        sequence,
+        in_input = original.is_some(),
+        "an event that waited for another attempt is gone from the commit stream, which somebody altered; it is handled as if for the first \
+         time if its input has it, and is a dead letter if not"
+    );
+    let txn = Txn {
+        instance: worker.record.instance,
+        stream: input.clone(),
+        created: context.stream_created,
+        sequence,
+    };
+    let record = AttemptsRecord {
+        format: FORMAT,
+        txn: txn.id().to_string(),
+        ..Default::default()
+    };
+    let (headers, payload) = match &original {
+        Some(message) => parked::write(&record, message, worker.max_payload),
+        None => parked::write_lost(&record, input, sequence),
+    };
+    let mut headers = header_map(&headers);
+    headers.insert(
+        header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+        upon.to_string(),
+    );
+    let named = key.name().map(Arc::as_ref);
+    let subject = context
+        .names
+        .parked(function, input, partition, named, sequence);
+    let sent = context.js.publish_with_headers(subject, headers, payload);
+    let stored = match sent.await {
+        Ok(stored) => stored.await,
+        Err(error) => Err(error),
+    };
+    stored.map_err(unreadable)?;
+    Ok(key)
 }
 
 /// Whether anything of the input is parked.
