@@ -145,7 +145,7 @@ pub(super) fn read(
         call,
         wait: (
             Duration::from_millis(left),
-            said.is_some() || until.is_some(),
+            said.is_some() || until.is_some_and(|until| until <= deadline),
         ),
         is_late: read > deadline,
         named: given.is_some(),

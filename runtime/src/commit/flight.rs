@@ -289,17 +289,13 @@ impl Pilot {
     }
 }
 
-/// Takes out those whose partition another node runs now, and those that a batch without an answer has committed or parked.
+/// Takes out those whose partition another node runs now, and those that a batch without an answer has ended or parked.
 fn without_settled(members: &mut Vec<Entry<Reply>>) {
     for member in std::mem::take(members) {
         let transaction = &member.transaction;
-        let done = |partition: &Partition| {
-            let mut past = transaction.past();
-            !transaction.was_parked() && past.any(|(sequence, _)| partition.is_done(sequence))
-        };
         let outcome = match transaction.partition() {
             Some(partition) if partition.is_lost() => CommitError::Lost,
-            Some(partition) if done(partition) => CommitError::Duplicate,
+            Some(partition) if transaction.is_settled(partition) => CommitError::Duplicate,
             _ => {
                 members.push(member);
                 continue;

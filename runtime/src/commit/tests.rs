@@ -1,5 +1,6 @@
 //! The committer against a real server.
 
+mod parked;
 mod safeguards;
 
 use std::sync::Arc;

@@ -186,9 +186,21 @@ impl Transaction {
         })
     }
 
-    /// Whether it waited in the park: then its position has moved past it before.
+    /// Whether it waited in the park, or is put back there: then its position has moved past it before, and names it for as long as it has
+    /// not ended.
     pub(super) fn was_parked(&self) -> bool {
-        self.parking.as_ref().is_some_and(|one| one.revision > 0)
+        let back = matches!(self.fence, Fence::Position { stored: None, .. });
+        self.parking
+            .as_ref()
+            .is_some_and(|one| back || one.revision > 0)
+    }
+
+    /// Whether its partition tells that it has ended, or is parked, by a batch that had no answer.
+    pub(super) fn is_settled(&self, partition: &Partition) -> bool {
+        match self.was_parked() {
+            true => !partition.is_parked(self.origin.sequence),
+            false => self.past().any(|(sequence, _)| partition.is_done(sequence)),
+        }
     }
 
     /// The marker's subject, if it has one.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
 
-use super::lanes::Place;
+use super::lanes::{Key, Place};
 use super::owner::PARTITIONS;
 use super::{Context, SourceError, park};
 use crate::commit::Partition;
@@ -24,7 +24,7 @@ const OVERDUE: Duration = Duration::from_secs(10);
 /// How often the park is looked at, and the pause between, until its leader has what was claimed.
 const LOOKS: usize = 10;
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// Lost deliveries that are put back into the park at the same time.
+/// Lost deliveries that are looked for in the input at the same time.
 const AT_ONCE: usize = 8;
 
 /// The partitions of one input that this node holds.
@@ -248,8 +248,7 @@ async fn take(
     Ok(revision.map(|revision| (partition, record, revision)))
 }
 
-/// What waits in the parks of these partitions. What their records do not name has ended; what they name and the park has lost is put
-/// back.
+/// What waits in the parks of these partitions. What their records do not name has ended.
 async fn parked(context: &Context, claimed: &[Claimed]) -> Result<Vec<(Place, u64)>, SourceError> {
     let only = match claimed {
         [(one, ..)] => Some(*one),
@@ -281,12 +280,16 @@ async fn parked(context: &Context, claimed: &[Claimed]) -> Result<Vec<(Place, u6
     let mut parked: Vec<(Place, u64)> = named
         .map(|one| ((one.partition, one.key), one.sequence))
         .collect();
+    // Those that the park has lost are put back when it is their turn, which needs their key.
     let lost = futures::stream::iter(waiting).map(async |(partition, sequence)| {
-        let key = park::restore(context, partition, None, sequence, 0).await?;
+        let key = match context.original(sequence).await? {
+            Some(message) => context.place(&message).1,
+            None => Key::Alone(sequence),
+        };
         Ok::<_, SourceError>(((partition, key), sequence))
     });
-    let restored: Vec<_> = lost.buffer_unordered(AT_ONCE).try_collect().await?;
-    parked.extend(restored);
+    let lost: Vec<_> = lost.buffer_unordered(AT_ONCE).try_collect().await?;
+    parked.extend(lost);
     parked.sort_by_key(|(_, sequence)| *sequence);
     Ok(parked)
 }

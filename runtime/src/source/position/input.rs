@@ -110,6 +110,16 @@ impl Context {
     /// A message as the function's input has it; `None`: not any more.
     pub(super) async fn original(&self, sequence: u64) -> Result<Option<Message>, SourceError> {
         let found = message(&self.js, &self.stream, sequence).await?;
+        let name = &self.stream;
+        let stream = self.js.get_stream(name.as_ref()).await;
+        let stream = stream.map_err(|error| stream_error(name, &error))?;
+        let info = stream.cached_info();
+        // Of another stream, or not there yet: a server that has just begun to lead may lag behind.
+        if created(info) != self.stream_created || info.state.last_sequence < sequence {
+            return Err(SourceError(format!(
+                "stream {name} is not what it was, or its leader lags behind: message {sequence} cannot be read"
+            )));
+        }
         Ok(match self.internal {
             true => found.map(due::open),
             false => found,

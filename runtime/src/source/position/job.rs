@@ -1,7 +1,6 @@
 //! One delivery of the position engine on its way.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use tokio::sync::OwnedSemaphorePermit;
@@ -68,7 +67,7 @@ enum Found {
     Here(Box<(Message, Case)>),
     /// What is left of one whose message is in no stream any more, and why.
     Lost(Box<(Message, Case)>, String),
-    /// It has ended; this revision says so, 0: there is none.
+    /// It is not there; this revision is in its place, 0: nothing is.
     Gone(u64),
     Unreadable(String),
 }
@@ -105,6 +104,10 @@ impl Job {
 
     /// Another attempt at one that is in the park.
     async fn again(&self, permit: OwnedSemaphorePermit) -> Settlement {
+        // Ended by a batch whose answer was lost.
+        if !self.partition.is_parked(self.sequence) {
+            return Settlement::Done;
+        }
         match self.load().await {
             Found::Here(found) => {
                 let (message, case) = *found;
@@ -119,8 +122,7 @@ impl Job {
                 let worker = &self.context.worker;
                 settle::refuse(worker, &case, &received, lost, Effects::default()).await
             }
-            Found::Gone(at) if self.partition.is_parked(self.sequence) => self.restore(at).await,
-            Found::Gone(_) => Settlement::Done,
+            Found::Gone(at) => self.restore(at).await,
             Found::Unreadable(why) => {
                 tracing::warn!(
                     why,
@@ -132,29 +134,40 @@ impl Job {
         }
     }
 
-    /// Has one that its position names and the park does not hold put back there; `upon` is what is in its place.
+    /// Has one that its position names and the park does not hold put back there; `upon` is what is in its place. In one batch with the
+    /// position as it is known here: should a batch without an answer have ended the delivery, the position has moved, or keeps that
+    /// batch from being stored.
     async fn restore(&self, upon: u64) -> Settlement {
-        let ((partition, key), sequence) = (&self.place, self.sequence);
-        let restored = async {
-            let lost = match (upon, self.partition.revision()) {
-                (0, Some(revision)) => {
-                    park::is_lost(&self.context, *partition, sequence, revision).await?
-                }
-                (_, held) => held.is_some(),
-            };
-            if lost {
-                park::restore(&self.context, *partition, Some(key), sequence, upon).await?;
+        let restored = match self.is_lost(upon).await {
+            Ok(true) => {
+                park::restore(
+                    &self.context,
+                    &self.partition,
+                    &self.place,
+                    self.sequence,
+                    upon,
+                )
+                .await
             }
-            Ok::<_, SourceError>(lost)
+            Ok(false) => Err(SourceError(
+                "the leader of the commit stream lags behind".into(),
+            )),
+            Err(error) => Err(error),
         };
-        match restored.await {
-            Ok(true) => Settlement::Again(Duration::ZERO),
-            // A server that has just begun to lead may lag behind what it answered for before.
-            Ok(false) => Settlement::Again(TROUBLE_PAUSE),
-            Err(error) => {
-                tracing::warn!(%error, sequence, "a parked delivery is not where its position says; it is looked for again");
-                Settlement::Again(TROUBLE_PAUSE)
+        restored.unwrap_or_else(|error| {
+            let sequence = self.sequence;
+            tracing::warn!(%error, sequence, "a parked delivery is not where its position says; it is looked for again");
+            Settlement::Again(TROUBLE_PAUSE)
+        })
+    }
+
+    /// A server that has just begun to lead may lag behind what it answered for before; but what took the delivery's place is no older.
+    async fn is_lost(&self, upon: u64) -> Result<bool, SourceError> {
+        match (upon, self.partition.revision()) {
+            (0, Some(revision)) => {
+                park::is_lost(&self.context, self.place.0, self.sequence, revision).await
             }
+            _ => Ok(true),
         }
     }
 
@@ -355,6 +368,9 @@ impl Job {
             ),
         };
         match self.context.original(sequence).await {
+            Ok(Some(found)) if found.stored != message.stored => Found::Unreadable(format!(
+                "message {sequence} of stream {input} is another one"
+            )),
             Ok(Some(message)) => Found::Here(Box::new((message, case))),
             Ok(None) => Found::Lost(
                 Box::new((message, case)),

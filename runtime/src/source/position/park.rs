@@ -8,18 +8,18 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::header;
 use async_nats::jetstream::stream::InfoWithSubjects;
 use futures::StreamExt;
 
 use super::job::Ended;
-use super::lanes::Key;
+use super::lanes::{Key, Place};
 use super::{Context, SourceError};
-use crate::commit::Partition;
+use crate::commit::{CommitError, Fence, Origin, Parking, Partition, Transaction};
+use crate::effects::Effects;
 use crate::names::Txn;
-use crate::nats::header_map;
 use crate::records::{AttemptsRecord, FORMAT, PositionRecord};
-use crate::settle::park as parked;
+use crate::settle::{LOOK_AGAIN, park as parked};
+use crate::source::Settlement;
 
 /// Between two looks: each is one request, and nobody should have to ask what that is that lies there.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -59,60 +59,75 @@ pub(super) async fn is_lost(
 
 /// Puts a delivery back that a position names and the park has lost, which nobody but an outsider does: as its input has it, with its
 /// attempts forgotten. Of one that the input has lost, too, its sequence goes there, and the next attempt finds that out. `upon` is the
-/// revision of what is in its place. Gives its key.
+/// revision of what is in its place.
 pub(super) async fn restore(
     context: &Context,
-    partition: u16,
-    key: Option<&Key>,
+    partition: &Partition,
+    (number, key): &Place,
     sequence: u64,
     upon: u64,
-) -> Result<Key, SourceError> {
+) -> Result<Settlement, SourceError> {
     let original = context.original(sequence).await?;
-    let key = key.cloned().unwrap_or_else(|| match &original {
-        Some(message) => context.place(message).1,
-        None => Key::Alone(sequence),
-    });
     let worker = &context.worker;
-    let (function, input) = (&worker.record.function, &context.stream);
-    tracing::warn!(
-        function,
-        stream = %input,
-        sequence,
-        in_input = original.is_some(),
-        "an event that waited for another attempt is gone from the commit stream, which somebody altered; it is handled as if for the first \
-         time if its input has it, and is a dead letter if not"
-    );
+    let (function, input) = (&worker.name, &context.stream);
     let txn = Txn {
         instance: worker.record.instance,
         stream: input.clone(),
         created: context.stream_created,
         sequence,
-    };
+    }
+    .id();
     let record = AttemptsRecord {
         format: FORMAT,
-        txn: txn.id().to_string(),
+        txn: txn.to_string(),
         ..Default::default()
     };
-    let (headers, payload) = match &original {
+    let message = match &original {
         Some(message) => parked::write(&record, message, worker.max_payload),
         None => parked::write_lost(&record, input, sequence),
     };
-    let mut headers = header_map(&headers);
-    headers.insert(
-        header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-        upon.to_string(),
-    );
     let named = key.name().map(Arc::as_ref);
-    let subject = context
-        .names
-        .parked(function, input, partition, named, sequence);
-    let sent = context.js.publish_with_headers(subject, headers, payload);
-    let stored = match sent.await {
-        Ok(stored) => stored.await,
-        Err(error) => Err(error),
+    let transaction = Transaction {
+        origin: Origin {
+            function: function.clone(),
+            stream: input.clone(),
+            sequence,
+            txn,
+        },
+        fence: Fence::Position {
+            partition: partition.clone(),
+            stored: None,
+        },
+        effects: Effects::default(),
+        dead: None,
+        clear_attempts: false,
+        parking: Some(Parking {
+            subject: context
+                .names
+                .parked(function, input, *number, named, sequence),
+            revision: upon,
+            message: Some(message),
+        }),
+        answered: None,
+        followers: Vec::new(),
     };
-    stored.map_err(unreadable)?;
-    Ok(key)
+    match worker.committer.commit(Arc::new(transaction)).await {
+        Ok(()) => {
+            tracing::warn!(
+                %function,
+                stream = %input,
+                sequence,
+                in_input = original.is_some(),
+                "an event that waited for another attempt is gone from the commit stream, which somebody altered; it is handled as if for \
+                 the first time if its input has it, and is a dead letter if not"
+            );
+            Ok(Settlement::Again(Duration::ZERO))
+        }
+        Err(CommitError::Lost) => Ok(Settlement::Lost),
+        // It has ended, or somebody wrote there: looked for again.
+        Err(CommitError::Duplicate) => Ok(Settlement::Again(LOOK_AGAIN)),
+        Err(error) => Err(unreadable(error)),
+    }
 }
 
 /// Whether anything of the input is parked.
