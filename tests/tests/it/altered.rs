@@ -200,29 +200,37 @@ async fn what_waits_and_is_lost_with_its_input_is_a_dead_letter() -> Result<()> 
 /// Whoever deletes what waits harms nothing that its input still has; a living node finds it out, and one that takes over.
 #[tokio::test]
 async fn what_waits_and_was_deleted_is_taken_from_its_input() -> Result<()> {
-    let slow = "retry = { max-attempts = 3, initial-delay = \"2s\", max-delay = \"2s\" }";
-    let mut scene = Scene::start(&manifest("")?.replace(project::QUICK_RETRY, slow)).await?;
+    let mut scene = Scene::start(&manifest("")?).await?;
     let nats = &scene.nats;
-    let fails = json!({ "do": "fail", "how": "retry", "code": "no", "well_at": 2 }).to_string();
-    let first = nats.publish("hostile.act.a", fails.clone()).await?;
-    purge_park(nats).await?;
-    handled(nats, &format!("HOSTILE=3A{first}")).await?;
-
-    let second = nats.publish("hostile.act.b", fails.clone()).await?;
-    let behind = nats.publish("hostile.act.b", r#"{"do":"fine"}"#).await?;
-    let lost = nats.publish("hostile.act.c", fails).await?;
-    eventually("them to wait", || async {
-        let parked = nats.count_below("KV_shop", PARK).await?;
-        Ok((parked == 3).then_some(()))
+    let waits = json!({ "do": "fail", "how": "defer", "code": "no", "well_at": 0 });
+    nats.publish("hostile.act.a", waits.to_string()).await?;
+    parked(nats, 1).await?;
+    let stream = nats.js.get_stream("KV_shop").await?;
+    stream.purge().filter(PARK).await?;
+    eventually("the node to find it out", || async {
+        let said = scene.node.log()?;
+        Ok(said
+            .contains("is gone from the commit stream")
+            .then_some(()))
     })
     .await?;
-    scene.node.kill().await?;
-    purge_park(nats).await?;
-    nats.js
-        .get_stream("HOSTILE")
-        .await?
-        .delete_message(lost)
-        .await?;
+    parked(nats, 1).await?;
+
+    scene.node.terminate(Duration::from_secs(20)).await?;
+    let fails = json!({ "do": "fail", "how": "retry", "code": "no", "well_at": 2 }).to_string();
+    let first = nats.publish("hostile.act.o-1", fails.clone()).await?;
+    let behind = nats.publish("hostile.act.o-1", r#"{"do":"fine"}"#).await?;
+    let lost = nats.publish("hostile.act.o-1", fails).await?;
+    // The partition of o-1 says that all three wait, and the park holds none of them.
+    let place = "$PELTON.shop.pos.hostile.HOSTILE.34";
+    let stored = stream.get_last_raw_message_by_subject(place).await?;
+    let mut position: Value = serde_json::from_slice(&stored.payload)?;
+    let floor = position["sequence"].as_u64().context("a floor")?;
+    position["done"] = json!([first - floor, 1, 1]);
+    position["parked"] = json!([first, 1, 1]);
+    nats.publish(place, position.to_string()).await?;
+    let input = nats.js.get_stream("HOSTILE").await?;
+    input.delete_message(lost).await?;
     scene.node = scene.node()?;
     let dead = nats.dead_of("shop", "HOSTILE", lost).await?;
     assert_eq!(dead.code(), "pelton-input-gone");
@@ -234,26 +242,19 @@ async fn what_waits_and_was_deleted_is_taken_from_its_input() -> Result<()> {
     let fix = format!("`nats stream rmm PELTON_DEAD_shop {number}`");
     let told = replayed.stdout.contains("no event to put back") && replayed.stdout.contains(&fix);
     ensure!(replayed.code == Some(1) && told, "{replayed:#?}");
-    handled(nats, &format!("HOSTILE=3A{second}")).await?;
+    handled(nats, &format!("HOSTILE=3A{first}")).await?;
     handled(nats, &format!("HOSTILE=3A{behind}")).await?;
-    eventually("nothing to wait any more", || async {
-        let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
-        let waiting = info["status"]["retrying"].as_u64();
-        ensure!(waiting == Some(0), "{info}");
-        Ok(Some(()))
-    })
-    .await?;
-    Ok(())
+    parked(nats, 1).await
 }
 
 const PARK: &str = "$PELTON.shop.park.>";
 
-/// Deletes what waits, as soon as something does.
-async fn purge_park(nats: &Nats) -> Result<()> {
-    let stream = nats.js.get_stream("KV_shop").await?;
-    eventually("something to wait", || async {
-        let purged = stream.purge().filter(PARK).await?.purged;
-        Ok((purged > 0).then_some(()))
+/// Waits until so many wait.
+async fn parked(nats: &Nats, count: usize) -> Result<()> {
+    eventually(&format!("{count} to wait"), || async {
+        let found = nats.count_below("KV_shop", PARK).await?;
+        ensure!(found == count, "{found} wait");
+        Ok(Some(()))
     })
     .await
 }
