@@ -43,6 +43,8 @@ pub const TIMER_HEADER: &str = "Pelton-Timer";
 pub const DUE_TARGET_HEADER: &str = "Pelton-Target";
 /// NATS's header of a scheduled message: where that goes when its time has come.
 pub const SCHEDULE_TARGET_HEADER: &str = "Nats-Schedule-Target";
+/// On a message whose headers cannot be read, when it is handed out all the same: why.
+pub const UNREADABLE_HEADER: &str = "Pelton-Unreadable";
 /// The subject of a tick, as handlers announce it.
 pub const TICK_SUBJECT: &str = "schedule.tick";
 

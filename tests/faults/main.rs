@@ -12,7 +12,6 @@ mod nemesis;
 mod nodes;
 mod operator;
 mod positions;
-mod proxy;
 mod publisher;
 mod settings;
 mod timers;

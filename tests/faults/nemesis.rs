@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::cluster::Cluster;
 use crate::nodes::Nodes;
 use crate::operator::Operator;
-use crate::proxy::Mode;
+use pelton_tests::proxy::Mode;
 
 /// How long a server may take to end when asked to.
 const PATIENCE: Duration = Duration::from_secs(10);

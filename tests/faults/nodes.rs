@@ -11,7 +11,7 @@ use tokio::process::Child;
 use tokio::sync::Mutex;
 
 use crate::cluster::{Cluster, signal};
-use crate::proxy::{Mode, Proxy};
+use pelton_tests::proxy::{Mode, Proxy};
 
 /// How long a node may take to drain.
 const PATIENCE: Duration = Duration::from_secs(40);

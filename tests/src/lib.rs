@@ -13,6 +13,7 @@ pub mod old_server;
 pub mod orders;
 pub mod pelton;
 pub mod project;
+pub mod proxy;
 pub mod scene;
 pub mod server;
 pub mod wait;

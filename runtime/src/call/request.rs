@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::answer::Refusal;
 use crate::event::{self, Headers, MAX_KEY, Message, attribute_headers, decode, subject};
-use crate::names::{self, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT_HEADER};
+use crate::names::{self, DUE_KEY_HEADER, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT_HEADER};
 use crate::records::{FORMAT, FunctionRecord};
 
 /// How long a caller is taken to wait who does not say.
@@ -106,6 +106,8 @@ pub(super) fn read(
         .map_err(|why| Refusal::invalid("pelton-event-malformed", why.to_string()))?;
     let source = record.settings.key.as_ref();
     let key = source.map(|source| event::key(source, &message));
+    // A version with another `key` finds it in the partition where it was stored.
+    let placed = key.clone().flatten().unwrap_or_default();
     if let Some(None) = key {
         let why = format!(
             "the call has no key where `key` of function {} says",
@@ -132,6 +134,7 @@ pub(super) fn read(
         (DUE_SUBJECT_HEADER, subject),
         (DEADLINE, deadline.to_string()),
         (CALL, call.clone()),
+        (DUE_KEY_HEADER, placed),
     ];
     let kept = given.map(|_| [(KEPT, "yes".to_owned()), ("Nats-TTL", TTL.to_owned())]);
     // In binary mode, whatever it came in: the event keeps its id and time from here on.
@@ -224,7 +227,7 @@ fn with_id(headers: &Headers, id: &str) -> Headers {
 
 /// What steers NATS or Pelton is not the caller's to say; the media type of a structured event is not that of its data.
 fn passes((name, value): &(String, String)) -> bool {
-    let steers = name.starts_with("nats-") || name.starts_with("pelton-");
+    let steers = name.starts_with("nats-") || name.starts_with("pelton-") || name == "kv-operation";
     let structured = name == "content-type" && value.contains("application/cloudevents");
     !steers && !structured
 }

@@ -151,6 +151,12 @@ fn key(findings: &mut Findings<'_>, table: &Table<'_>) -> Option<KeySource> {
                 format!("{name:?} is no name of a CloudEvents attribute"),
                 "write a name of a-z 0-9, such as \"subject\"",
             );
+        } else if ["time", "specversion", "data"].contains(&name) {
+            findings.add(
+                at,
+                format!("{name:?} is nothing by which events could be kept in order"),
+                "name an attribute that says what an event is about, such as \"subject\"; a field of the data is { data = \"/order_id\" }",
+            );
         }
         return Some(KeySource::Attribute(name.to_owned()));
     }

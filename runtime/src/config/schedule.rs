@@ -7,6 +7,7 @@ use chrono_tz::Tz;
 use croner::Cron;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use super::reader::{Findings, Table};
 use super::tree::{Value, join};
@@ -73,10 +74,20 @@ pub(super) fn read(findings: &mut Findings<'_>, table: &Table<'_>) -> Option<Sch
             "name one of the tz database, such as \"Europe/Zurich\" or \"UTC\"",
         );
     }
-    Some(Schedule {
+    let schedule = Schedule {
         cron: cron.to_owned(),
         timezone: zone.to_owned(),
-    })
+    };
+    let now = OffsetDateTime::now_utc().unix_timestamp_nanos();
+    let now = i64::try_from(now).unwrap_or_default();
+    if Cron::from_str(cron).is_ok() && zone.parse::<Tz>().is_ok() && schedule.next(now).is_none() {
+        findings.add(
+            cron_at,
+            format!("{cron:?} never comes, or not any more"),
+            "name a day that there is: 30 February is none, and a year that is over does not come again",
+        );
+    }
+    Some(schedule)
 }
 
 #[cfg(test)]

@@ -287,6 +287,18 @@ fn unknown_keys_everywhere() {
         "\"Zurich\" is no time zone | name one of the tz database",
     );
     check_function("schedule = { timezone = \"UTC\" }", 12, "has no cron");
+    for never in ["0 0 0 30 2 *", "0 0 0 1 1 * 2020"] {
+        check_function(
+            &format!("schedule = \"{never}\""),
+            12,
+            "never comes, or not any more",
+        );
+    }
+    check_function(
+        "key = { attribute = \"time\" }",
+        21,
+        "\"time\" is nothing by which events could be kept in order",
+    );
     check_function("retry.attempts = 1", 7, "did you mean `max-attempts`?");
     check_function("allow = { emits = [] }", 11, "did you mean `emit`?");
 }

@@ -14,6 +14,9 @@ use super::{Event, Headers, Message, structured, timestamp};
 /// Prefix of headers that are attributes.
 pub(super) const PREFIX: &str = "ce-";
 
+/// [`UNREADABLE_HEADER`](crate::names::UNREADABLE_HEADER) in lower case.
+const UNREADABLE: &str = "pelton-unreadable";
+
 /// A message, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
@@ -34,6 +37,9 @@ pub struct EventError(pub String);
 /// Malformed CloudEvents; a plain message is always an event.
 pub fn decode(message: &Message) -> Result<Decoded, EventError> {
     let (attributes, headers) = split(&message.headers);
+    if let Some(why) = header(&headers, UNREADABLE) {
+        return Err(EventError(why.to_owned()));
+    }
     let event = match content_mode(&headers, &attributes)? {
         Mode::Structured => structured::event(&message.payload, message.stored)?,
         Mode::Binary => binary(message, attributes, &headers)?,

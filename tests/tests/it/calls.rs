@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use async_nats::{HeaderMap, Message, Request};
 use futures::StreamExt;
 use futures::future::join_all;
+use pelton_tests::http::HttpServer;
 use pelton_tests::{Nats, Node, Scene, build, eventually, foreign, project, within};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -434,6 +435,63 @@ async fn calls_go_on_while_versions_change() -> Result<()> {
         scene.nats.serving("hostile", Some(version), 1).await?;
     }
     callers.end(&scene.nats).await
+}
+
+/// The function of the manifest with its order from the data, by which no event came before.
+#[tokio::test]
+async fn calls_that_wait_are_not_lost_when_the_key_changes() -> Result<()> {
+    let gate = HttpServer::closed().await?;
+    let component = build::component("hostile")?;
+    let stream = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n";
+    let allow = format!("[functions.hostile.allow]\nhttp = [{:?}]\n", gate.host());
+    let narrow = format!("concurrency = 1\n{}", project::QUICK_RETRY);
+    let queue = project::function("hostile", &component, &narrow);
+    let scene = Scene::start(&format!("{stream}{queue}{allow}")).await?;
+    let nats = &scene.nats;
+    let slow = json!({ "do": "http", "url": gate.url(), "counter": "slow" }).to_string();
+    let call = |id: String, body: String| {
+        let nats = nats.clone();
+        tokio::spawn(async move {
+            let headers = [("Pelton-Subject", SUBJECT), ("Nats-Msg-Id", id.as_str())];
+            request(&nats, &headers, body, LONG).await
+        })
+    };
+    let mut calls = vec![call("slow".into(), slow)];
+    gate.asked(1).await?;
+    for n in 0..40 {
+        calls.push(call(format!("c{n}"), count(&format!("n{n}"))));
+    }
+    eventually("all calls to be stored", || async {
+        let due = nats
+            .count_below("KV_shop", "$PELTON.shop.due.hostile.>")
+            .await?;
+        Ok((due == 41).then_some(()))
+    })
+    .await?;
+    let keyed = format!(
+        "\n[functions.hostile]\ncomponent = {component:?}\nkey = {{ data = \"/counter\" }}\n{narrow}\n"
+    );
+    scene.project.change(&format!("{stream}{keyed}{allow}"))?;
+    scene.pelton.ok(&["deploy", "--no-wait"]).await?;
+    gate.open();
+    for (n, call) in calls.into_iter().enumerate() {
+        let reply = call.await??;
+        ensure!(reply.is_some(), "no reply to call {n}");
+    }
+    for n in 0..40 {
+        assert_eq!(counter(nats, &format!("n{n}")).await?, Some(json!(1)));
+    }
+    Ok(())
+}
+
+/// What steers the bucket is not the caller's to say.
+#[tokio::test]
+async fn a_call_that_says_it_deletes_is_a_call() -> Result<()> {
+    let scene = hostile().await?;
+    let headers = [("Pelton-Subject", SUBJECT), ("KV-Operation", "DEL")];
+    let reply = request(&scene.nats, &headers, count("c"), LONG).await?;
+    ensure!(reply.context("no reply")?.payload == "1", "it was not done");
+    Ok(())
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The system's promises, each against real servers and nodes. One binary, so that it is linked once.
 
 mod altered;
+mod broken;
 mod calls;
 mod cli;
 mod config;
@@ -8,6 +9,7 @@ mod crash;
 mod events;
 mod hostile;
 mod http;
+mod inputs;
 mod modules;
 mod orders;
 mod outage;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::stream::RawMessageErrorKind;
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -15,7 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use super::clean_up::request;
 use super::plan::FunctionPlan;
 use crate::config::{DeliveryMode, Start};
-use crate::control::progress::{Place, rewrite};
+use crate::control::progress::{Place, records, rewrite};
 use crate::control::scan::{Scan, scan};
 use crate::control::{ControlError, open, rfc3339};
 use crate::names::AppNames;
@@ -68,11 +69,25 @@ async fn inputs(
     paused: &mut Vec<String>,
     step: &mut impl FnMut(&str),
 ) -> Result<(), ControlError> {
+    nothing_waits(js, names, function, record).await?;
     let name = &function.function;
     let start = record.settings.start.clone();
     let consumer = names.consumer(name);
     for input in &mut record.inputs {
-        let before = before(function, input);
+        let mut before = before(function, input);
+        let left = Place {
+            names,
+            function: name,
+            stream: &input.stream.clone(),
+        };
+        if before == Before::Nothing && came_back(js, function, input, left).await? {
+            step(&format!(
+                "function {name} read stream {} before: it goes on where it was",
+                input.stream
+            ));
+            created(js, input).await?;
+            (before, input.start, input.begun) = (Before::Positions, 0, true);
+        }
         match before {
             Before::Positions => {}
             Before::Nothing => first(js, input, start.as_ref()).await?,
@@ -117,6 +132,84 @@ async fn inputs(
         input.begun = true;
     }
     Ok(())
+}
+
+/// Refuses to take an input away of which events wait: nobody would handle them, nor give them up.
+async fn nothing_waits(
+    js: &jetstream::Context,
+    names: &AppNames,
+    function: &FunctionPlan,
+    record: &FunctionRecord,
+) -> Result<(), ControlError> {
+    let name = function.function.as_str();
+    let previous = function.previous.iter();
+    let previous = previous.filter(|one| one.settings.delivery == DeliveryMode::ExactlyOnce);
+    for input in previous.flat_map(|one| &one.inputs) {
+        let stream = input.stream.as_str();
+        if record.inputs.iter().any(|kept| kept.stream == stream) {
+            continue;
+        }
+        let place = Place {
+            names,
+            function: name,
+            stream,
+        };
+        let positions = records(js, place).await?;
+        let waiting = positions
+            .values()
+            .flat_map(PositionRecord::parked_sequences);
+        let waiting = waiting.count();
+        if waiting > 0 {
+            return Err(ControlError::refused(
+                format!(
+                    "function {name} would not read stream {stream} any more, and {waiting} events of it wait for another attempt or another event"
+                ),
+                format!(
+                    "keep the input until `pelton function info {name}` shows none that waits: they are handled, or given up when their attempts                      (max-attempts) or their time (max-defer) are over"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether an input that the version before did not read was read by one before that, and is still the same: then its positions say how far.
+async fn came_back(
+    js: &jetstream::Context,
+    function: &FunctionPlan,
+    input: &Input,
+    place: Place<'_>,
+) -> Result<bool, ControlError> {
+    let reads = |one: &FunctionRecord| one.inputs.iter().any(|known| known.stream == input.stream);
+    let Some(previous) = &function.previous else {
+        return Ok(false);
+    };
+    if previous.settings.delivery != DeliveryMode::ExactlyOnce || reads(previous) {
+        return Ok(false);
+    }
+    let positions = records(js, place).await?;
+    let all = positions.len() == usize::from(source::PARTITIONS);
+    let witness = positions
+        .values()
+        .map(|one| (one.witness, one.witness_stored));
+    let Some((witness, stored)) = witness.max().filter(|(witness, _)| all && *witness > 0) else {
+        return Ok(false);
+    };
+    let Some(stream) = open(js, &input.stream).await? else {
+        return Ok(false);
+    };
+    if stream.cached_info().state.last_sequence < witness {
+        return Ok(false);
+    }
+    match stream.get_raw_message(witness).await {
+        Ok(found) => Ok(i64::try_from(found.time.unix_timestamp_nanos()) == Ok(stored)),
+        // Gone by age, as it may.
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(true),
+        Err(error) => Err(ControlError::nats(
+            format!("read stream {}", input.stream),
+            error,
+        )),
+    }
 }
 
 /// Has the positions of an input say where the function is: those that are there of a stream or a time before, or closed by a deploy that

@@ -11,7 +11,9 @@ use super::coverage::cover;
 use super::survey::{Retention, StreamView, View};
 use super::{Change, Problem, streams};
 use crate::component::Component;
-use crate::config::{DeliveryMode, FunctionManifest, FunctionSettings, Manifest, OnExhausted};
+use crate::config::{
+    DeliveryMode, FunctionManifest, FunctionSettings, KeySource, Manifest, OnExhausted,
+};
 use crate::control::handlers_match;
 use crate::event::subject::beyond;
 use crate::names::{AppNames, TICK_SUBJECT};
@@ -247,6 +249,7 @@ impl Planner<'_> {
         self.check_http();
         self.check_secrets();
         let subjects = self.subjects()?;
+        self.check_token(&subjects);
         let inputs = self.inputs(&subjects);
         self.note_unhandled(&inputs);
         let targets = self.targets();
@@ -407,6 +410,31 @@ impl Planner<'_> {
                 "on-exhausted = \"pause\" comes with a later release".into(),
                 "say on-exhausted = \"dead-letter\"".into(),
             );
+        }
+    }
+
+    /// A subject that has fewer tokens than the key's place has no key, whatever comes.
+    fn check_token(&mut self, subjects: &[String]) {
+        let Some(KeySource::Token(at)) = self.declared.settings.key else {
+            return;
+        };
+        let short = |subject: &&String| {
+            let tokens = subject.split('.').count();
+            !subject.ends_with('>') && tokens < usize::try_from(at).unwrap_or(usize::MAX)
+        };
+        let Some(subject) = subjects.iter().find(short) else {
+            return;
+        };
+        let what = format!(
+            "{subject} has no token {at}, so every event there becomes a dead letter without a key"
+        );
+        let fix = "count tokens from 1, those between the dots; or take the key from an attribute or the data";
+        if subjects.iter().all(|subject| short(&subject)) {
+            self.problem(&["key"], what, fix.into());
+        } else {
+            let name = self.name;
+            self.notes
+                .push(format!("function {name}: {what}\n  fix: {fix}"));
         }
     }
 

@@ -317,6 +317,15 @@ fn a_key_wants_positions_and_positions_want_a_stream_that_keeps() {
     settings(&mut manifest).delivery = DeliveryMode::ExactlyOnce;
     let plan = planned(&manifest, &components, &View::default()).unwrap();
     assert_eq!(plan.functions[0].inputs[0].consumer, None);
+    settings(&mut manifest).key = Some(KeySource::Token(4));
+    let (at, text) = problem(planned(
+        &manifest,
+        &component(&["orders.*.paid"]),
+        &View::default(),
+    ));
+    assert_eq!(at, "functions.orders.key");
+    assert!(text.contains("orders.*.paid has no token 4"), "{text}");
+    assert!(planned(&manifest, &components, &View::default()).is_ok());
     for retention in [Retention::WorkQueue, Retention::Interest] {
         let mut stream = existing(&["orders.>"], None, 3);
         stream.retention = retention;

@@ -65,10 +65,14 @@ impl Context {
 
     pub(super) fn place(&self, message: &Message) -> Place {
         let source = self.worker.record.settings.key.as_ref();
-        let said = due::key(message)
-            .filter(|_| self.internal)
-            .map(str::to_owned);
-        match said.or_else(|| event::key(source?, message)) {
+        let said = due::key(message).filter(|_| self.internal);
+        let key = match said {
+            // Stored when the function had no `key`: where it is done is not for a later version to say.
+            Some("") => None,
+            Some(said) => Some(said.to_owned()),
+            None => source.and_then(|source| event::key(source, message)),
+        };
+        match key {
             Some(key) => (partition_of(&key), Key::Named(key.into())),
             None => (partition_at(message.sequence), Key::Alone(message.sequence)),
         }

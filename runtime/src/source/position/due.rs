@@ -22,7 +22,7 @@ pub(super) fn open(mut message: Message) -> Message {
     message
 }
 
-/// The key that the message itself says; timers of one name follow each other.
+/// The key that the message itself says, empty: it has none. Timers of one name follow each other.
 pub(super) fn key(message: &Message) -> Option<&str> {
     let said = |name| header(&message.headers, name);
     said(DUE_KEY_HEADER).or_else(|| said(TIMER_HEADER))

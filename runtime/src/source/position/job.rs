@@ -16,7 +16,7 @@ use crate::call::Caller;
 use crate::commit::{Fence, Partition};
 use crate::delivery::{self, TROUBLE_PAUSE};
 use crate::effects::{Effects, Failure};
-use crate::event::Message;
+use crate::event::{self, Message};
 use crate::names::INPUT_GONE;
 use crate::records::AttemptsRecord;
 use crate::series::Work;
@@ -300,12 +300,16 @@ impl Job {
 
     fn received(&self, message: Message) -> Received {
         let internal = self.context.internal;
+        let source = self.context.worker.record.settings.key.as_ref();
+        // Of a call that was stored before the function had a `key`; where it is done it says itself.
+        let late = || event::key(source.filter(|_| internal)?, &message).map(Arc::from);
+        let key = self.place.1.name().cloned().or_else(late);
         Received {
             caller: internal.then(|| Caller::of(&message.headers)).flatten(),
             message,
             stream_created: self.context.stream_created,
             internal,
-            key: self.place.1.name().cloned(),
+            key,
             delivered: 1,
             acker: Acker(None),
         }

@@ -324,7 +324,7 @@ impl PositionSource {
             .misfit(self.seen.max(self.claims.witness()))
             .await
         {
-            Ok(None) => self.read_from(from).await,
+            Ok(None) => self.step_over(from).await,
             // It may have been away because it is another one now.
             Ok(Some(misfit)) => return Err(misfit),
             Err(error) => Err(error),
@@ -336,6 +336,21 @@ impl PositionSource {
             }
             other => other,
         }
+    }
+
+    /// Reads on, behind messages that would only break the connection again: each is handed out as what could be read of it.
+    async fn step_over(&mut self, mut from: u64) -> Result<(), SourceError> {
+        for _ in 0..AT_ONCE {
+            let Some(message) = self.context.unreadable(from).await? else {
+                break;
+            };
+            from = message.sequence;
+            self.read(Ok(message));
+            if self.stalled.is_some() {
+                return Ok(());
+            }
+        }
+        self.read_from(from).await
     }
 
     /// Whether another message may be read.

@@ -4,11 +4,14 @@
 //! goes on trying by itself. Here any doubt ends the reader, and the source opens one where it stands.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_nats::Client;
 use async_nats::jetstream;
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use futures::StreamExt;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 
 use super::Context;
 use crate::event::Message;
@@ -24,9 +27,15 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The server forgets a reader that nobody reads after this.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 
+/// A reader that has nothing to read looks so often whether its connection is still the one that it began with.
+const LOOK: Duration = Duration::from_secs(1);
+/// Every so many looks it asks the server what that has sent: between servers, too, a connection may break with messages on it.
+const ASK: u32 = 5;
+
 /// Reads an input from one sequence on, without a gap.
 pub(super) struct Reader {
     messages: pull::Stream,
+    watch: Watch,
     /// How many messages the server has sent to this reader.
     sent: u64,
     /// How many it will send, as far as it knows.
@@ -45,6 +54,7 @@ impl Reader {
         start_sequence: u64,
     ) -> Result<Self, SourceError> {
         let name = &context.input.stream;
+        let client = consumer.client();
         let failed = |error: &dyn std::fmt::Display| {
             SourceError(format!("cannot read stream {name}: {error}"))
         };
@@ -67,6 +77,7 @@ impl Reader {
             .await
             .map_err(|error| failed(&error))?;
         let pending = consumer.cached_info().num_pending;
+        let watch = Watch::new(client, consumer.clone());
         let messages = consumer
             .stream()
             .max_messages_per_batch(BATCH)
@@ -77,6 +88,7 @@ impl Reader {
             .map_err(|error| failed(&error))?;
         Ok(Self {
             messages,
+            watch,
             sent: 0,
             pending,
             first,
@@ -98,7 +110,15 @@ impl Reader {
     /// # Errors
     /// The reader is lost: what it would say next may not be what follows.
     async fn next(&mut self, stream: &Arc<str>) -> Result<Message, String> {
-        let taken = match self.messages.next().await {
+        let taken = loop {
+            tokio::select! {
+                // What came before anything broke is good, and taken first.
+                biased;
+                taken = self.messages.next() => break taken,
+                seen = &mut self.watch.look => self.watch.judge(seen, self.sent)?,
+            }
+        };
+        let taken = match taken {
             Some(Ok(taken)) => taken,
             Some(Err(error)) => return Err(error.to_string()),
             None => return Err("the server ended it".to_owned()),
@@ -115,6 +135,82 @@ impl Reader {
         (self.sent, self.pending) = (sent, info.pending);
         Ok(queue::message(&taken, &info, stream))
     }
+}
+
+/// Finds out whether messages were lost behind which none follows: those that do follow show it themselves.
+struct Watch {
+    client: Client,
+    consumer: PullConsumer,
+    /// Connections that the client had made when the reader began.
+    connects: u64,
+    /// The look that is under way.
+    look: BoxFuture<'static, Seen>,
+    looks: u32,
+    /// What the server said earlier that it had sent, and had not come by then.
+    missing: Option<u64>,
+}
+
+/// What a look saw.
+struct Seen {
+    connects: u64,
+    /// How many messages the server has sent to the reader, if it was asked and answered.
+    sent: Option<u64>,
+}
+
+impl Watch {
+    fn new(client: Client, consumer: PullConsumer) -> Self {
+        let mut watch = Self {
+            connects: connects(&client),
+            client,
+            consumer,
+            look: std::future::pending().boxed(),
+            looks: 0,
+            missing: None,
+        };
+        watch.look_again();
+        watch
+    }
+
+    fn look_again(&mut self) {
+        self.looks += 1;
+        let asked = (self.looks % ASK == 0).then(|| self.consumer.clone());
+        let client = self.client.clone();
+        self.look = Box::pin(async move {
+            tokio::time::sleep(LOOK).await;
+            let info = match asked {
+                Some(consumer) => consumer.get_info().await.ok(),
+                None => None,
+            };
+            Seen {
+                connects: connects(&client),
+                sent: info.map(|info| info.delivered.consumer_sequence),
+            }
+        });
+    }
+
+    /// What follows from a look, when `received` messages have come.
+    fn judge(&mut self, seen: Seen, received: u64) -> Result<(), String> {
+        self.look_again();
+        if mutation::is("reader-guard") {
+            return Ok(());
+        }
+        if seen.connects != self.connects {
+            return Err("the connection broke; what was on it is not sent again".to_owned());
+        }
+        let Some(sent) = seen.sent else {
+            return Ok(());
+        };
+        if let Some(missing) = self.missing.filter(|missing| received < *missing) {
+            return Err(format!("{missing} messages were sent, and {received} came"));
+        }
+        // They may be on their way just now.
+        self.missing = Some(sent).filter(|sent| *sent > received);
+        Ok(())
+    }
+}
+
+fn connects(client: &Client) -> u64 {
+    client.statistics().connects.load(Ordering::Relaxed)
 }
 
 /// The next message; nothing comes where there is no reader.

@@ -16,7 +16,7 @@ const CONNECTIONS: usize = 64;
 
 /// What becomes of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub enum Mode {
     /// They pass.
     Open,
     /// Connections are closed, new ones too; what was held back is lost.
@@ -50,7 +50,7 @@ impl Mode {
 
 /// A listening proxy; ends when dropped.
 #[derive(Debug)]
-pub(crate) struct Proxy {
+pub struct Proxy {
     port: u16,
     mode: watch::Sender<Mode>,
     task: AbortHandle,
@@ -61,7 +61,7 @@ impl Proxy {
     ///
     /// # Errors
     /// No port is free.
-    pub(crate) async fn start(target: u16) -> Result<Self> {
+    pub async fn start(target: u16) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
         let (mode, watched) = watch::channel(Mode::Open);
@@ -70,12 +70,12 @@ impl Proxy {
     }
 
     /// Where to connect to.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
     /// From now on, for connections that exist, too.
-    pub(crate) fn set(&self, mode: Mode) {
+    pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
 }

@@ -1,0 +1,162 @@
+//! What breaks a connection: the network, with messages on it, and messages that no client can read. Nothing is passed by, and nobody waits for
+//! the next event to find out.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use futures::TryStreamExt;
+use pelton_tests::proxy::{Mode, Proxy};
+use pelton_tests::{Nats, Node, Pelton, Scene, build, eventually, project};
+
+const EVENTS: u64 = 20;
+
+fn manifest(more: &str) -> Result<String> {
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    let more = format!("{}\n{more}", project::QUICK_RETRY);
+    text += &project::keyed("hostile", &build::component("hostile")?, 3, &more);
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    Ok(text)
+}
+
+fn port(url: &str) -> Result<u16> {
+    Ok(url.rsplit(':').next().context("a port")?.parse()?)
+}
+
+/// A scene whose node reaches the server through a proxy.
+async fn behind_proxy(text: &str) -> Result<(Scene, Proxy)> {
+    let mut scene = Scene::start(text).await?;
+    scene.node.terminate(Duration::from_secs(20)).await?;
+    let proxy = Proxy::start(port(&scene.server.url())?).await?;
+    let pelton = Pelton::new(&proxy.url(), scene.project.path())?;
+    scene.node = Node::start(&pelton, &[])?;
+    scene.nats.serving("hostile", None, 1).await?;
+    Ok((scene, proxy))
+}
+
+async fn handled(nats: &Nats, sequence: u64) -> Result<()> {
+    eventually(&format!("event {sequence} to be handled"), || async {
+        let done = format!("done.HOSTILE=3A{sequence}");
+        Ok(nats.value("shop", &done).await?.map(drop))
+    })
+    .await
+}
+
+/// Waits until the server has sent all of a stream to whoever reads it.
+async fn sent(nats: &Nats, name: &str) -> Result<()> {
+    eventually("all to be sent", || async {
+        let stream = nats.js.get_stream(name).await?;
+        let readers: Vec<_> = stream.consumers().try_collect().await?;
+        // A node that is gone has left one, too.
+        let all = readers.iter().any(|reader| reader.num_pending == 0);
+        let left = readers.iter().map(|reader| reader.num_pending);
+        ensure!(all, "left: {:?}", left.collect::<Vec<_>>());
+        Ok(Some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_was_on_a_connection_that_broke_is_read_again() -> Result<()> {
+    let (scene, proxy) = behind_proxy(&manifest("")?).await?;
+    for round in 0..3 {
+        let first = scene
+            .nats
+            .publish("hostile.act.k0", r#"{"do":"fine"}"#)
+            .await?;
+        handled(&scene.nats, first).await?;
+        proxy.set(Mode::HoldAnswers);
+        let mut sequences = Vec::new();
+        for key in 0..EVENTS {
+            let subject = format!("hostile.act.k{key}");
+            sequences.push(scene.nats.publish(&subject, r#"{"do":"fine"}"#).await?);
+        }
+        sent(&scene.nats, "HOSTILE").await?;
+        proxy.set(Mode::Cut);
+        proxy.set(Mode::Open);
+        for sequence in sequences {
+            handled(&scene.nats, sequence)
+                .await
+                .with_context(|| format!("in round {round}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_schedule_goes_on_whose_tick_was_on_a_connection_that_broke() -> Result<()> {
+    let (scene, proxy) = behind_proxy(&manifest("schedule = \"*/2 * * * * *\"")?).await?;
+    let ticks =
+        async || -> Result<usize> { scene.nats.count_below("KV_shop", "$KV.shop.ticks.>").await };
+    for _ in 0..2 {
+        let before = ticks().await?;
+        proxy.set(Mode::HoldAnswers);
+        eventually("a tick to be due", || async {
+            let due = "$PELTON.shop.due.hostile.>";
+            let due = scene.nats.count_below("KV_shop", due).await?;
+            Ok((due > 0).then_some(()))
+        })
+        .await?;
+        sent(&scene.nats, "KV_shop").await?;
+        proxy.set(Mode::Cut);
+        proxy.set(Mode::Open);
+        eventually("two more ticks", || async {
+            Ok((ticks().await? >= before + 2).then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Publishes what no client library would: headers as bytes.
+fn publish_raw(url: &str, subject: &str, header: &[u8], body: &str) -> Result<()> {
+    let mut server = TcpStream::connect(("127.0.0.1", port(url)?))?;
+    server.write_all(b"CONNECT {\"verbose\":false,\"headers\":true}\r\n")?;
+    let mut headers = b"NATS/1.0\r\n".to_vec();
+    headers.extend_from_slice(header);
+    headers.extend_from_slice(b"\r\n\r\n");
+    let (length, all) = (headers.len(), headers.len() + body.len());
+    server.write_all(format!("HPUB {subject} {length} {all}\r\n").as_bytes())?;
+    server.write_all(&headers)?;
+    server.write_all(format!("{body}\r\nPING\r\n").as_bytes())?;
+    let mut said = Vec::new();
+    let mut chunk = [0; 4096];
+    while !said.windows(4).any(|four| four == b"PONG") {
+        let length = server.read(&mut chunk)?;
+        ensure!(length > 0, "the server closed the connection");
+        said.extend_from_slice(chunk.get(..length).unwrap_or_default());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_that_no_client_can_read_is_a_dead_letter_and_holds_nobody_up() -> Result<()> {
+    let scene = Scene::start(&manifest("")?).await?;
+    let url = scene.server.url();
+    let fine = r#"{"do":"fine"}"#;
+    let bad: [&[u8]; 3] = [b"X-L: caf\xe9", b"X A: b", "ce-\u{e9}: b".as_bytes()];
+    let mut good = vec![scene.nats.publish("hostile.act.a", fine).await?];
+    for header in bad {
+        publish_raw(&url, "hostile.act.a", header, fine)?;
+    }
+    for key in ["a", "b", "c"] {
+        let subject = format!("hostile.act.{key}");
+        good.push(scene.nats.publish(&subject, fine).await?);
+    }
+    for sequence in good {
+        handled(&scene.nats, sequence).await?;
+    }
+    let dead = eventually("three dead letters", || async {
+        let dead = scene.nats.dead("shop").await?;
+        Ok((dead.len() == 3).then_some(dead))
+    })
+    .await?;
+    for (letter, sequence) in dead.iter().zip(2..) {
+        assert_eq!(letter.code(), "pelton-event-malformed");
+        assert_eq!(letter.header("Pelton-Sequence"), sequence.to_string());
+    }
+    let log = scene.node.log()?;
+    ensure!(log.contains("a message cannot be read"), "{log}");
+    Ok(())
+}
