@@ -73,8 +73,7 @@ async fn what_was_on_a_connection_that_broke_is_read_again() -> Result<()> {
             sequences.push(scene.nats.publish(&subject, r#"{"do":"fine"}"#).await?);
         }
         sent(&scene.nats, "HOSTILE").await?;
-        proxy.set(Mode::Cut);
-        proxy.set(Mode::Open);
+        cut(&scene, &proxy).await?;
         for sequence in sequences {
             handled(&scene.nats, sequence)
                 .await
@@ -99,13 +98,27 @@ async fn a_schedule_goes_on_whose_tick_was_on_a_connection_that_broke() -> Resul
         })
         .await?;
         sent(&scene.nats, "KV_shop").await?;
-        proxy.set(Mode::Cut);
-        proxy.set(Mode::Open);
+        cut(&scene, &proxy).await?;
         eventually("two more ticks", || async {
             Ok((ticks().await? >= before + 2).then_some(()))
         })
         .await?;
     }
+    Ok(())
+}
+
+/// Breaks the node's connections, with what was on them, and lets it connect again.
+async fn cut(scene: &Scene, proxy: &Proxy) -> Result<()> {
+    let lost =
+        || -> Result<usize> { Ok(scene.node.log()?.matches("connection to NATS lost").count()) };
+    let before = lost()?;
+    proxy.set(Mode::Cut);
+    // It has one to read with and one to write with.
+    eventually("both connections to be lost", || async {
+        Ok((lost()? >= before + 2).then_some(()))
+    })
+    .await?;
+    proxy.set(Mode::Open);
     Ok(())
 }
 

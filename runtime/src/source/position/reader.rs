@@ -173,7 +173,10 @@ impl Watch {
 
     fn look_again(&mut self) {
         self.looks += 1;
-        let asked = (self.looks % ASK == 0).then(|| self.consumer.clone());
+        let asked = self
+            .looks
+            .is_multiple_of(ASK)
+            .then(|| self.consumer.clone());
         let client = self.client.clone();
         self.look = Box::pin(async move {
             tokio::time::sleep(LOOK).await;
