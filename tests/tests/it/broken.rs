@@ -83,30 +83,6 @@ async fn what_was_on_a_connection_that_broke_is_read_again() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_schedule_goes_on_whose_tick_was_on_a_connection_that_broke() -> Result<()> {
-    let (scene, proxy) = behind_proxy(&manifest("schedule = \"*/2 * * * * *\"")?).await?;
-    let ticks =
-        async || -> Result<usize> { scene.nats.count_below("KV_shop", "$KV.shop.ticks.>").await };
-    for _ in 0..2 {
-        let before = ticks().await?;
-        proxy.set(Mode::HoldAnswers);
-        eventually("a tick to be due", || async {
-            let due = "$PELTON.shop.due.hostile.>";
-            let due = scene.nats.count_below("KV_shop", due).await?;
-            Ok((due > 0).then_some(()))
-        })
-        .await?;
-        sent(&scene.nats, "KV_shop").await?;
-        cut(&scene, &proxy).await?;
-        eventually("two more ticks", || async {
-            Ok((ticks().await? >= before + 2).then_some(()))
-        })
-        .await?;
-    }
-    Ok(())
-}
-
 /// Breaks the node's connections, with what was on them, and lets it connect again.
 async fn cut(scene: &Scene, proxy: &Proxy) -> Result<()> {
     let lost =
