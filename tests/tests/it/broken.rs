@@ -12,10 +12,10 @@ use pelton_tests::{Nats, Node, Pelton, Scene, build, eventually, project};
 
 const EVENTS: u64 = 20;
 
-fn manifest(more: &str) -> Result<String> {
+fn manifest() -> Result<String> {
     let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
-    let more = format!("{}\n{more}", project::QUICK_RETRY);
-    text += &project::keyed("hostile", &build::component("hostile")?, 3, &more);
+    let component = build::component("hostile")?;
+    text += &project::keyed("hostile", &component, 3, project::QUICK_RETRY);
     text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
     Ok(text)
 }
@@ -59,7 +59,7 @@ async fn sent(nats: &Nats, name: &str) -> Result<()> {
 
 #[tokio::test]
 async fn what_was_on_a_connection_that_broke_is_read_again() -> Result<()> {
-    let (scene, proxy) = behind_proxy(&manifest("")?).await?;
+    let (scene, proxy) = behind_proxy(&manifest()?).await?;
     for round in 0..3 {
         let first = scene
             .nats
@@ -121,7 +121,7 @@ fn publish_raw(url: &str, subject: &str, header: &[u8], body: &str) -> Result<()
 
 #[tokio::test]
 async fn a_message_that_no_client_can_read_is_a_dead_letter_and_holds_nobody_up() -> Result<()> {
-    let scene = Scene::start(&manifest("")?).await?;
+    let scene = Scene::start(&manifest()?).await?;
     let url = scene.server.url();
     let fine = r#"{"do":"fine"}"#;
     let bad: [&[u8]; 3] = [b"X-L: caf\xe9", b"X A: b", "ce-\u{e9}: b".as_bytes()];

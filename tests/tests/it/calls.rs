@@ -437,7 +437,7 @@ async fn calls_go_on_while_versions_change() -> Result<()> {
     callers.end(&scene.nats).await
 }
 
-/// The function of the manifest with its order from the data, by which no event came before.
+/// A function on a queue, which has no key, gets one while calls wait.
 #[tokio::test]
 async fn calls_that_wait_are_not_lost_when_the_key_changes() -> Result<()> {
     let gate = HttpServer::closed().await?;

@@ -165,7 +165,7 @@ async fn nothing_waits(
                     "function {name} would not read stream {stream} any more, and {waiting} events of it wait for another attempt or another event"
                 ),
                 format!(
-                    "keep the input until `pelton function info {name}` shows none that waits: they are handled, or given up when their attempts                      (max-attempts) or their time (max-defer) are over"
+                    "keep the input until `pelton function info {name}` shows none that waits: they are handled, or given up when their attempts (max-attempts) or their time (max-defer) are over"
                 ),
             ));
         }

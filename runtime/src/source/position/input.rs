@@ -82,8 +82,14 @@ fn split(stored: &[u8]) -> (Headers, Option<String>) {
         if line.is_empty() {
             continue;
         }
-        let shown = String::from_utf8_lossy(line);
-        let readable = std::str::from_utf8(line).ok().and_then(|line| {
+        let text = std::str::from_utf8(line).ok();
+        // A value may go on in the next line.
+        let folded = text.filter(|text| text.starts_with(char::is_whitespace));
+        if let Some((more, (_, value))) = folded.zip(headers.last_mut()) {
+            value.push_str(more);
+            continue;
+        }
+        let readable = text.and_then(|line| {
             let (name, value) = line.split_once(':')?;
             HeaderName::from_str(name).ok()?;
             Some((name.to_owned(), value.trim().to_owned()))
@@ -91,6 +97,7 @@ fn split(stored: &[u8]) -> (Headers, Option<String>) {
         match readable {
             Some(header) => headers.push(header),
             None => {
+                let shown = String::from_utf8_lossy(line);
                 let shown: String = shown.chars().take(80).collect();
                 damaged = Some(format!(
                     "header {shown:?} is no name and a value in UTF-8, which is what clients of NATS read"
@@ -216,8 +223,9 @@ mod tests {
 
     #[test]
     fn headers_that_no_client_reads_are_told_apart() {
-        let (headers, damaged) = split(b"NATS/1.0\r\nce-id: caf\xc3\xa9\r\nEmpty:\r\n\r\n");
-        let expected = [("ce-id", "caf\u{e9}"), ("Empty", "")];
+        let (headers, damaged) =
+            split(b"NATS/1.0\r\nce-id: caf\xc3\xa9\r\n au lait\r\nEmpty:\r\n\r\n");
+        let expected = [("ce-id", "caf\u{e9} au lait"), ("Empty", "")];
         let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!((headers, damaged), (expected.to_vec(), None));
         for bad in ["X-L: caf\u{fffd}", "X A: b", "ce-\u{e9}: b", "nothing"] {
