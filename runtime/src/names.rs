@@ -51,6 +51,9 @@ pub const TICK_SUBJECT: &str = "schedule.tick";
 /// Code of an event that waited for another attempt and is lost.
 pub const INPUT_GONE: &str = "pelton-input-gone";
 
+/// Code of a dead letter that waited, and whose input stream is another one now, or none; its event was kept with it.
+pub const INPUT_REPLACED: &str = "pelton-input-replaced";
+
 /// Stream metadata: the app whose `deploy` created the stream.
 pub const META_APP: &str = "pelton-app";
 /// Consumer metadata: the function version that its settings come from.

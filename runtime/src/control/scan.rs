@@ -7,7 +7,7 @@ use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::{self, stream::Stream};
 use futures::StreamExt;
 
-use super::ControlError;
+use super::{ControlError, ErrorKind};
 
 /// Longest silence in the middle of a listing before it is given up.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -64,7 +64,7 @@ pub(super) async fn scan(
     loop {
         let message = tokio::time::timeout(SILENCE, messages.next())
             .await
-            .map_err(|_| failed(format!("no message for {} s", SILENCE.as_secs())))?
+            .map_err(|_| silence(&name))?
             .ok_or_else(|| failed("the subscription ended".into()))?
             .map_err(|error| failed(error.to_string()))?;
         let pending = message
@@ -75,4 +75,16 @@ pub(super) async fn scan(
             return Ok(());
         }
     }
+}
+
+fn silence(stream: &str) -> ControlError {
+    ControlError::new(
+        ErrorKind::Nats,
+        format!(
+            "read stream {stream}: no message for {} s, though there are more",
+            SILENCE.as_secs()
+        ),
+        "try again; if it stays so, a message lies there whose headers no client can read (bytes that are not UTF-8, a name with a space), \
+         which breaks every connection that it is sent to: a node that meets it logs its sequence; delete it with `nats stream rmm`",
+    )
 }

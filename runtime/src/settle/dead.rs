@@ -5,11 +5,9 @@ use time::OffsetDateTime;
 
 use super::{cut, rfc3339};
 use crate::commit::DeadLetter;
-use crate::delivery::Worker;
 use crate::effects::{Failure, MAX_ERROR_BYTES};
-use crate::event::{self, Headers};
-use crate::records::{AttemptError, FORMAT};
-use crate::source::Received;
+use crate::event::{self, Headers, Message};
+use crate::records::{AttemptError, FORMAT, FunctionRecord};
 
 /// What the subject of an outbox message and its batch headers may add, bytes.
 const OVERHEAD: usize = 1024;
@@ -19,24 +17,25 @@ const MAX_ID_BYTES: usize = 1024;
 const MAX_ATTEMPTS_BYTES: usize = 24 << 10;
 const MAX_HEADERS_BYTES: usize = 24 << 10;
 
-/// Builds the letter. An original that does not fit beside what is known of it goes into parts: its headers as JSON,
+/// Builds the letter; `txn` is the id of the transaction that the delivery would have been. An original that does not fit beside what is known of it goes into parts: its headers as JSON,
 /// then its body, cut where a message is half full.
-pub(super) fn letter(
-    worker: &Worker,
-    received: &Received,
+pub(crate) fn letter(
+    function: &FunctionRecord,
+    message: &Message,
+    txn: &str,
     failure: &Failure,
     errors: &[AttemptError],
+    max_payload: usize,
 ) -> DeadLetter {
-    let message = &received.message;
     let original = serde_json::to_string(&message.headers).unwrap_or_default();
-    let mut headers = known(worker, received, failure, errors);
+    let mut headers = known(function, message, txn, failure, errors);
     let size: usize = headers
         .iter()
         .map(|(name, value)| name.len() + value.len() + 4)
         .sum();
     let whole = size + original.len() + message.payload.len() + OVERHEAD;
     let mut add = |name: &str, value: String| headers.push((name.to_owned(), value));
-    if original.len() <= MAX_HEADERS_BYTES && whole <= worker.max_payload {
+    if original.len() <= MAX_HEADERS_BYTES && whole <= max_payload {
         add("Pelton-Headers", original);
         let payload = message.payload.clone();
         return DeadLetter {
@@ -49,7 +48,7 @@ pub(super) fn letter(
     let mut all = original.into_bytes();
     all.extend_from_slice(&message.payload);
     let all = Bytes::from(all);
-    let piece = (worker.max_payload / 2).max(1);
+    let piece = (max_payload / 2).max(1);
     let parts: Vec<Bytes> = (0..all.len())
         .step_by(piece)
         .map(|from| all.slice(from..all.len().min(from + piece)))
@@ -65,12 +64,12 @@ pub(super) fn letter(
 
 /// What is known of the delivery, without the original message.
 fn known(
-    worker: &Worker,
-    received: &Received,
+    function: &FunctionRecord,
+    message: &Message,
+    txn: &str,
     failure: &Failure,
     errors: &[AttemptError],
 ) -> Headers {
-    let message = &received.message;
     let mut reason = failure.message.clone();
     cut(&mut reason, MAX_ERROR_BYTES);
     let mut event_id = event::decode(message).map_or_else(
@@ -82,9 +81,9 @@ fn known(
         .unwrap_or(OffsetDateTime::UNIX_EPOCH);
     [
         ("Pelton-Format", FORMAT.to_string()),
-        ("Pelton-App", worker.record.app.clone()),
-        ("Pelton-Function", worker.record.function.clone()),
-        ("Pelton-Version", worker.record.version.to_string()),
+        ("Pelton-App", function.app.clone()),
+        ("Pelton-Function", function.function.clone()),
+        ("Pelton-Version", function.version.to_string()),
         ("Pelton-Code", failure.code.clone()),
         ("Pelton-Reason", one_line(&reason)),
         ("Pelton-Subject", message.subject.clone()),
@@ -93,7 +92,7 @@ fn known(
         ("Pelton-Stored", rfc3339(stored)),
         ("Pelton-Event-Id", one_line(&event_id)),
         ("Pelton-Time", rfc3339(OffsetDateTime::now_utc())),
-        ("Pelton-Txn", super::txn(worker, received).id().to_string()),
+        ("Pelton-Txn", txn.to_owned()),
         ("Pelton-Attempts", latest(errors)),
     ]
     .into_iter()

@@ -1,7 +1,7 @@
 //! Carries a verdict out. Nothing is let go before its successor is stored: effects, the record of a failed attempt,
 //! or the dead letter.
 
-mod dead;
+pub(crate) mod dead;
 pub(crate) mod park;
 
 use std::collections::BTreeMap;
@@ -434,7 +434,14 @@ async fn give_up(
         attempts = errors.len(),
         "dead letter"
     );
-    let letter = dead::letter(worker, received, &failure, &errors);
+    let letter = dead::letter(
+        &worker.record,
+        &received.message,
+        &txn(worker, received).id(),
+        &failure,
+        &errors,
+        worker.max_payload,
+    );
     let reads = match mutation::is("read-only-verdicts") {
         true => Effects::default(),
         false => reads,

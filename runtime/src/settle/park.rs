@@ -85,21 +85,19 @@ pub(crate) async fn behind(worker: &Worker, case: &Case, received: &Received) ->
 }
 
 /// A delivery of which nothing is known but where it was.
-pub(crate) fn write_lost(
-    record: &AttemptsRecord,
-    stream: &Arc<str>,
-    sequence: u64,
-) -> (Headers, Bytes) {
-    let message = Message {
-        subject: String::new(),
-        headers: Headers::new(),
-        payload: Bytes::new(),
-        stream: stream.clone(),
-        sequence,
-        stored: 0,
-    };
-    // With room for nothing it points to its input.
-    write(record, &message, 0)
+pub(crate) fn lost(stream: &Arc<str>, sequence: u64) -> Parked {
+    Parked {
+        record: AttemptsRecord::default(),
+        message: Message {
+            subject: String::new(),
+            headers: Headers::new(),
+            payload: Bytes::new(),
+            stream: stream.clone(),
+            sequence,
+            stored: 0,
+        },
+        whole: false,
+    }
 }
 
 /// A delivery as it lies in the park: headers and body.

@@ -197,6 +197,47 @@ async fn what_waits_and_is_lost_with_its_input_is_a_dead_letter() -> Result<()> 
     Ok(())
 }
 
+/// The park has its copy, which nobody else could handle: the next deploy gives it up, and who wants it replays it.
+#[tokio::test]
+async fn what_waits_of_a_stream_made_anew_or_deleted_is_a_dead_letter() -> Result<()> {
+    let scene = Scene::start(&manifest("")?).await?;
+    let nats = &scene.nats;
+    let waits = json!({ "do": "fail", "how": "defer", "code": "no", "well_at": 0 }).to_string();
+    let old = nats.publish("hostile.act.a", waits.clone()).await?;
+    nats.publish("hostile.act.b", waits.clone()).await?;
+    parked(nats, 2).await?;
+    nats.js.delete_stream("HOSTILE").await?;
+    let said = scene.pelton.ok(&["deploy"]).await?;
+    ensure!(
+        said.stderr.contains("2 events of the former one"),
+        "{said:#?}"
+    );
+    let dead = nats.dead_of("shop", "HOSTILE", old).await?;
+    assert_eq!(dead.code(), "pelton-input-replaced");
+    parked(nats, 0).await?;
+    // Of the new stream the same sequence is another event.
+    let new = nats.publish("hostile.act.c", r#"{"do":"fine"}"#).await?;
+    assert_eq!(new, old);
+    handled(nats, &format!("HOSTILE=3A{new}")).await?;
+    let number = dead.sequence.to_string();
+    scene.pelton.ok(&["dead-letter", "replay", &number]).await?;
+    parked(nats, 1).await?;
+
+    // Nor does one that is gone keep its function from another.
+    nats.js.delete_stream("HOSTILE").await?;
+    let other = manifest("")?.replace("HOSTILE", "OTHER");
+    scene.project.change(&other)?;
+    let said = scene.pelton.ok(&["deploy"]).await?;
+    ensure!(
+        said.stderr.contains("1 events of the former one"),
+        "{said:#?}"
+    );
+    parked(nats, 0).await?;
+    let first = nats.publish("hostile.act.d", r#"{"do":"fine"}"#).await?;
+    handled(nats, &format!("OTHER=3A{first}")).await?;
+    Ok(())
+}
+
 /// Whoever deletes what waits harms nothing that its input still has; a living node finds it out, and one that takes over.
 #[tokio::test]
 async fn what_waits_and_was_deleted_is_taken_from_its_input() -> Result<()> {

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use super::begin::begin;
 use super::clean_up;
-use super::leftovers;
 use super::plan::{FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan};
 use super::switch::to_queue;
 use super::targets;
+use super::{gone, leftovers};
 use crate::commit::stream::{self, StreamError};
 use crate::component::Component;
 use crate::config::{DeliveryMode, Manifest};
@@ -112,6 +112,7 @@ async fn apply_function(
     if function.previous.is_none() {
         leftovers::clear(js, names, &function.record, step).await?;
     }
+    gone::see_to(js, names, function, step).await?;
     let record = match function.record.settings.delivery {
         DeliveryMode::AtLeastOnce => {
             to_queue(js, names, function, step).await?;

@@ -69,7 +69,6 @@ async fn inputs(
     paused: &mut Vec<String>,
     step: &mut impl FnMut(&str),
 ) -> Result<(), ControlError> {
-    nothing_waits(js, names, function, record).await?;
     let name = &function.function;
     let start = record.settings.start.clone();
     let consumer = names.consumer(name);
@@ -130,45 +129,6 @@ async fn inputs(
         let begin = PositionRecord::new("", input.start, std::iter::empty(), (0, 0));
         bring_in_line(js, place, before, Some(&begin)).await?;
         input.begun = true;
-    }
-    Ok(())
-}
-
-/// Refuses to take an input away of which events wait: nobody would handle them, nor give them up.
-async fn nothing_waits(
-    js: &jetstream::Context,
-    names: &AppNames,
-    function: &FunctionPlan,
-    record: &FunctionRecord,
-) -> Result<(), ControlError> {
-    let name = function.function.as_str();
-    let previous = function.previous.iter();
-    let previous = previous.filter(|one| one.settings.delivery == DeliveryMode::ExactlyOnce);
-    for input in previous.flat_map(|one| &one.inputs) {
-        let stream = input.stream.as_str();
-        if record.inputs.iter().any(|kept| kept.stream == stream) {
-            continue;
-        }
-        let place = Place {
-            names,
-            function: name,
-            stream,
-        };
-        let positions = records(js, place).await?;
-        let waiting = positions
-            .values()
-            .flat_map(PositionRecord::parked_sequences);
-        let waiting = waiting.count();
-        if waiting > 0 {
-            return Err(ControlError::refused(
-                format!(
-                    "function {name} would not read stream {stream} any more, and {waiting} events of it wait for another attempt or another event"
-                ),
-                format!(
-                    "keep the input until `pelton function info {name}` shows none that waits: they are handled, or given up when their attempts (max-attempts) or their time (max-defer) are over"
-                ),
-            ));
-        }
     }
     Ok(())
 }

@@ -189,7 +189,11 @@ async fn positions(
     Ok(())
 }
 
-async fn last_of(stream: &Stream, subject: &str) -> Result<Option<StreamMessage>, ControlError> {
+/// The last message under a subject, as the stream's leader has it.
+pub(super) async fn last_of(
+    stream: &Stream,
+    subject: &str,
+) -> Result<Option<StreamMessage>, ControlError> {
     match stream.get_last_raw_message_by_subject(subject).await {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),

@@ -9,6 +9,7 @@ mod begin;
 mod changes;
 mod clean_up;
 mod coverage;
+mod gone;
 mod inputs;
 mod leftovers;
 mod plan;

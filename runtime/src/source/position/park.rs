@@ -84,7 +84,8 @@ pub(super) async fn restore(
     };
     let message = match &original {
         Some(message) => parked::write(&record, message, worker.max_payload),
-        None => parked::write_lost(&record, input, sequence),
+        // With room for nothing it points to its input.
+        None => parked::write(&record, &parked::lost(input, sequence).message, 0),
     };
     let named = key.name().map(Arc::as_ref);
     let transaction = Transaction {
