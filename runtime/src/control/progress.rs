@@ -109,7 +109,8 @@ pub(super) async fn records(
     Ok(found)
 }
 
-fn read(subject: &str, payload: &[u8]) -> Result<PositionRecord, ControlError> {
+/// The position under this subject.
+pub(super) fn read(subject: &str, payload: &[u8]) -> Result<PositionRecord, ControlError> {
     let record = serde_json::from_slice::<PositionRecord>(payload);
     record
         .ok()

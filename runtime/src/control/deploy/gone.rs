@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::Stream;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use tokio::sync::watch;
 
 use super::leftovers::last_of;
@@ -16,7 +16,7 @@ use crate::commit::{
     CommitError, Committer, Fence, NatsState, Origin, Parking, Partition, Transaction,
 };
 use crate::config::DeliveryMode;
-use crate::control::progress::{Place, records};
+use crate::control::progress::{Place, read, records};
 use crate::control::{ControlError, ErrorKind, open};
 use crate::effects::{Effects, Failure};
 use crate::members::Members;
@@ -26,6 +26,8 @@ use crate::settle::{dead, park};
 
 /// A node that has not found out yet may write the position in between.
 const TRIES: usize = 20;
+/// Letters on their way at the same time: they go into batches together.
+const AT_ONCE: usize = 64;
 
 /// Sees to it that nothing is lost that waits of inputs which the version before read and this one will not, be it under the same name.
 ///
@@ -146,33 +148,18 @@ impl Gone<'_> {
     async fn partition(&self, number: u16) -> Result<usize, ControlError> {
         let (function, stream) = (self.place.function, self.place.stream);
         let position = self.place.names.position(function, stream, number);
-        let failed = |why: &dyn std::fmt::Display| {
-            ControlError::nats(format!("give up what waits of stream {stream}"), why)
-        };
         let mut given_up = 0;
         for _ in 0..TRIES {
             let Some(last) = last_of(&self.commit, &position).await? else {
                 return Ok(given_up);
             };
-            let record: PositionRecord = serde_json::from_slice(&last.payload)
-                .map_err(|error| failed(&format!("{position}: {error}")))?;
+            let record = read(&position, &last.payload)?;
             let partition = claimed(&position, &record, last.sequence);
             let subjects = self.parked(number).await?;
-            for sequence in record.parked_sequences() {
-                let lost = || {
-                    self.place
-                        .names
-                        .parked(function, stream, number, None, sequence)
-                };
-                let subject = subjects.get(&sequence).cloned().unwrap_or_else(lost);
-                let letter = self.letter(&partition, sequence, subject).await?;
-                match self.committer.commit(Arc::new(letter)).await {
-                    Ok(()) => given_up += 1,
-                    Err(CommitError::Duplicate) => {}
-                    Err(CommitError::Lost | CommitError::Conflict(_)) => break,
-                    Err(error) => return Err(failed(&error)),
-                }
-            }
+            let ended = futures::stream::iter(record.parked_sequences())
+                .map(|sequence| self.one(&partition, number, sequence, &subjects))
+                .buffer_unordered(AT_ONCE);
+            given_up += ended.try_fold(0, async |sum, one| Ok(sum + one)).await?;
             let mut parked = record.parked_sequences();
             if !partition.is_lost() && !parked.any(|one| partition.is_parked(one)) {
                 return Ok(given_up);
@@ -206,6 +193,32 @@ impl Gone<'_> {
             Some((sequence, subject))
         });
         Ok(by_sequence.collect())
+    }
+
+    /// Gives one up: 1, or 0 if somebody else has written the position meanwhile.
+    async fn one(
+        &self,
+        partition: &Partition,
+        number: u16,
+        sequence: u64,
+        subjects: &HashMap<u64, String>,
+    ) -> Result<usize, ControlError> {
+        let Place {
+            names,
+            function,
+            stream,
+        } = self.place;
+        let lost = || names.parked(function, stream, number, None, sequence);
+        let subject = subjects.get(&sequence).cloned().unwrap_or_else(lost);
+        let letter = self.letter(partition, sequence, subject).await?;
+        match self.committer.commit(Arc::new(letter)).await {
+            Ok(()) => Ok(1),
+            Err(CommitError::Duplicate | CommitError::Lost | CommitError::Conflict(_)) => Ok(0),
+            Err(error) => {
+                let doing = format!("give up event {sequence} of stream {stream}, which waits");
+                Err(ControlError::nats(doing, error))
+            }
+        }
     }
 
     /// What takes one that waits under `subject` out of the park, and stores its letter.
