@@ -138,6 +138,13 @@ impl Partition {
         Ok(true)
     }
 
+    /// Another owner wrote the record at this revision: the partition is lost if that came after what is known here.
+    pub fn overtaken(&self, at: u64) {
+        if self.revision().is_some_and(|revision| revision < at) {
+            self.lose();
+        }
+    }
+
     /// Whether another node has taken over: then nothing of it may be run here any more.
     pub fn is_lost(&self) -> bool {
         self.lock().revision.is_none()

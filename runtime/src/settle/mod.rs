@@ -393,6 +393,10 @@ async fn put_off(
     after: Duration,
     how: Return,
 ) -> Carried {
+    // Tried before its time, for another one of its key had ended: it waits on as it did.
+    if let (Return::Deferred, Some(_), Some(left)) = (how, &case.park, case.not_yet()) {
+        return Carried::Settled(Settlement::Parked(left, how));
+    }
     let mut record = case.record(worker, received);
     record.not_before_ms =
         now_ms().saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX));

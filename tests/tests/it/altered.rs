@@ -238,6 +238,32 @@ async fn what_waits_of_a_stream_made_anew_or_deleted_is_a_dead_letter() -> Resul
     Ok(())
 }
 
+/// What positions say of a stream that is gone is nothing to a queue on the one that has its name.
+#[tokio::test]
+async fn a_stream_made_anew_is_new_to_a_queue_too() -> Result<()> {
+    let text = manifest("start = \"all\"")?;
+    let scene = Scene::start(&text).await?;
+    let nats = &scene.nats;
+    for n in 0..40 {
+        publish(nats, &format!("old-{n}")).await?;
+    }
+    handled(nats, "old-39").await?;
+    let config = config(nats, "HOSTILE").await?;
+    nats.js.delete_stream("HOSTILE").await?;
+    nats.js.create_stream(config).await?;
+    for n in 0..60 {
+        publish(nats, &format!("new-{n}")).await?;
+    }
+    let queue = text.replace("key = { token = 3 }", "delivery = \"at-least-once\"");
+    scene.project.change(&queue)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    publish(nats, "new-60").await?;
+    for n in 0..=60 {
+        handled(nats, &format!("new-{n}")).await?;
+    }
+    Ok(())
+}
+
 /// Whoever deletes what waits harms nothing that its input still has; a living node finds it out, and one that takes over.
 #[tokio::test]
 async fn what_waits_and_was_deleted_is_taken_from_its_input() -> Result<()> {
@@ -286,6 +312,30 @@ async fn what_waits_and_was_deleted_is_taken_from_its_input() -> Result<()> {
     handled(nats, &format!("HOSTILE=3A{first}")).await?;
     handled(nats, &format!("HOSTILE=3A{behind}")).await?;
     parked(nats, 1).await
+}
+
+/// As when another node takes an idle partition over and lets it go: its former owner finds out when it cleans up.
+#[tokio::test]
+async fn a_partition_lost_unseen_is_taken_back_and_cleaned_up() -> Result<()> {
+    let scene = Scene::start(&manifest("")?).await?;
+    let nats = &scene.nats;
+    let first = nats.publish("hostile.act.o-1", r#"{"do":"fine"}"#).await?;
+    handled(nats, &format!("HOSTILE=3A{first}")).await?;
+    let stream = nats.js.get_stream("KV_shop").await?;
+    let place = "$PELTON.shop.pos.hostile.HOSTILE.34";
+    let stored = stream.get_last_raw_message_by_subject(place).await?;
+    let mut position: Value = serde_json::from_slice(&stored.payload)?;
+    let owner = position["owner"].clone();
+    position["owner"] = json!("");
+    nats.publish(place, position.to_string()).await?;
+    // `o-1` in Base64: what a killed server brought back.
+    let left = format!("$PELTON.shop.park.hostile.HOSTILE.34.by0x.{first}");
+    nats.publish(&left, "left over").await?;
+    parked(nats, 0).await?;
+    let stored = stream.get_last_raw_message_by_subject(place).await?;
+    let position: Value = serde_json::from_slice(&stored.payload)?;
+    assert_eq!(position["owner"], owner);
+    Ok(())
 }
 
 const PARK: &str = "$PELTON.shop.park.>";

@@ -102,6 +102,36 @@ async fn all_done(nats: &Nats, orders: usize) -> Result<()> {
     Ok(())
 }
 
+/// They are tried again after each of their key, which costs that one no more than their handler's time.
+#[tokio::test]
+async fn those_that_wait_for_another_hold_up_no_other() -> Result<()> {
+    const WAIT: usize = 30;
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    text += &project::keyed("hostile", &build::component("hostile")?, 3, "");
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    let scene = deployed(&text).await?;
+    let node = Node::start(&scene.pelton, &[])?;
+    let nats = &scene.nats;
+    let waits = json!({ "do": "fail", "how": "defer", "code": "no", "well_at": 0 }).to_string();
+    for _ in 0..WAIT {
+        nats.publish("hostile.act.a", waits.clone()).await?;
+    }
+    let parked = async || nats.count_below("KV_shop", "$PELTON.shop.park.>").await;
+    eventually("all to wait", || async {
+        Ok((parked().await? == WAIT).then_some(()))
+    })
+    .await?;
+    let mut last = 0;
+    for _ in 0..400 {
+        last = nats.publish("hostile.act.a", r#"{"do":"fine"}"#).await?;
+    }
+    let done = format!("done.HOSTILE=3A{last}");
+    eventually("the last of the key", || nats.value("shop", &done)).await?;
+    assert_eq!(parked().await?, WAIT, "others were parked behind them");
+    drop(node);
+    Ok(())
+}
+
 #[tokio::test]
 async fn lives_of_orders_in_their_order() -> Result<()> {
     let scene = shop().await?;

@@ -226,3 +226,20 @@ async fn a_queue_made_anew_does_not_go_on_where_a_deleted_one_was() -> Result<()
     assert_eq!(nats.value("shop", &key).await?, None);
     Ok(())
 }
+
+/// A node may be reading it when the second function's turn comes, and what is stored anew takes the former chunks away.
+#[tokio::test]
+async fn a_component_of_two_functions_is_stored_once() -> Result<()> {
+    let component = build::component("hostile")?;
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    for name in ["one", "two"] {
+        let more = format!("[functions.{name}.allow]\nhttp = [\"127.0.0.1:9\"]\n");
+        text += &project::keyed(name, &component, 3, &more);
+    }
+    let scene = Scene::start(&text).await?;
+    let stream = scene.nats.js.get_stream("OBJ_PELTON_MODULES").await?;
+    let state = &stream.cached_info().state;
+    ensure!(state.messages > 0, "nothing is stored");
+    assert_eq!(state.last_sequence, state.messages, "stored again");
+    Ok(())
+}

@@ -70,7 +70,7 @@ pub(super) async fn see_to(
 }
 
 /// Whether a stream is not there any more as a version read it.
-async fn is_gone(js: &jetstream::Context, input: &Input) -> Result<bool, ControlError> {
+pub(super) async fn is_gone(js: &jetstream::Context, input: &Input) -> Result<bool, ControlError> {
     let Some(stream) = open(js, &input.stream).await? else {
         return Ok(true);
     };

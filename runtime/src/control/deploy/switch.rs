@@ -13,6 +13,7 @@ use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::message::PublishMessage;
 use serde_json::{Value, json};
 
+use super::gone::is_gone;
 use super::plan::FunctionPlan;
 use crate::commit::MARKER_TTL;
 use crate::config::DeliveryMode;
@@ -78,11 +79,15 @@ pub(super) async fn to_queue(
         let Some(records) = closed.get(input.stream.as_str()) else {
             continue;
         };
-        let known = previous
-            .inputs
-            .iter()
-            .find(|known| known.stream == input.stream);
-        let progress = Progress::new(known.map_or(0, |known| known.start), records);
+        let mut known = previous.inputs.iter();
+        let Some(known) = known.find(|known| known.stream == input.stream) else {
+            continue;
+        };
+        // What they say is of a stream that is gone; the one of its name has no consumer yet, which begins where `start` says.
+        if is_gone(js, known).await? {
+            continue;
+        }
+        let progress = Progress::new(known.start, records);
         hand_over(js, names, previous, &function.record, input, &progress).await?;
     }
     Ok(())

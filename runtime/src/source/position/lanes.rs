@@ -64,8 +64,19 @@ pub(super) struct Waiting {
     pub(super) body: Body,
     /// Not before this.
     due: Instant,
-    /// Whether others may pass while it is not due.
-    deferred: bool,
+    rank: Rank,
+}
+
+/// What one that waits is to those of its key behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rank {
+    /// It goes first, and if that takes its time they are parked.
+    Keeps,
+    /// They may pass while it is not due.
+    Deferred,
+    /// It was deferred, and another of its key has ended since: it goes first, but they need not be parked, for this takes no more
+    /// than an attempt.
+    Woken,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +114,7 @@ impl Lanes {
             sequence: message.sequence,
             body: Body::Read(Box::new(message)),
             due: now,
-            deferred: false,
+            rank: Rank::Keeps,
         };
         self.lane(&place).waiting.push_back(waiting);
         self.ready.push_back(place);
@@ -115,7 +126,7 @@ impl Lanes {
             sequence,
             body: Body::Parked,
             due: now,
-            deferred: false,
+            rank: Rank::Keeps,
         };
         self.insert(&place, waiting);
         self.ready.push_back(place);
@@ -134,7 +145,7 @@ impl Lanes {
             let waiting = lane.waiting.iter();
             // Behind one that keeps its place nothing may run.
             let open = waiting.take_while(|one| {
-                one.deferred || one.due <= now && !matches!(one.body, Body::Parking)
+                one.rank == Rank::Deferred || one.due <= now && !matches!(one.body, Body::Parking)
             });
             let found = open.enumerate().find(|(_, one)| one.due <= now);
             let Some(waiting) = found
@@ -177,7 +188,7 @@ impl Lanes {
                 sequence: message.sequence,
                 body: Body::Read(Box::new(message)),
                 due: now,
-                deferred: false,
+                rank: Rank::Keeps,
             };
             self.insert(place, waiting);
         }
@@ -188,7 +199,8 @@ impl Lanes {
         let Some(lane) = self.lanes.get_mut(place) else {
             return Vec::new();
         };
-        let mut behind = lane.waiting.iter_mut().skip_while(|one| one.deferred);
+        let waiting = lane.waiting.iter_mut();
+        let mut behind = waiting.skip_while(|one| one.rank != Rank::Keeps);
         // The first is the one that keeps its place, unless it is not parked itself.
         if !behind
             .next()
@@ -229,7 +241,10 @@ impl Lanes {
             sequence,
             body: Body::Parked,
             due,
-            deferred: how == Return::Deferred,
+            rank: match how {
+                Return::Retry => Rank::Keeps,
+                Return::Deferred => Rank::Deferred,
+            },
         };
         self.insert(&place, waiting);
         self.free(&place, false);
@@ -242,7 +257,7 @@ impl Lanes {
             sequence,
             body,
             due,
-            deferred: false,
+            rank: Rank::Keeps,
         };
         self.insert(&place, waiting);
         self.free(&place, false);
@@ -306,8 +321,9 @@ impl Lanes {
             return;
         }
         if committed {
-            for one in lane.waiting.iter_mut().filter(|one| one.deferred) {
-                (one.due, one.deferred) = (Instant::now(), false);
+            let waiting = lane.waiting.iter_mut();
+            for one in waiting.filter(|one| one.rank == Rank::Deferred) {
+                (one.due, one.rank) = (Instant::now(), Rank::Woken);
             }
         }
         self.ready.push_back(place.clone());
@@ -407,6 +423,28 @@ mod tests {
         assert_eq!(taken(&mut lanes, now), [2]);
         lanes.end(&place("a"));
         assert_eq!(taken(&mut lanes, Instant::now()), [1]);
+    }
+
+    #[test]
+    fn what_is_behind_deferred_ones_is_not_parked_while_they_are_tried_again() {
+        let mut lanes = lanes("aaaaa");
+        let now = Instant::now();
+        for sequence in [1, 2] {
+            assert_eq!(taken(&mut lanes, now), [sequence]);
+            lanes.put_back(place("a"), sequence, Return::Deferred, now + SOON);
+        }
+        assert_eq!(taken(&mut lanes, now), [3]);
+        lanes.end(&place("a"));
+        assert!(lanes.blocked(&place("a"), 10).is_empty());
+        assert_eq!(taken(&mut lanes, Instant::now()), [1]);
+        assert!(lanes.blocked(&place("a"), 10).is_empty());
+        lanes.put_back(place("a"), 1, Return::Deferred, now + SOON);
+        assert_eq!(taken(&mut lanes, Instant::now()), [2]);
+        // One that fails keeps its place from now on.
+        lanes.put_back(place("a"), 2, Return::Retry, now + SOON);
+        let parked = lanes.blocked(&place("a"), 10);
+        let parked: Vec<u64> = parked.iter().map(|message| message.sequence).collect();
+        assert_eq!(parked, [4, 5]);
     }
 
     #[test]

@@ -254,7 +254,7 @@ impl Leftovers {
         let until = std::mem::replace(&mut self.last, last);
         entries.retain(|one| suspects.contains(&one.subject));
         entries.truncate(AT_MOST);
-        let named = named(context, &entries).await?;
+        let named = named(context, held, &entries).await?;
         entries.retain(|one| {
             let named = named.get(&one.partition);
             named.is_some_and(|named| !named.contains(&one.sequence))
@@ -276,21 +276,29 @@ impl Leftovers {
     }
 }
 
-/// What the records of these partitions name, as the stream's leader has them; only of those that this hold on the input wrote last.
+/// What the records of these partitions name, as the stream's leader has them; only of those that this hold on the input wrote last. One that
+/// another node took over, and let go, without anything under way here that would have told, is lost.
 async fn named(
     context: &Context,
+    held: &BTreeMap<u16, Partition>,
     entries: &[InPark],
 ) -> Result<HashMap<u16, HashSet<u64>>, SourceError> {
     let partitions: HashSet<u16> = entries.iter().map(|one| one.partition).collect();
     let mut named = HashMap::new();
-    for partition in partitions {
-        let newest = context.state.newest(&context.position(partition)).await;
-        let newest = newest.map_err(|error| SourceError(error.to_string()))?;
-        let record = newest
-            .and_then(|last| serde_json::from_slice::<PositionRecord>(&last.payload).ok())
-            .filter(|record| record.owner == context.owner);
-        if let Some(record) = record {
-            named.insert(partition, record.parked_sequences().collect());
+    for number in partitions {
+        let newest = context.state.newest(&context.position(number)).await;
+        let Some(newest) = newest.map_err(|error| SourceError(error.to_string()))? else {
+            continue;
+        };
+        match serde_json::from_slice::<PositionRecord>(&newest.payload) {
+            Ok(record) if record.owner == context.owner => {
+                named.insert(number, record.parked_sequences().collect());
+            }
+            _ => {
+                if let Some(partition) = held.get(&number) {
+                    partition.overtaken(newest.sequence);
+                }
+            }
         }
     }
     Ok(named)
