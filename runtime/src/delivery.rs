@@ -12,10 +12,11 @@ use tracing::Instrument;
 use crate::call::Caller;
 use crate::commit::{self, Attempts, Committer, Locks, Room, Turn, Wanted};
 use crate::config::RetryPolicy;
-use crate::effects::{Attempt, Effects, Failure, StateReader};
+use crate::effects::{Attempt, Disposition, Effects, Failure, StateReader};
 use crate::event::{self, Decoded, Delivery, EventError, MAX_KEY, Position};
 use crate::names::ONLY_HEADER;
 use crate::records::FunctionRecord;
+use crate::route::End;
 use crate::sandbox::{self, Call, LogLine, LogLines};
 use crate::series::{self, Series, Work};
 use crate::settle::{self, Carried, Case};
@@ -57,6 +58,7 @@ pub(crate) struct Worker {
     pub(crate) unsettled: Arc<Semaphore>,
     /// Largest message the server takes, bytes.
     pub(crate) max_payload: usize,
+    pub(crate) end: End,
 }
 
 impl Worker {
@@ -227,8 +229,13 @@ pub(crate) async fn attempt(
             return Attempt { result, effects };
         }
     };
-    let logs = call.logs.clone();
+    let (logs, began) = (call.logs.clone(), Instant::now());
     let attempt = worker.function.invoke(call).await;
+    let failed = attempt
+        .result
+        .as_ref()
+        .is_err_and(|failure| failure.disposition != Disposition::Defer);
+    worker.counters.attempted(began.elapsed(), failed);
     let lines = logs.take();
     if !lines.is_empty() {
         Box::pin(publish(worker, work, lines)).await;

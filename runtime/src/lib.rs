@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! message ─► decode ─► version ─► invoke in the sandbox ─► commit effects ─► ack / retry / dead-letter
-//!  source     event    registry         sandbox                commit          verdict, settle
+//!  source     event     route           sandbox                commit          verdict, settle
 //! ```
 //!
 //! `delivery` is the spine that says those steps in that order; `names` and `records` hold what is
@@ -24,6 +24,8 @@ mod call;
 mod delivery;
 mod members;
 mod mutation;
+pub mod rollout;
+mod route;
 mod series;
 
 pub mod event;

@@ -56,7 +56,7 @@ pub const INPUT_REPLACED: &str = "pelton-input-replaced";
 
 /// Stream metadata: the app whose `deploy` created the stream.
 pub const META_APP: &str = "pelton-app";
-/// Consumer metadata: the function version that its settings come from.
+/// Consumer metadata: which activation of the function its settings come from.
 pub const META_VERSION: &str = "pelton-version";
 /// Stream metadata: format version of what Pelton keeps in it.
 pub const META_FORMAT: &str = "pelton-format";
@@ -280,6 +280,11 @@ impl AppNames {
     /// Registry key of a function.
     pub fn registry_function(&self, function: &str) -> String {
         format!("function.{}.{function}", self.app)
+    }
+
+    /// Registry key of one version of a function.
+    pub fn registry_version(&self, function: &str, version: u64) -> String {
+        format!("version.{}.{function}.{version}", self.app)
     }
 
     /// Durable consumer of a queue-engine function on each of its input streams.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::config::{FunctionSettings, Schedule};
+use crate::rollout::{Bounds, Figures, Summary};
 
 /// Format version of every record in this module.
 pub const FORMAT: u32 = 1;
@@ -21,7 +22,8 @@ pub struct AppRecord {
     pub created_at: String,
 }
 
-/// A deployed function, at registry key `function.<app>.<function>`.
+/// A function as it is deployed, at registry key `function.<app>.<function>`: its active version. The same record without `generation` and
+/// `previous` stands at `version.<app>.<function>.<version>` and is never altered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionRecord {
     /// [`FORMAT`].
@@ -32,6 +34,22 @@ pub struct FunctionRecord {
     pub function: String,
     /// 1, 2, 3 …
     pub version: u64,
+    /// Counts activations, and is no less than `version`: a rollback makes an older version active once more. 0: written before there
+    /// were any, see [`generation`](Self::generation).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u64,
+    /// The version that was active before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<u64>,
+    /// Whether it is only tried: nodes load it and say whether they can, and no event goes to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
+    /// A version that is tried beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Box<TrialRecord>>,
+    /// What became of the latest rollouts, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub story: Vec<Chapter>,
     /// Nonce made at the first deploy; transaction ids derive from it.
     pub instance: Uuid,
     /// SHA-256 of the component, 64 hex digits; its name in the module store.
@@ -40,6 +58,12 @@ pub struct FunctionRecord {
     pub contract: String,
     /// When this version was deployed, RFC 3339.
     pub deployed_at: String,
+    /// When it was made active the last time, RFC 3339; empty: when it was deployed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub activated_at: String,
+    /// Who made it, and of what.
+    #[serde(default)]
+    pub provenance: Provenance,
     /// What the component announces.
     pub handlers: Vec<Handler>,
     /// Where its events come from.
@@ -48,6 +72,135 @@ pub struct FunctionRecord {
     pub targets: Vec<Target>,
     /// Limits and policies.
     pub settings: FunctionSettings,
+}
+
+impl FunctionRecord {
+    /// How often a version was made active, this one included.
+    pub fn generation(&self) -> u64 {
+        self.generation.max(self.version)
+    }
+
+    /// The version as it is kept: without what is said of it as the active one.
+    pub fn alone(&self) -> Self {
+        Self {
+            generation: 0,
+            previous: None,
+            activated_at: String::new(),
+            pending: false,
+            trial: None,
+            story: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// When it was made active, RFC 3339.
+    pub fn activated_at(&self) -> &str {
+        match self.activated_at.as_str() {
+            "" => &self.deployed_at,
+            at => at,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        Self {
+            format: FORMAT,
+            app: "shop".into(),
+            function: "orders".into(),
+            version: 2,
+            generation: 0,
+            previous: None,
+            pending: false,
+            trial: None,
+            story: Vec::new(),
+            instance: Uuid::nil(),
+            digest: String::new(),
+            contract: String::new(),
+            deployed_at: String::new(),
+            activated_at: String::new(),
+            provenance: Provenance::default(),
+            handlers: Vec::new(),
+            inputs: Vec::new(),
+            targets: Vec::new(),
+            settings: FunctionSettings::default(),
+        }
+    }
+}
+
+/// Parts of all keys that a share is counted in.
+pub const SHARES: u32 = 10_000;
+
+/// A version that is tried beside the active one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TrialRecord {
+    /// The version.
+    pub record: FunctionRecord,
+    /// The share of keys whose events it gets, of [`SHARES`].
+    pub share: u32,
+    /// When it got that share, RFC 3339.
+    pub since: String,
+    /// Shares that follow, ascending; with the last, all, it becomes the active one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<u32>,
+    /// Between two of them, milliseconds.
+    #[serde(default)]
+    pub every_ms: u64,
+    /// When it is taken back; none: nobody judges it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bounds: Option<Bounds>,
+}
+
+/// One thing that happened in a rollout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Chapter {
+    /// When, RFC 3339.
+    pub at: String,
+    /// The version that is, or was, to be the active one.
+    pub version: u64,
+    /// `begun`, `step`, `promoted`, `taken-back` or `aborted`.
+    pub what: String,
+    /// The share of keys that it had from then on, of [`SHARES`].
+    pub share: u32,
+    /// Why, for a person.
+    pub why: String,
+    /// How the active version fared meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old: Option<Summary>,
+    /// How the new one fared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<Summary>,
+}
+
+/// Where a version comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Provenance {
+    /// Who deployed it: user and host.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub by: String,
+    /// The commit that was checked out, if the manifest lies in a git repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitCommit>,
+    /// Signatures of the component's digest; none is made or asked for yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signatures: Vec<Signature>,
+}
+
+/// A commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GitCommit {
+    /// Its hash.
+    pub commit: String,
+    /// Whether tracked files differed from it.
+    pub dirty: bool,
+}
+
+/// A signature of a component's digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Signature {
+    /// Whose key.
+    pub key: String,
+    /// In base64.
+    pub signature: String,
 }
 
 /// A line of the custom section `pelton:handlers`.
@@ -145,7 +298,7 @@ pub struct TimerRecord {
 pub struct Ticking {
     /// When.
     pub schedule: Schedule,
-    /// The function's version that set it.
+    /// The activation of the function that set it.
     pub version: u64,
 }
 
@@ -233,7 +386,7 @@ impl PositionRecord {
 }
 
 /// A live node, at its id in the nodes bucket; rewritten every second, gone 3 s after the last time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeRecord {
     /// [`FORMAT`].
     pub format: u32,
@@ -252,13 +405,16 @@ pub struct NodeRecord {
     pub apps: Vec<String>,
     /// What it serves.
     pub functions: Vec<NodeFunction>,
+    /// Whether it loads versions before they are active, and says so.
+    #[serde(default)]
+    pub tries: bool,
     /// Apps of which versions that gave way, or functions that are gone, still end attempts here.
     #[serde(default)]
     pub retiring: Vec<String>,
 }
 
 /// A function on a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeFunction {
     /// The app.
     pub app: String,
@@ -269,8 +425,28 @@ pub struct NodeFunction {
     /// The newest version that this node knows of: what `status` speaks of.
     #[serde(default)]
     pub deployed: u64,
+    /// The newest activation that this node knows of. 0: its release knows of none.
+    #[serde(default)]
+    pub generation: u64,
     /// `running`, `starting`, or `failed: ` and why.
     pub status: String,
     /// Since this version started here.
     pub counts: crate::telemetry::Counts,
+    /// How it fares since another version is tried beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figures: Option<Figures>,
+    /// The version that is tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<NodeTrial>,
+}
+
+/// A version that is tried on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeTrial {
+    /// Which.
+    pub version: u64,
+    /// `ready`, `starting`, or `failed: ` and why.
+    pub status: String,
+    /// How it fares here.
+    pub figures: Figures,
 }

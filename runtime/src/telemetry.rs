@@ -1,6 +1,7 @@
 //! What a node says of itself: counters by function, and what functions log.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_nats::Client;
 use schemars::JsonSchema;
@@ -10,10 +11,11 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::names::AppNames;
 use crate::records::{FORMAT, FunctionRecord};
+use crate::rollout::{self, BUCKETS, Figures};
 use crate::sandbox::LogLine;
 
 /// Counts of one function on one node since it started there.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Counters {
     delivered: AtomicU64,
     committed: AtomicU64,
@@ -21,6 +23,9 @@ pub(crate) struct Counters {
     retried: AtomicU64,
     deferred: AtomicU64,
     dead_lettered: AtomicU64,
+    attempts: AtomicU64,
+    failures: AtomicU64,
+    durations: [AtomicU64; BUCKETS],
 }
 
 /// [`Counters`] at one moment, as the node's heartbeat carries them.
@@ -40,7 +45,43 @@ pub struct Counts {
     pub dead_lettered: u64,
 }
 
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            delivered: AtomicU64::default(),
+            committed: AtomicU64::default(),
+            emitted: AtomicU64::default(),
+            retried: AtomicU64::default(),
+            deferred: AtomicU64::default(),
+            dead_lettered: AtomicU64::default(),
+            attempts: AtomicU64::default(),
+            failures: AtomicU64::default(),
+            durations: std::array::from_fn(|_| AtomicU64::default()),
+        }
+    }
+}
+
 impl Counters {
+    /// An attempt ended in its handler.
+    pub(crate) fn attempted(&self, took: Duration, failed: bool) {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        self.failures
+            .fetch_add(u64::from(failed), Ordering::Relaxed);
+        if let Some(count) = self.durations.get(rollout::bucket(took)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How its attempts fared.
+    pub(crate) fn figures(&self) -> Figures {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Figures {
+            attempts: read(&self.attempts),
+            failures: read(&self.failures),
+            durations: self.durations.iter().map(read).collect(),
+        }
+    }
+
     pub(crate) fn delivered(&self) {
         self.delivered.fetch_add(1, Ordering::Relaxed);
     }

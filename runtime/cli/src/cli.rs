@@ -37,6 +37,8 @@ pub enum Command {
     Dev(c::dev::DevArgs),
     Run(c::run::RunArgs),
     Deploy(c::deploy::DeployArgs),
+    Rollback(c::rollback::RollbackArgs),
+    Rollout(c::rollout::RolloutArgs),
     #[command(visible_alias = "pub")]
     Publish(c::publish::PublishArgs),
     Call(c::call::CallArgs),

@@ -264,7 +264,7 @@ fn value<'a>(headers: &'a Headers, wanted: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{FunctionSettings, KeySource};
+    use crate::config::KeySource;
     use crate::records::Handler;
 
     const NOW: i64 = 1_700_000_000_000_000_000;
@@ -275,18 +275,8 @@ mod tests {
             subject: (*subject).to_owned(),
         });
         FunctionRecord {
-            format: FORMAT,
-            app: "shop".into(),
-            function: "orders".into(),
-            version: 2,
-            instance: Uuid::nil(),
-            digest: String::new(),
-            contract: String::new(),
-            deployed_at: String::new(),
             handlers: handlers.collect(),
-            inputs: Vec::new(),
-            targets: Vec::new(),
-            settings: FunctionSettings::default(),
+            ..FunctionRecord::sample()
         }
     }
 

@@ -61,6 +61,33 @@ pub async fn records(
     Ok(found)
 }
 
+/// The record of one function, with its revision.
+///
+/// # Errors
+/// There is none of that name; NATS trouble.
+pub async fn record(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+) -> Result<(FunctionRecord, u64), ControlError> {
+    let mut records = records(js, Some(app)).await?;
+    let Some(at) = records.iter().position(|(one, _)| one.function == function) else {
+        let known: Vec<&str> = records
+            .iter()
+            .map(|(one, _)| one.function.as_str())
+            .collect();
+        return Err(ControlError::not_found(
+            format!("app {app} has no function {function}"),
+            if known.is_empty() {
+                "run `pelton deploy` first, or give the right app with --app NAME".to_owned()
+            } else {
+                format!("choose one of {}, or deploy it", known.join(", "))
+            },
+        ));
+    };
+    Ok(records.swap_remove(at))
+}
+
 /// Names of the deployed apps, sorted.
 ///
 /// # Errors
@@ -138,7 +165,7 @@ impl FunctionStatus {
         match () {
             () if self.nodes.is_empty() => "no node",
             () if has("failed") => "failed",
-            () if self.nodes.iter().all(|node| node.version >= self.version) => "running",
+            () if self.nodes.iter().all(|node| node.version == self.version) => "running",
             () => "starting",
         }
     }
@@ -178,22 +205,7 @@ pub async fn info(
     app: &str,
     function: &str,
 ) -> Result<FunctionInfo, ControlError> {
-    let mut records = records(js, Some(app)).await?;
-    let Some(at) = records.iter().position(|(one, _)| one.function == function) else {
-        let known: Vec<&str> = records
-            .iter()
-            .map(|(one, _)| one.function.as_str())
-            .collect();
-        return Err(ControlError::not_found(
-            format!("app {app} has no function {function}"),
-            if known.is_empty() {
-                "run `pelton deploy` first, or give the right app with --app NAME".to_owned()
-            } else {
-                format!("choose one of {}, or deploy it", known.join(", "))
-            },
-        ));
-    };
-    let (record, _) = records.swap_remove(at);
+    let (record, _) = self::record(js, app, function).await?;
     let status = status(js, &record, &nodes::list(js).await?).await?;
     Ok(FunctionInfo { status, record })
 }

@@ -10,6 +10,8 @@ pub mod deploy;
 pub mod functions;
 pub mod lag;
 pub mod nodes;
+pub mod rollout;
+pub mod versions;
 
 pub mod call;
 pub mod publish;

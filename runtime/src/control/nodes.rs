@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{ControlError, open};
 use crate::names::NODES_BUCKET;
-use crate::records::{NodeFunction, NodeRecord};
+use crate::records::{FunctionRecord, NodeFunction, NodeRecord};
 
 /// How often a waiting deploy looks again.
 const LOOK: Duration = Duration::from_millis(200);
@@ -94,14 +94,41 @@ pub struct RolloutFailure {
     pub why: String,
 }
 
-/// Waits until every live node runs these versions (function → version) or says that it cannot, at most `within`.
+/// A version that is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which.
+    pub version: u64,
+    /// Its activation.
+    pub generation: u64,
+}
+
+impl Wanted {
+    /// What nodes should run when this is the function's record.
+    pub fn of(record: &FunctionRecord) -> Self {
+        Self {
+            version: record.version,
+            generation: record.generation(),
+        }
+    }
+
+    /// Whether a node speaks of it, or of a later one.
+    fn is_known_to(self, entry: &NodeFunction) -> bool {
+        match entry.generation {
+            0 => entry.deployed >= self.version,
+            generation => generation >= self.generation,
+        }
+    }
+}
+
+/// Waits until every live node runs these versions, by function, or says that it cannot, at most `within`.
 ///
 /// # Errors
 /// NATS trouble.
 pub async fn wait(
     js: &jetstream::Context,
     app: &str,
-    versions: &BTreeMap<String, u64>,
+    versions: &BTreeMap<String, Wanted>,
     within: Duration,
 ) -> Result<Rollout, ControlError> {
     let start = tokio::time::Instant::now();
@@ -139,18 +166,18 @@ pub async fn settled(
     }
 }
 
-fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, u64>) -> Rollout {
+fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, Wanted>) -> Rollout {
     let serving: Vec<&NodeRecord> = nodes.iter().filter(|node| node.serves(app)).collect();
     let mut rollout = Rollout {
         nodes: serving.len(),
         ..Rollout::default()
     };
-    for (function, version) in versions {
+    for (function, wanted) in versions {
         let (mut running, mut failed) = (0, 0);
         for node in &serving {
             let Some(entry) = node
                 .function(app, function)
-                .filter(|entry| entry.deployed >= *version)
+                .filter(|entry| wanted.is_known_to(entry))
             else {
                 continue;
             };
@@ -162,7 +189,7 @@ fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, u64>) -> R
                     host: node.host.clone(),
                     why: why.to_owned(),
                 });
-            } else if entry.version >= *version && entry.status == "running" {
+            } else if entry.version == entry.deployed && entry.status == "running" {
                 running += 1;
             }
         }
@@ -195,17 +222,25 @@ mod tests {
                     function: (*function).into(),
                     version: *version,
                     deployed: *version,
+                    generation: *version,
+                    figures: None,
+                    trial: None,
                     counts: Default::default(),
                     status: (*status).into(),
                 })
                 .collect(),
+            tries: true,
             retiring: Vec::new(),
         }
     }
 
     #[test]
     fn a_rollout_is_judged_over_all_nodes_that_serve_the_app() {
-        let versions = BTreeMap::from([("a".to_owned(), 2), ("b".to_owned(), 1)]);
+        let wanted = |version| Wanted {
+            version,
+            generation: version,
+        };
+        let versions = BTreeMap::from([("a".to_owned(), wanted(2)), ("b".to_owned(), wanted(1))]);
         let nodes = [
             node("n1", &[], &[("a", 2, "running"), ("b", 1, "running")]),
             node(

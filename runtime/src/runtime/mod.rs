@@ -1,9 +1,14 @@
 //! A node: starts, serves what is deployed, drains within a deadline, stops. Knows nothing of what is in a message.
 
+mod node;
+
 mod function;
+mod line;
+
+mod conductor;
 mod janitor;
 mod leaving;
-mod node;
+mod shared;
 
 use std::path::PathBuf;
 use std::time::Duration;

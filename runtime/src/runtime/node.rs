@@ -15,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::RuntimeOptions;
-use super::function::{Running, Shared};
+use super::conductor::{Conductor, Trials};
+use super::function::Running;
 use super::janitor::{Apps, Janitor, Served};
+use super::shared::Shared;
 use crate::members::{self, Members};
 use crate::names::NODES_BUCKET;
 use crate::records::{FORMAT, NodeRecord};
@@ -39,6 +41,8 @@ pub(super) struct Node {
     functions: BTreeMap<Key, Running>,
     /// For the janitor.
     apps: watch::Sender<Apps>,
+    /// For the conductor.
+    trials: watch::Sender<Trials>,
     /// For whoever listens to other nodes' heartbeats.
     members: Option<watch::Sender<Members>>,
 }
@@ -70,6 +74,7 @@ impl Node {
             shared,
             functions: BTreeMap::new(),
             apps: watch::Sender::new(Apps::new()),
+            trials: watch::Sender::new(Trials::new()),
             members: Some(members),
         }
     }
@@ -78,6 +83,13 @@ impl Node {
         tracing::info!(node = %self.id, name = self.options.node_name, "serving");
         let janitor = Janitor::new(self.shared.js.clone(), self.apps.subscribe());
         tokio::spawn(janitor.run(stop.clone()));
+        let conductor = Conductor {
+            client: self.shared.publisher.clone(),
+            js: self.shared.js.clone(),
+            node: self.id.to_string(),
+            trials: self.trials.subscribe(),
+        };
+        tokio::spawn(conductor.run(stop.clone()));
         if let Some(members) = self.members.take() {
             tokio::spawn(members::follow(
                 self.shared.publisher.clone(),
@@ -135,17 +147,15 @@ impl Node {
                     return;
                 }
                 let key = (record.app.clone(), record.function.clone());
-                // A watch that begins anew repeats what is known.
-                if self
-                    .functions
-                    .get(&key)
-                    .is_some_and(|running| running.serves(&record))
-                {
-                    return;
+                match self.functions.get_mut(&key) {
+                    // A watch that begins anew repeats what is known.
+                    Some(running) if running.serves(&record) => {}
+                    Some(running) => running.deploy(*record),
+                    None => {
+                        let running = Running::start(*record, self.shared.clone());
+                        self.functions.insert(key, running);
+                    }
                 }
-                let predecessor = self.functions.remove(&key);
-                let running = Running::start(*record, predecessor, self.shared.clone());
-                self.functions.insert(key, running);
             }
             Change::Removed { app, function } => {
                 if let Some(running) = self.functions.remove(&(app, function)) {
@@ -167,6 +177,7 @@ impl Node {
             started_at: self.started_at.clone(),
             apps: self.options.apps.clone(),
             functions,
+            tries: true,
             retiring: self.shared.leaving.apps(),
         };
         let Ok(body) = serde_json::to_vec(&record) else {
@@ -191,6 +202,10 @@ impl Node {
             served.deployed = served.deployed.max(running.deployed());
         }
         self.apps.send_replace(apps);
+        let tried = self.functions.iter();
+        let tried = tried.filter(|(_, running)| running.tries());
+        self.trials
+            .send_replace(tried.map(|(key, _)| key.clone()).collect());
     }
 
     async fn drain(&mut self) {

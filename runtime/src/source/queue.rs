@@ -177,7 +177,7 @@ async fn current_consumer(
     input: &Input,
 ) -> Result<PullConsumer, SourceError> {
     let Some(info) = find(stream, record).await? else {
-        let deployed = OffsetDateTime::parse(&record.deployed_at, &Rfc3339);
+        let deployed = OffsetDateTime::parse(record.activated_at(), &Rfc3339);
         if deployed.is_ok_and(|deployed| stream.cached_info().created > deployed) {
             return put(stream, record, input, DeliverPolicy::All).await;
         }
@@ -193,7 +193,7 @@ async fn current_consumer(
         .metadata
         .get(META_VERSION)
         .and_then(|version| version.parse().ok());
-    if newest.is_some_and(|newest: u64| newest > record.version) {
+    if newest.is_some_and(|newest: u64| newest > record.generation()) {
         return stream.get_consumer(&name(record)).await.map_err(|error| {
             SourceError(format!("cannot read consumer {}: {error}", name(record)))
         });
@@ -240,7 +240,7 @@ async fn put(
             .settings
             .max_in_flight
             .map_or(MAX_ACK_PENDING, i64::from),
-        metadata: [(META_VERSION.to_owned(), record.version.to_string())].into(),
+        metadata: [(META_VERSION.to_owned(), record.generation().to_string())].into(),
         ..Default::default()
     };
     stream.create_consumer(config).await.map_err(|error| {

@@ -3,6 +3,7 @@
 mod altered;
 mod broken;
 mod calls;
+mod canary;
 mod cli;
 mod config;
 mod crash;
@@ -17,6 +18,7 @@ mod outbox;
 mod positions;
 mod redeploy;
 mod retry;
+mod rollback;
 mod safeguards;
 mod scaffold;
 mod state;

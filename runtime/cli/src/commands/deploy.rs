@@ -5,13 +5,16 @@ use std::time::Duration;
 use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::config::Manifest;
-use pelton_runtime::control::deploy::{self, Plan, Problem};
+use pelton_runtime::control::deploy::{self, Plan, Problem, Way};
 use pelton_runtime::control::nodes::{self, Rollout};
+use pelton_runtime::records::SHARES;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::build::build_functions;
 use super::deploy_text;
+use super::provenance;
+use super::strategy::{self, Outcomes, StrategyArgs};
 use crate::global::Global;
 use crate::output::{Output, failure};
 
@@ -31,6 +34,8 @@ pub struct DeployArgs {
     /// Show the plan and change nothing.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    strategy: StrategyArgs,
     /// How long to wait until all live nodes run the new versions.
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = humantime::parse_duration)]
     wait: Duration,
@@ -46,6 +51,8 @@ pub struct DeployReport {
     pub plan: Plan,
     /// Whether it was carried out.
     pub applied: bool,
+    /// What became of the new versions, by function.
+    pub versions: Outcomes,
     /// What the live nodes made of it; none when nobody waited.
     pub rollout: Option<Rollout>,
 }
@@ -61,31 +68,45 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
     let js = jetstream::new(client);
     let view = deploy::survey(&js, &manifest, &components).await?;
     let now = time::OffsetDateTime::now_utc();
-    let plan = deploy::plan(&manifest, &components, &view, now)
+    let mut plan = deploy::plan(&manifest, &components, &view, now)
         .map_err(|problems| all(&manifest, &problems))?;
+    plan.made_of(&provenance::here(&manifest).await);
     if !output.is_json() {
         output.item(&plan, |plan| deploy_text::plan(&output, plan))?;
     }
+    args.strategy.check(&plan)?;
     if args.dry_run {
-        return report(&output, plan, false, None);
+        return report(&output, plan, false, Outcomes::new(), None);
     }
+    let way = match args.no_wait {
+        true => Way::AtOnce,
+        false => args.strategy.way(),
+    };
     let progress = output.progress("deploying");
-    deploy::apply(&js, &manifest, &components, &plan, |step| {
+    deploy::apply(&js, &manifest, &components, &plan, &way, |step| {
         progress.step(step)
     })
     .await?;
     progress.finish("deployed");
-    let rollout = if args.no_wait {
-        None
-    } else {
-        let rollout = wait(&js, &output, &manifest, &plan, args.wait).await?;
-        clean_up(&js, &manifest.app, &output).await;
-        Some(rollout)
+    if args.no_wait {
+        return report(&output, plan, true, Outcomes::new(), None);
+    }
+    let (outcomes, wanted, failed) = match way {
+        Way::AtOnce => (Outcomes::new(), plan.versions(), Vec::new()),
+        Way::Tried(_) => strategy::begin(&js, &plan, args.wait, &output).await?,
     };
-    let trouble = rollout
-        .as_ref()
-        .and_then(|rollout| trouble(rollout, args.wait));
-    report(&output, plan, true, rollout)?;
+    let progress = output.progress("waiting for the nodes");
+    let rollout = nodes::wait(&js, &manifest.app, &wanted, args.wait).await?;
+    drop(progress);
+    clean_up(&js, &manifest.app, &output).await;
+    let trouble = trouble(&rollout, args.wait);
+    report(&output, plan, failed.is_empty(), outcomes, Some(rollout))?;
+    if !failed.is_empty() {
+        return Err(failure(
+            format!("not deployed: {}", failed.join("; ")),
+            "mend that and deploy again; what ran before runs on",
+        ));
+    }
     trouble.map_or(Ok(()), Err)
 }
 
@@ -93,33 +114,26 @@ fn report(
     output: &Output,
     plan: Plan,
     applied: bool,
+    versions: Outcomes,
     rollout: Option<Rollout>,
 ) -> anyhow::Result<()> {
     let report = DeployReport {
         plan,
         applied,
+        versions,
         rollout,
     };
-    output.document(&report, |report| {
-        if report.applied {
-            deploy_text::rollout(report.rollout.as_ref())
-        } else {
-            "dry run: nothing was changed".into()
+    output.document(&report, |report| match &report.rollout {
+        None if !report.applied => "dry run: nothing was changed".into(),
+        rollout => {
+            let canaries = report.versions.iter();
+            let canaries = canaries.filter(|(_, one)| one.share < SHARES);
+            let lines = canaries.map(|(function, one)| deploy_text::canary(function, one));
+            let mut lines: Vec<String> = lines.collect();
+            lines.push(deploy_text::rollout(rollout.as_ref()));
+            lines.join("\n")
         }
     })
-}
-
-async fn wait(
-    js: &jetstream::Context,
-    output: &Output,
-    manifest: &Manifest,
-    plan: &Plan,
-    within: Duration,
-) -> anyhow::Result<Rollout> {
-    let progress = output.progress("waiting for the nodes");
-    let rollout = nodes::wait(js, &manifest.app, &plan.versions(), within).await?;
-    drop(progress);
-    Ok(rollout)
 }
 
 /// Removes what only earlier versions needed. Failing at it is no failure of the deploy: the next one does it.
@@ -132,7 +146,7 @@ pub async fn clean_up(js: &jetstream::Context, app: &str, output: &Output) {
 }
 
 /// What a script must not overlook in a rollout.
-fn trouble(rollout: &Rollout, waited: Duration) -> Option<anyhow::Error> {
+pub fn trouble(rollout: &Rollout, waited: Duration) -> Option<anyhow::Error> {
     if let Some(first) = rollout.failed.first() {
         let whys = rollout.failed.iter().map(|one| {
             format!(

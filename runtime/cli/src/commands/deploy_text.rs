@@ -4,7 +4,9 @@ use pelton_runtime::control::deploy::{
     Change, FunctionAction, FunctionPlan, InputAction, Plan, StreamAction,
 };
 use pelton_runtime::control::nodes::Rollout;
+use pelton_runtime::records::SHARES;
 
+use super::strategy::Outcome;
 use crate::output::Output;
 
 /// Digits of a digest that a person compares.
@@ -64,7 +66,17 @@ pub fn rollout(rollout: Option<&Rollout>) -> String {
     }
 }
 
-fn change(change: &Change) -> String {
+/// A version that has a share.
+pub fn canary(function: &str, outcome: &Outcome) -> String {
+    format!(
+        "{function}: version {} gets {} % of the keys; follow it with `pelton rollout {function} status -f`",
+        outcome.version,
+        f64::from(outcome.share) * 100.0 / f64::from(SHARES)
+    )
+}
+
+/// One setting that differs.
+pub fn change(change: &Change) -> String {
     let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".into());
     format!(
         "{} {} → {}",
@@ -109,5 +121,6 @@ fn function_action(action: FunctionAction) -> &'static str {
         FunctionAction::New => "new",
         FunctionAction::Changed => "changed",
         FunctionAction::Unchanged => "unchanged",
+        FunctionAction::Back => "back",
     }
 }

@@ -5,9 +5,14 @@ use clap::{Args, Subcommand};
 use pelton_runtime::config::{DeliveryMode, FunctionSettings, KeySource};
 use pelton_runtime::control::functions::{self, FunctionInfo, FunctionStatus};
 use pelton_runtime::control::lag::InputStatus;
+use pelton_runtime::control::versions::{self, VersionStatus};
+use pelton_runtime::records::Provenance;
 
 use crate::global::Global;
 use crate::output::{Output, duration_ms};
+
+/// Digits of a digest or a commit that a person compares.
+const SHORT: usize = 12;
 
 /// Look at deployed functions
 #[derive(Debug, Args)]
@@ -28,6 +33,17 @@ enum FunctionCommand {
     )]
     Ls {
         /// Of one app. Default: all of the account.
+        #[arg(long, value_name = "NAME")]
+        app: Option<String>,
+    },
+    /// List the versions of a function that are kept: which is active, who made each, of what
+    #[command(
+        after_help = "Examples:\n  pelton function versions orders\n  pelton function versions orders --json"
+    )]
+    Versions {
+        /// The function.
+        function: String,
+        /// Of which app. Default: the manifest's, else the only one there is.
         #[arg(long, value_name = "NAME")]
         app: Option<String>,
     },
@@ -52,6 +68,11 @@ pub async fn run(args: FunctionArgs, global: &Global) -> anyhow::Result<()> {
         FunctionCommand::Ls { app } => {
             let all = functions::list(&js, app.as_deref()).await?;
             output.document(&all, |all| table(&output, all))
+        }
+        FunctionCommand::Versions { function, app } => {
+            let app = global.app(app, &js).await?;
+            let versions = versions::list(&js, &app, &function).await?;
+            output.document(&versions, |versions| self::versions(&output, versions))
         }
         FunctionCommand::Info { function, app } => {
             let app = global.app(app, &js).await?;
@@ -84,6 +105,43 @@ fn table(output: &Output, all: &[FunctionStatus]) -> String {
     let header = [
         "APP", "FUNCTION", "VERSION", "STATUS", "NODES", "PENDING", "OLDEST", "RETRYING",
         "DEFERRED", "DEAD",
+    ];
+    output.table(&header, rows.collect())
+}
+
+fn versions(output: &Output, versions: &[VersionStatus]) -> String {
+    let rows = versions.iter().map(|one| {
+        let Provenance { by, git, .. } = &one.record.provenance;
+        let commit = git.as_ref().map(|git| {
+            let short: String = git.commit.chars().take(SHORT).collect();
+            short + if git.dirty { "+" } else { "" }
+        });
+        let digest: String = one.record.digest.chars().take(SHORT).collect();
+        let unknown = || "-".to_owned();
+        vec![
+            one.version.to_string(),
+            if one.active {
+                "active".to_owned()
+            } else {
+                String::new()
+            },
+            one.nodes.to_string(),
+            one.record.deployed_at.clone(),
+            Some(by.clone())
+                .filter(|by| !by.is_empty())
+                .unwrap_or_else(unknown),
+            commit.unwrap_or_else(unknown),
+            digest,
+        ]
+    });
+    let header = [
+        "VERSION",
+        "",
+        "NODES",
+        "DEPLOYED",
+        "BY",
+        "COMMIT",
+        "COMPONENT",
     ];
     output.table(&header, rows.collect())
 }

@@ -12,10 +12,14 @@ pub mod dev;
 pub mod function;
 pub mod logs;
 pub mod new;
+mod provenance;
 pub mod publish;
+pub mod rollback;
+pub mod rollout;
 pub mod run;
 pub mod schema;
 pub mod state;
+mod strategy;
 
 use crate::cli::Command;
 use crate::global::Global;
@@ -30,6 +34,8 @@ pub async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Dev(args) => dev::run(args, global).await,
         Command::Run(args) => run::run(args, global).await,
         Command::Deploy(args) => deploy::run(args, global).await,
+        Command::Rollout(args) => rollout::run(args, global).await,
+        Command::Rollback(args) => rollback::run(args, global).await,
         Command::Publish(args) => publish::run(args, global).await,
         Command::Call(args) => call::run(args, global).await,
         Command::Logs(args) => logs::run(args, global).await,

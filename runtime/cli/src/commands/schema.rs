@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use pelton_runtime::control::{call, dead_letters, functions, logs, publish, state};
+use pelton_runtime::control::{call, dead_letters, functions, logs, publish, state, versions};
 use schemars::{Schema, schema_for};
 
 use crate::global::Global;
@@ -44,10 +44,16 @@ fn schemas() -> BTreeMap<&'static str, Schema> {
         ("check", schema_for!(super::check::CheckReport)),
         ("dev", schema_for!(super::dev::DevEvent)),
         ("deploy", schema_for!(super::deploy::DeployReport)),
+        ("rollback", schema_for!(super::rollback::RollbackReport)),
+        ("rollout", schema_for!(super::rollout::RolloutStatus)),
         ("publish", schema_for!(publish::Published)),
         ("call", schema_for!(call::Called)),
         ("logs", schema_for!(logs::LogRecord)),
         ("function-ls", schema_for!(Vec<functions::FunctionStatus>)),
+        (
+            "function-versions",
+            schema_for!(Vec<versions::VersionStatus>),
+        ),
         ("function-info", schema_for!(functions::FunctionInfo)),
         ("state-ls", schema_for!(Vec<state::Key>)),
         ("state-get", schema_for!(super::state::StateEntry)),

@@ -20,11 +20,33 @@ use super::{gone, leftovers};
 use crate::commit::stream::{self, StreamError};
 use crate::component::Component;
 use crate::config::{DeliveryMode, Manifest};
-use crate::control::{ControlError, ErrorKind, rfc3339};
+use crate::control::{ControlError, ErrorKind, rfc3339, versions};
 use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
-use crate::records::{AppRecord, FORMAT, FunctionRecord};
+use crate::records::{AppRecord, FORMAT, FunctionRecord, TrialRecord};
 use crate::registry;
+use crate::rollout::{Bounds, tried};
 use crate::source;
+
+/// How new versions begin.
+#[derive(Debug, Clone, Default)]
+pub enum Way {
+    /// They are the active ones at once, whether nodes can load them or not.
+    #[default]
+    AtOnce,
+    /// Nodes load them and say whether they can; no event goes to them until somebody says so, as [`rollout`](crate::control::rollout) does.
+    Tried(Steps),
+}
+
+/// How a version that is tried gets its events.
+#[derive(Debug, Clone, Default)]
+pub struct Steps {
+    /// Shares of keys, of [`SHARES`](crate::records::SHARES), ascending.
+    pub shares: Vec<u32>,
+    /// Between two of them.
+    pub every: Duration,
+    /// When it is taken back.
+    pub bounds: Option<Bounds>,
+}
 
 /// Does what the plan says; `step` is told what is going on.
 ///
@@ -38,6 +60,7 @@ pub async fn apply(
     manifest: &Manifest,
     components: &BTreeMap<String, Component>,
     plan: &Plan,
+    way: &Way,
     mut step: impl FnMut(&str),
 ) -> Result<(), ControlError> {
     let names = AppNames::new(plan.app.as_str());
@@ -83,17 +106,18 @@ pub async fn apply(
     register_app(js, &names, plan).await?;
     for function in &plan.functions {
         let component = components.get(&function.function);
-        apply_function(js, &names, function, component, &mut step).await?;
+        apply_function(js, &names, function, component, way, &mut step).await?;
     }
     Ok(())
 }
 
 /// One function: what it needs, then its record.
-async fn apply_function(
+pub(super) async fn apply_function(
     js: &jetstream::Context,
     names: &AppNames,
     function: &FunctionPlan,
     component: Option<&Component>,
+    way: &Way,
     step: &mut impl FnMut(&str),
 ) -> Result<(), ControlError> {
     if let Some(component) = component.filter(|_| function.upload) {
@@ -122,7 +146,12 @@ async fn apply_function(
         DeliveryMode::ExactlyOnce => begin(js, names, function, step).await?,
     };
     if function.action != FunctionAction::Unchanged {
-        register(js, names, function, record).await?;
+        let way = if function.is_tried() {
+            way
+        } else {
+            &Way::AtOnce
+        };
+        register(js, names, function, record, way).await?;
     }
     Ok(())
 }
@@ -239,12 +268,25 @@ async fn register(
     names: &AppNames,
     function: &FunctionPlan,
     mut record: FunctionRecord,
+    way: &Way,
 ) -> Result<(), ControlError> {
     let name = &function.function;
     // The time of registering, not of planning: nodes tell by it that the streams of this deploy are not newer.
-    record.deployed_at = rfc3339(time::OffsetDateTime::now_utc());
-    let (key, body) = (names.registry_function(name), json_bytes(&record)?);
+    let now = time::OffsetDateTime::now_utc();
+    record.activated_at = rfc3339(now);
+    if function.action != FunctionAction::Back {
+        record.deployed_at = record.activated_at.clone();
+    }
+    let entry = match way {
+        Way::AtOnce => record.clone(),
+        Way::Tried(steps) => tried(function.previous.as_ref(), trial(&record, steps), now),
+    };
+    let (key, body) = (names.registry_function(name), json_bytes(&entry)?);
     let store = registry_bucket(js).await?;
+    // Of a release that kept none.
+    if let Some(previous) = &function.previous {
+        versions::keep(&store, names, previous).await?;
+    }
     let lost = || {
         ControlError::new(
             ErrorKind::Conflict,
@@ -252,6 +294,9 @@ async fn register(
             "look at what it did with `pelton function info`, then deploy again if this one is wanted",
         )
     };
+    if function.action != FunctionAction::Back && !versions::keep(&store, names, &record).await? {
+        return Err(lost());
+    }
     let failed = |why: String| ControlError::nats(format!("register function {name}"), why);
     let damaged = || async {
         let entry = store.entry(key.as_str()).await.ok().flatten()?;
@@ -282,6 +327,17 @@ async fn register(
                     failed(error.to_string())
                 }
             }),
+    }
+}
+
+fn trial(record: &FunctionRecord, steps: &Steps) -> TrialRecord {
+    TrialRecord {
+        record: record.alone(),
+        share: 0,
+        since: record.activated_at.clone(),
+        steps: steps.shares.clone(),
+        every_ms: u64::try_from(steps.every.as_millis()).unwrap_or(u64::MAX),
+        bounds: steps.bounds.clone(),
     }
 }
 

@@ -13,7 +13,8 @@ use time::format_description::well_known::Rfc3339;
 
 use super::targets;
 use crate::config::DeliveryMode;
-use crate::control::{ControlError, functions, nodes};
+use crate::control::nodes::{self, Wanted};
+use crate::control::{ControlError, functions, versions};
 use crate::names::AppNames;
 use crate::records::FunctionRecord;
 
@@ -32,9 +33,9 @@ pub async fn clean_up(js: &jetstream::Context, app: &str) -> Result<(), ControlE
         .into_iter()
         .map(|(record, _)| record)
         .collect();
-    let versions: BTreeMap<String, u64> = records
+    let versions: BTreeMap<String, Wanted> = records
         .iter()
-        .map(|record| (record.function.clone(), record.version))
+        .map(|record| (record.function.clone(), Wanted::of(record)))
         .collect();
     let rollout = nodes::wait(js, app, &versions, Duration::ZERO).await?;
     let settled: BTreeMap<String, &FunctionRecord> = records
@@ -59,8 +60,9 @@ pub async fn clean_up(js: &jetstream::Context, app: &str) -> Result<(), ControlE
     futures::stream::iter(streams)
         .map(|stream| clean(js, stream, &settled))
         .buffer_unordered(AT_ONCE)
-        .try_collect()
-        .await
+        .try_collect::<()>()
+        .await?;
+    versions::prune(js, app).await
 }
 
 /// One stream; `settled` are functions by the names of their consumers.
@@ -113,7 +115,7 @@ async fn remove(
     // One made since belongs to a deploy that is under way and has not registered its version yet.
     let older = OffsetDateTime::parse(created, &Rfc3339)
         .ok()
-        .zip(OffsetDateTime::parse(&record.deployed_at, &Rfc3339).ok())
+        .zip(OffsetDateTime::parse(record.activated_at(), &Rfc3339).ok())
         .is_some_and(|(created, deployed)| created < deployed);
     if older {
         request(js, &format!("CONSUMER.DELETE.{place}"), json!({}), &doing).await?;
@@ -148,20 +150,12 @@ mod tests {
     use crate::config::FunctionSettings;
     use crate::dev::{ServerProcess, find_nats_server};
     use crate::nats::connect;
-    use crate::records::{FORMAT, Input};
+    use crate::records::Input;
     use crate::registry;
 
     fn record(deployed_at: OffsetDateTime, delivery: DeliveryMode) -> FunctionRecord {
         FunctionRecord {
-            format: FORMAT,
-            app: "shop".into(),
-            function: "orders".into(),
-            version: 2,
-            instance: uuid::Uuid::nil(),
-            digest: String::new(),
-            contract: String::new(),
             deployed_at: crate::control::rfc3339(deployed_at),
-            handlers: Vec::new(),
             inputs: vec![Input {
                 stream: "READ".into(),
                 subjects: vec!["read.>".into()],
@@ -169,11 +163,11 @@ mod tests {
                 begun: false,
                 created: 0,
             }],
-            targets: Vec::new(),
             settings: FunctionSettings {
                 delivery,
                 ..FunctionSettings::default()
             },
+            ..FunctionRecord::sample()
         }
     }
 

@@ -5,6 +5,7 @@
 //! the versions before needed.
 
 mod apply;
+mod back;
 mod begin;
 mod changes;
 mod clean_up;
@@ -22,7 +23,8 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-pub use apply::apply;
+pub use apply::{Steps, Way, apply};
+pub use back::{Rollback, back, find};
 pub use changes::Change;
 pub use clean_up::clean_up;
 pub use plan::{

@@ -15,9 +15,10 @@ use crate::config::{
     DeliveryMode, FunctionManifest, FunctionSettings, KeySource, Manifest, OnExhausted,
 };
 use crate::control::handlers_match;
+use crate::control::nodes::Wanted;
 use crate::event::subject::beyond;
 use crate::names::{AppNames, TICK_SUBJECT};
-use crate::records::{FORMAT, FunctionRecord, Input, Target};
+use crate::records::{FORMAT, FunctionRecord, Input, Provenance, Target};
 
 /// Everything that a deploy will do.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -83,6 +84,8 @@ pub enum FunctionAction {
     Changed,
     /// Exactly what runs already.
     Unchanged,
+    /// A version that was active before.
+    Back,
 }
 
 /// A function.
@@ -94,6 +97,8 @@ pub struct FunctionPlan {
     pub action: FunctionAction,
     /// Its version afterwards.
     pub version: u64,
+    /// The version that is active; none: the function is new.
+    pub previous_version: Option<u64>,
     /// SHA-256 of the component.
     pub digest: String,
     /// Size of the component.
@@ -113,6 +118,39 @@ pub struct FunctionPlan {
     /// The version before.
     #[serde(skip)]
     pub(super) previous: Option<FunctionRecord>,
+}
+
+impl FunctionPlan {
+    /// Whether nodes are to load the new version before it is active. What changes the kind of delivery hands the inputs over, and the version
+    /// before cannot go on.
+    pub fn is_tried(&self) -> bool {
+        let same = |one: &FunctionRecord| one.settings.delivery == self.record.settings.delivery;
+        let new = matches!(self.action, FunctionAction::New | FunctionAction::Changed);
+        new && self.previous.as_ref().is_none_or(same)
+    }
+
+    /// Whether the new version takes its events as the one before does, so that it can have a share of them; what stands in the way.
+    pub fn obstacle(&self) -> Option<&'static str> {
+        let Some(previous) = &self.previous else {
+            return Some("there is no version beside which it could be tried");
+        };
+        let (old, new) = (&previous.settings, &self.record.settings);
+        match () {
+            () if old.delivery != new.delivery => Some("`delivery` changes"),
+            () if previous.inputs.len() != self.record.inputs.len()
+                || previous
+                    .inputs
+                    .iter()
+                    .zip(&self.record.inputs)
+                    .any(|(old, new)| old.stream != new.stream || old.subjects != new.subjects) =>
+            {
+                Some("`subjects` change")
+            }
+            () if old.schedule != new.schedule => Some("`schedule` changes"),
+            () if old.max_in_flight != new.max_in_flight => Some("`max-in-flight` changes"),
+            () => None,
+        }
+    }
 }
 
 /// What becomes of an input.
@@ -143,11 +181,19 @@ pub struct InputPlan {
 }
 
 impl Plan {
-    /// Function → version of everything planned, unchanged ones too.
-    pub fn versions(&self) -> BTreeMap<String, u64> {
+    /// Says where the new versions come from.
+    pub fn made_of(&mut self, provenance: &Provenance) {
+        let new = self.functions.iter_mut();
+        for function in new.filter(|one| one.action != FunctionAction::Unchanged) {
+            function.record.provenance = provenance.clone();
+        }
+    }
+
+    /// What is to run of everything planned, unchanged functions too.
+    pub fn versions(&self) -> BTreeMap<String, Wanted> {
         let versions = self.functions.iter();
         versions
-            .map(|function| (function.function.clone(), function.version))
+            .map(|function| (function.function.clone(), Wanted::of(&function.record)))
             .collect()
     }
 }
@@ -260,10 +306,17 @@ impl Planner<'_> {
             app: self.manifest.app.clone(),
             function: self.name.to_owned(),
             version: 1,
+            generation: 0,
+            previous: None,
+            pending: false,
+            trial: None,
+            story: Vec::new(),
+            provenance: Provenance::default(),
             instance: previous.map_or_else(Uuid::new_v4, |one| one.record.instance),
             digest: self.component.digest.clone(),
             contract: self.component.contract.clone(),
             deployed_at: crate::control::rfc3339(now),
+            activated_at: String::new(),
             handlers: self.component.handlers.clone(),
             inputs,
             targets,
@@ -277,13 +330,22 @@ impl Planner<'_> {
         };
         record.version = match (previous, action) {
             (Some(one), FunctionAction::Unchanged) => one.record.version,
-            (Some(one), _) => one.record.version + 1,
+            (Some(one), _) => one.latest.max(one.record.version) + 1,
             (None, _) => 1,
         };
+        (record.generation, record.previous) = match (previous, action) {
+            (Some(one), FunctionAction::Unchanged) => (one.record.generation, one.record.previous),
+            (Some(one), _) => (one.record.generation() + 1, Some(one.record.version)),
+            (None, _) => (0, None),
+        };
+        record.generation = record.generation().max(record.generation);
         Some(FunctionPlan {
             function: self.name.to_owned(),
             action,
             version: record.version,
+            previous_version: previous
+                .filter(|one| !one.record.pending)
+                .map(|one| one.record.version),
             digest: record.digest.clone(),
             bytes: self.component.bytes.len(),
             upload: !self.view.modules.contains(&record.digest),

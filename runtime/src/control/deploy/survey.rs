@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::commit::stream;
 use crate::component::Component;
 use crate::config::Manifest;
-use crate::control::{ControlError, open};
+use crate::control::{ControlError, open, versions};
 use crate::names::{AppNames, META_APP, MODULES_BUCKET, REGISTRY_BUCKET};
 use crate::records::{FORMAT, FunctionRecord};
 
@@ -63,6 +63,8 @@ pub struct Registered {
     pub record: FunctionRecord,
     /// The record's revision.
     pub revision: u64,
+    /// The newest version that there is: after a rollback it is not the active one.
+    pub latest: u64,
 }
 
 /// What NATS holds.
@@ -208,7 +210,20 @@ async fn registered(
                 "use that release, or a later one",
             ));
         }
-        found.insert(record.function.clone(), Registered { record, revision });
+        let latest = record.version;
+        let registered = Registered {
+            record,
+            revision,
+            latest,
+        };
+        found.insert(registered.record.function.clone(), registered);
+    }
+    for version in versions::all(js, names.app(), None).await? {
+        if let Some(known) = found.get_mut(&version.function)
+            && known.record.instance == version.instance
+        {
+            known.latest = known.latest.max(version.version);
+        }
     }
     Ok(found)
 }

@@ -81,6 +81,7 @@ fn applied(plan: &Plan, mut view: View) -> View {
         let registered = Registered {
             record: function.record.clone(),
             revision: 7,
+            latest: function.record.version,
         };
         view.functions.insert(function.function.clone(), registered);
         view.modules.insert(function.digest.clone());

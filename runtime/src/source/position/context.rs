@@ -4,21 +4,24 @@ use std::sync::Arc;
 
 use async_nats::Client;
 use async_nats::jetstream;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::due;
 use super::lanes::{Key, Place};
 use super::owner::{owner, partition_at, partition_of};
-use crate::commit::NatsState;
+use crate::commit::{Committer, NatsState};
+use crate::config::KeySource;
 use crate::delivery::Worker;
 use crate::event::{self, Message, subject};
 use crate::members::Members;
 use crate::names::AppNames;
 use crate::records::Input;
+use crate::route::Route;
 
 /// What a source is opened with.
 pub(crate) struct OpenContext {
-    pub(crate) worker: Arc<Worker>,
+    pub(crate) route: Route,
     pub(crate) input: Input,
     /// This node's id.
     pub(crate) node: String,
@@ -29,7 +32,14 @@ pub(crate) struct OpenContext {
 
 /// What all deliveries of one input share.
 pub(crate) struct Context {
-    pub(crate) worker: Arc<Worker>,
+    pub(super) route: Route,
+    /// The function.
+    pub(super) function: Arc<str>,
+    /// Where the ordering key of an event is.
+    pub(super) key: Option<KeySource>,
+    pub(crate) committer: Committer,
+    /// One for each attempt inside a handler, of whatever version.
+    pub(super) handlers: Arc<Semaphore>,
     pub(crate) input: Input,
     /// The input stream's name.
     pub(crate) stream: Arc<str>,
@@ -50,21 +60,34 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// The version that a delivery with this key begins with now; without a key it is one of its own.
+    pub(super) fn pick(&self, key: &Key) -> Arc<Worker> {
+        match key {
+            Key::Named(name) => self.route.pick(name),
+            Key::Alone(sequence) => self.route.pick(&format!("{}:{sequence}", self.stream)),
+        }
+    }
+
+    /// The active version.
+    pub(super) fn worker(&self) -> Arc<Worker> {
+        self.route.worker()
+    }
+
     pub(super) fn position(&self, partition: u16) -> String {
-        let function = &self.worker.record.function;
-        self.names.position(function, &self.input.stream, partition)
+        self.names
+            .position(&self.function, &self.input.stream, partition)
     }
 
     pub(super) fn is_mine(&self, members: &Members, partition: u16) -> bool {
-        let record = &self.worker.record;
-        let what = format!("{}/{}/{}", record.app, record.function, self.input.stream);
-        let serving = members.serving(&record.app, &record.function);
+        let (app, function) = (self.names.app(), &self.function);
+        let what = format!("{app}/{function}/{}", self.input.stream);
+        let serving = members.serving(app, function);
         let others = serving.filter(|node| *node != self.node);
         owner(others.chain([self.node.as_str()]), &what, partition) == Some(self.node.as_str())
     }
 
     pub(super) fn place(&self, message: &Message) -> Place {
-        let source = self.worker.record.settings.key.as_ref();
+        let source = self.key.as_ref();
         let said = due::key(message).filter(|_| self.internal);
         let key = match said {
             // Stored when the function had no `key`: where it is done is not for a later version to say.
@@ -80,9 +103,8 @@ impl Context {
 
     /// What is read of the stream; empty: all.
     pub(super) fn filter(&self) -> String {
-        let function = &self.worker.record.function;
         match self.internal {
-            true => self.names.due_filter(function),
+            true => self.names.due_filter(&self.function),
             false => String::new(),
         }
     }
@@ -94,8 +116,7 @@ impl Context {
 
     /// Whether deliveries of one key that follow each other are handled as one: not where each attempt may call to the outside, for
     /// one that fails behind others is made again.
-    pub(super) fn gathers(&self) -> bool {
-        let settings = &self.worker.record.settings;
-        !self.internal && settings.key.is_some() && settings.allow.http.is_empty()
+    pub(super) fn gathers(&self, worker: &Worker) -> bool {
+        !self.internal && self.key.is_some() && worker.record.settings.allow.http.is_empty()
     }
 }

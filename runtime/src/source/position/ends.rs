@@ -127,6 +127,7 @@ impl PositionSource {
         for message in self.lanes.blocked(place, PARK_AT_ONCE) {
             let job = Job {
                 context: self.context.clone(),
+                worker: self.context.pick(&place.1),
                 partition: partition.clone(),
                 place: place.clone(),
                 sequence: message.sequence,

@@ -14,7 +14,7 @@ use super::round::{Round, Wave};
 use super::timer::{self, Timed};
 use crate::call::Caller;
 use crate::commit::{Fence, Partition};
-use crate::delivery::{self, TROUBLE_PAUSE};
+use crate::delivery::{self, TROUBLE_PAUSE, Worker};
 use crate::effects::{Effects, Failure};
 use crate::event::{self, Message};
 use crate::names::INPUT_GONE;
@@ -26,6 +26,8 @@ use crate::source::{Acker, Received, Settlement, SourceError};
 /// A delivery and its place.
 pub(super) struct Job {
     pub(super) context: Arc<Context>,
+    /// The version that it begins and ends with.
+    pub(super) worker: Arc<Worker>,
     pub(super) partition: Partition,
     pub(super) place: Place,
     pub(super) sequence: u64,
@@ -119,8 +121,7 @@ impl Job {
                 let (message, case) = *found;
                 let received = self.received(message);
                 let lost = Failure::reject(INPUT_GONE, why);
-                let worker = &self.context.worker;
-                settle::refuse(worker, &case, &received, lost, Effects::default()).await
+                settle::refuse(&self.worker, &case, &received, lost, Effects::default()).await
             }
             Found::Gone(at) => self.restore(at).await,
             Found::Unreadable(why) => {
@@ -194,14 +195,13 @@ impl Job {
             Ok(Timed::Refused(effects, failure)) => {
                 let case = self.case(message.stored, None);
                 let received = self.received(message.clone());
-                let worker = &self.context.worker;
-                let refused = settle::refuse(worker, &case, &received, failure, effects);
+                let refused = settle::refuse(&self.worker, &case, &received, failure, effects);
                 Some(Box::pin(refused).await)
             }
             Ok(Timed::Event(effects)) => {
                 let case = self.case(message.stored, None);
                 let received = self.received(message.clone());
-                let passed = settle::pass_on(&self.context.worker, &case, &received, effects);
+                let passed = settle::pass_on(&self.worker, &case, &received, effects);
                 Some(Box::pin(passed).await)
             }
             Err(error) => {
@@ -250,7 +250,7 @@ impl Job {
             _ => return self.unparked(message),
         }
         let received = self.received(message);
-        let settlement = settle::park::behind(&self.context.worker, &case, &received).await;
+        let settlement = settle::park::behind(&self.worker, &case, &received).await;
         let body = match settlement {
             Settlement::Parked(..) => {
                 due::remove(&self.context, &received.message).await;
@@ -282,7 +282,7 @@ impl Job {
         permit: OwnedSemaphorePermit,
     ) -> (Settlement, usize) {
         let abort = &self.context.abort;
-        let worker = &self.context.worker;
+        let worker = &*self.worker;
         worker.counters.delivered();
         let work = all.iter().map(|(case, received)| Work { case, received });
         let work: Vec<Work<'_>> = work.collect();
@@ -331,7 +331,7 @@ impl Job {
     /// Reads the park, from the stream's leader: an older record would count too few attempts.
     async fn load(&self) -> Found {
         let Context {
-            worker,
+            function,
             js,
             names,
             stream: input,
@@ -339,7 +339,7 @@ impl Job {
         } = self.context.as_ref();
         let ((partition, key), sequence) = (&self.place, self.sequence);
         let key = key.name().map(Arc::as_ref);
-        let subject = names.parked(&worker.name, input, *partition, key, sequence);
+        let subject = names.parked(function, input, *partition, key, sequence);
         let stream = match js.get_stream_no_info(names.commit_stream()).await {
             Ok(stream) => stream,
             Err(error) => return Found::Unreadable(error.to_string()),
@@ -389,12 +389,12 @@ impl Job {
 
 /// Reads what handlers will want.
 pub(super) async fn read_ahead(context: Arc<Context>, keys: Vec<String>) -> Ended {
-    Ended::Ahead(ahead::read(context.worker.committer.state(), &keys).await)
+    Ended::Ahead(ahead::read(context.committer.state(), &keys).await)
 }
 
 /// Writes what is done and left nothing to commit.
 pub(super) async fn flush(context: Arc<Context>, partition: Partition) -> Ended {
-    if let Err(error) = context.worker.committer.advance(partition.clone()).await {
+    if let Err(error) = context.committer.advance(partition.clone()).await {
         tracing::debug!(%error, position = partition.subject(), "a position was not brought up to date");
     }
     partition.end_flush();

@@ -263,6 +263,18 @@ impl Lanes {
         self.free(&place, false);
     }
 
+    /// What waits for another attempt is to have it now: another version will make it.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.timers.clear();
+        for (place, lane) in &mut self.lanes {
+            let early = lane.waiting.iter_mut().filter(|one| one.due > now);
+            let early = early.map(|one| one.due = now).count();
+            if early > 0 {
+                self.ready.push_back(place.clone());
+            }
+        }
+    }
+
     /// A delivery has ended. What waited for others of its key may go now.
     pub(super) fn end(&mut self, place: &Place) {
         self.free(place, true);
@@ -411,6 +423,22 @@ mod tests {
         assert_eq!(taken(&mut lanes, now + SOON), [1]);
         lanes.end(&place("a"));
         assert_eq!(taken(&mut lanes, now + SOON), [2]);
+    }
+
+    #[test]
+    fn another_version_tries_at_once_and_in_order() {
+        let mut lanes = lanes("aab");
+        let now = Instant::now();
+        assert_eq!(taken(&mut lanes, now), [1, 3]);
+        lanes.put_back(place("a"), 1, Return::Retry, now + SOON);
+        lanes.put_back(place("b"), 3, Return::Deferred, now + SOON);
+        assert!(taken(&mut lanes, now).is_empty());
+        lanes.hurry(now);
+        let mut both = taken(&mut lanes, now);
+        both.sort_unstable();
+        assert_eq!((both, lanes.next_due()), (vec![1, 3], None));
+        lanes.end(&place("a"));
+        assert_eq!(taken(&mut lanes, now), [2]);
     }
 
     #[test]

@@ -51,6 +51,7 @@ use crate::config::KeySource;
 use crate::event::{self, Message};
 use crate::members::Members;
 use crate::names::AppNames;
+use crate::route::Route;
 use crate::series::MAX_SERIES;
 
 /// Messages read ahead and not under way, for one input.
@@ -120,6 +121,8 @@ pub(crate) struct PositionSource {
     sweeper: Sweeper,
     rounds: round::Size,
     ahead: Ahead,
+    /// Tells of other versions.
+    turns: Route,
 }
 
 impl PositionSource {
@@ -130,7 +133,7 @@ impl PositionSource {
         abort: CancellationToken,
     ) -> Result<Self, SourceError> {
         let OpenContext {
-            worker,
+            route,
             input,
             node,
             client,
@@ -142,12 +145,17 @@ impl PositionSource {
         let info = stream.cached_info();
         check_stream(&input, info)?;
         let stream_created = created(info);
+        let worker = route.worker();
         let names = AppNames::new(worker.record.app.as_str());
         let internal = input.stream == names.commit_stream();
         let owner = format!("{node}:{}", uuid::Uuid::new_v4().simple());
         let context = Context {
             stream: input.stream.as_str().into(),
-            worker,
+            function: worker.name.clone(),
+            key: worker.record.settings.key.clone(),
+            committer: worker.committer.clone(),
+            handlers: worker.handlers.clone(),
+            route,
             input,
             node,
             owner,
@@ -169,6 +177,7 @@ impl PositionSource {
             false => (None, true),
         };
         Ok(Self {
+            turns: context.route.clone(),
             context: Arc::new(context),
             consumer,
             members,
@@ -218,13 +227,14 @@ impl PositionSource {
                 return Err(SourceError("a delivery ended unexpectedly".into()));
             }
             let can_read = self.has_room();
-            let handlers = self.context.worker.handlers.clone();
+            let handlers = self.context.handlers.clone();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 Some(ended) = self.jobs.join_next() => self.end_all(ended),
                 message = next(&mut self.reader, &self.context.stream), if can_read => self.read_all(message),
                 permit = handlers.acquire_owned(), if self.starved => self.start_jobs(permit.ok()),
                 () = until(self.lanes.next_due()) => {}
+                () = self.turns.turned() => self.lanes.hurry(Instant::now()),
                 _ = tick.tick() => self.tick().await?,
             }
         }
@@ -428,7 +438,7 @@ impl PositionSource {
                 }
                 partition.begin(sequence);
                 if let Some(key) = place.1.name() {
-                    let worker = &self.context.worker;
+                    let worker = self.context.worker();
                     self.ahead
                         .note(&worker.habits, worker.committer.state(), key);
                 }
@@ -455,9 +465,11 @@ impl PositionSource {
             return;
         }
         let now = Instant::now();
+        // One look where there is one version.
+        let only = self.context.route.is_plain().then(|| self.context.worker());
         let mut begun = Vec::new();
         while !ahead || begun.len() < round::MAX {
-            let handlers = &self.context.worker.handlers;
+            let handlers = &self.context.handlers;
             let Some(given) = permit
                 .take()
                 .or_else(|| handlers.clone().try_acquire_owned().ok())
@@ -471,14 +483,17 @@ impl PositionSource {
             let Some(partition) = self.claims.get(place.0) else {
                 continue;
             };
+            let worker = only.clone();
+            let worker = worker.unwrap_or_else(|| self.context.pick(&place.1));
             let more = match waiting.body {
-                Body::Read(_) if self.context.gathers() => {
+                Body::Read(_) if self.context.gathers(&worker) => {
                     self.lanes.take_more(&place, MAX_SERIES - 1, now)
                 }
                 _ => Vec::new(),
             };
             let job = Job {
                 context: self.context.clone(),
+                worker,
                 partition: partition.clone(),
                 place,
                 sequence: waiting.sequence,
@@ -490,7 +505,7 @@ impl PositionSource {
                 permit: given,
             });
         }
-        if let Some(keys) = self.ahead.start(self.context.worker.committer.state()) {
+        if let Some(keys) = self.ahead.start(self.context.committer.state()) {
             self.jobs.spawn(job::read_ahead(self.context.clone(), keys));
         }
         self.begun += begun.len();

@@ -68,7 +68,7 @@ pub(super) async fn restore(
     upon: u64,
 ) -> Result<Settlement, SourceError> {
     let original = context.original(sequence).await?;
-    let worker = &context.worker;
+    let worker = context.worker();
     let (function, input) = (&worker.name, &context.stream);
     let txn = Txn {
         instance: worker.record.instance,
@@ -157,7 +157,7 @@ async fn subjects(
     context: &Context,
     partition: Option<u16>,
 ) -> Result<InfoWithSubjects, SourceError> {
-    let (function, input) = (&context.worker.record.function, &context.input.stream);
+    let (function, input) = (&context.function, &context.input.stream);
     let filter = context.names.parked_filter(function, input, partition);
     let name = context.names.commit_stream();
     let stream = context.js.get_stream_no_info(name).await;

@@ -61,7 +61,7 @@ impl Reader {
         let stream = consumer.get_stream(name).await;
         let stream = stream.map_err(|error| queue::stream_error(name, &error))?;
         let first = stream.cached_info().state.first_sequence;
-        let function = &context.worker.record.function;
+        let function = &context.function;
         let config = pull::Config {
             description: Some(format!("Pelton function {function}")),
             filter_subject: context.filter(),

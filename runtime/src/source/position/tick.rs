@@ -19,7 +19,8 @@ const CATCH_UP: i64 = 60 * 1_000_000_000;
 
 /// Brings what is set for the function in line with its schedule.
 pub(super) async fn arm(context: &Context) -> Result<(), SourceError> {
-    let record = &context.worker.record;
+    let worker = context.worker();
+    let record = &worker.record;
     let subject = context.names.tick(&record.function);
     let unreadable =
         |why: String| SourceError(format!("the function's schedule cannot be set: {why}"));
@@ -34,7 +35,7 @@ pub(super) async fn arm(context: &Context) -> Result<(), SourceError> {
     }
     let ticking = held.as_ref().and_then(|held| held.ticking.as_ref());
     let wanted = record.settings.schedule.as_ref();
-    let newer = ticking.is_some_and(|ticking| ticking.version > record.version);
+    let newer = ticking.is_some_and(|ticking| ticking.version > record.generation());
     if newer || ticking.map(|ticking| &ticking.schedule) == wanted {
         return Ok(());
     }
@@ -65,7 +66,8 @@ pub(super) fn taken(context: &Context, revision: u64, tick: TimerRecord) -> Time
 }
 
 fn next(context: &Context, schedule: &Schedule, after: i64) -> Option<Timer> {
-    let record = &context.worker.record;
+    let worker = context.worker();
+    let record = &worker.record;
     let (app, function) = (&record.app, &record.function);
     let at = schedule.next(after)?;
     let time = timestamp::format(at);
@@ -86,7 +88,7 @@ fn next(context: &Context, schedule: &Schedule, after: i64) -> Option<Timer> {
         payload: serde_json::json!({ "time": time }).to_string().into(),
         ticking: Some(Ticking {
             schedule: schedule.clone(),
-            version: record.version,
+            version: record.generation(),
         }),
     })
 }

@@ -35,7 +35,7 @@ pub(super) async fn look(context: &Context, message: &Message) -> Result<Timed, 
     let Some(subject) = said(TIMER_HEADER).filter(|_| context.internal) else {
         return Ok(Timed::No);
     };
-    let prefix = context.names.due(&context.worker.record.function, "");
+    let prefix = context.names.due(&context.function, "");
     let id = said(DUE_HEADER).and_then(|due| due.strip_prefix(&prefix));
     let (revision, record) = last(context, subject).await?;
     let Some(record) = record.filter(|record| Some(record.id.as_str()) == id) else {
@@ -65,7 +65,8 @@ pub(super) async fn look(context: &Context, message: &Message) -> Result<Timed, 
 
 /// What was allowed when the timer was set leaves, unless its stream takes nothing from the outbox any more: there it would wait for ever.
 async fn refused(context: &Context, emit: &Emit) -> Result<Option<Failure>, String> {
-    let record = &context.worker.record;
+    let worker = context.worker();
+    let record = &worker.record;
     let target = &emit.target;
     let known = record.targets.iter().any(|one| one.stream == *target);
     if known

@@ -74,6 +74,8 @@ pub enum Act {
     },
     /// Reject unless the configuration says `mended = yes`.
     NeedsMending,
+    /// Panic unless the configuration says `mended = yes`.
+    CrashUnlessMended,
     /// Add one to a counter, and reply what it is then.
     Count {
         /// Which one.
@@ -177,6 +179,10 @@ fn perform(act: Act, ctx: &mut Context) -> Result {
         Act::NeedsMending => match ctx.config("mended")?.as_deref() {
             Some("yes") => Ok(()),
             _ => reject!("not-mended", "the configuration does not say mended = yes"),
+        },
+        Act::CrashUnlessMended => match ctx.config("mended")?.as_deref() {
+            Some("yes") => Ok(()),
+            _ => panic!("the configuration does not say mended = yes"),
         },
         Act::Count { counter } => {
             let mut now = 0;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use pelton_runtime::config::Manifest;
-use pelton_runtime::control::deploy::{self, FunctionAction};
+use pelton_runtime::control::deploy::{self, FunctionAction, Way};
 use pelton_runtime::control::nodes;
 use time::OffsetDateTime;
 
@@ -43,7 +43,7 @@ pub(super) async fn turn(
     for note in &plan.notes {
         global.output().note(&format!("note: {note}"));
     }
-    deploy::apply(js, manifest, &components, &plan, |step| {
+    deploy::apply(js, manifest, &components, &plan, &Way::AtOnce, |step| {
         tracing::debug!(step, "deploy");
     })
     .await?;

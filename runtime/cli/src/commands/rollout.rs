@@ -1,0 +1,170 @@
+//! `pelton rollout`: how far a new version is, and what ends its trial.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use clap::{Args, Subcommand};
+use pelton_runtime::control::{functions, nodes, rollout};
+use pelton_runtime::records::{Chapter, FunctionRecord, SHARES};
+use pelton_runtime::rollout::{Both, Summary};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::global::Global;
+use crate::output::Output;
+
+/// How often a followed rollout is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Watch a version that is being tried, promote it or take it back
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  pelton rollout orders status -f\n  pelton rollout orders promote\n  \
+    pelton rollout orders abort"
+)]
+pub struct RolloutArgs {
+    /// The function.
+    #[arg(value_name = "FUNCTION")]
+    function: String,
+    /// Of which app. Default: the manifest's, else the only one there is.
+    #[arg(long, value_name = "NAME", global = true)]
+    app: Option<String>,
+    #[command(subcommand)]
+    command: RolloutCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum RolloutCommand {
+    /// Show which versions get which share, how they fare, and what happened so far
+    #[command(
+        after_help = "Examples:\n  pelton rollout orders status\n  pelton rollout orders status -f"
+    )]
+    Status {
+        /// Go on until no version is being tried any more.
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Make the version that is being tried the active one
+    #[command(after_help = "Examples:\n  pelton rollout orders promote")]
+    Promote,
+    /// Take the version that is being tried back
+    #[command(after_help = "Examples:\n  pelton rollout orders abort")]
+    Abort,
+}
+
+/// How far a rollout is.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct RolloutStatus {
+    /// The active version.
+    pub version: u64,
+    /// The version that is being tried.
+    pub trial: Option<TrialStatus>,
+    /// What happened, oldest first.
+    pub story: Vec<Chapter>,
+}
+
+/// A version that is being tried.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct TrialStatus {
+    /// The version.
+    pub version: u64,
+    /// Its share of the keys, of 10,000.
+    pub share: u32,
+    /// Shares that follow.
+    pub steps: Vec<u32>,
+    /// How the active version fares since the other has its share.
+    pub old: Summary,
+    /// How the other one fares.
+    pub new: Summary,
+}
+
+/// Runs one of its subcommands.
+pub async fn run(args: RolloutArgs, global: &Global) -> anyhow::Result<()> {
+    let js = jetstream::new(global.connect().await?);
+    let output = global.output();
+    let app = global.app(args.app, &js).await?;
+    let function = args.function.as_str();
+    match args.command {
+        RolloutCommand::Status { follow } => loop {
+            let status = status(&js, &app, function).await?;
+            let over = status.trial.is_none();
+            output.item(&status, |status| text(&output, status))?;
+            if over || !follow {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        },
+        RolloutCommand::Promote => {
+            let record = rollout::promote(&js, &app, function, "asked for").await?;
+            told(&output, &record)
+        }
+        RolloutCommand::Abort => {
+            let record = rollout::abort(&js, &app, function, "asked for").await?;
+            told(&output, &record)
+        }
+    }
+}
+
+fn told(output: &Output, record: &FunctionRecord) -> anyhow::Result<()> {
+    let status = RolloutStatus {
+        version: record.version,
+        trial: None,
+        story: record.story.clone(),
+    };
+    output.document(&status, |status| {
+        let last = status.story.last().map(rollout::text);
+        last.unwrap_or_else(|| format!("version {} is active", status.version))
+    })
+}
+
+async fn status(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+) -> anyhow::Result<RolloutStatus> {
+    let (record, _) = functions::record(js, app, function).await?;
+    let both = Both::of(&record, &nodes::list(js).await?);
+    Ok(RolloutStatus {
+        version: record.version,
+        trial: record.trial.as_ref().map(|trial| TrialStatus {
+            version: trial.record.version,
+            share: trial.share,
+            steps: trial.steps.clone(),
+            old: (&both.old).into(),
+            new: (&both.new).into(),
+        }),
+        story: record.story,
+    })
+}
+
+fn text(output: &Output, status: &RolloutStatus) -> String {
+    let mut parts: Vec<String> = status
+        .story
+        .iter()
+        .map(|chapter| format!("{}  {}", chapter.at, rollout::text(chapter)))
+        .collect();
+    match &status.trial {
+        None => parts.push(format!(
+            "version {} is active, and none is being tried",
+            status.version
+        )),
+        Some(trial) => {
+            let row = |version: u64, share: u32, figures: &Summary| {
+                vec![
+                    version.to_string(),
+                    format!("{} %", f64::from(share) * 100.0 / f64::from(SHARES)),
+                    figures.attempts.to_string(),
+                    format!("{:.1} %", figures.failure_rate * 100.0),
+                    format!("{:.1} ms", figures.p99_ms),
+                ]
+            };
+            let rows = vec![
+                row(status.version, SHARES - trial.share, &trial.old),
+                row(trial.version, trial.share, &trial.new),
+            ];
+            let header = ["VERSION", "KEYS", "ATTEMPTS", "FAILED", "P99"];
+            parts.push(output.table(&header, rows));
+        }
+    }
+    parts.join("\n")
+}

@@ -1,0 +1,201 @@
+//! How a deploy's new versions get their events, and what nodes say of them first.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use clap::Args;
+use pelton_runtime::control::deploy::{FunctionPlan, Plan, Steps, Way};
+use pelton_runtime::control::nodes::Wanted;
+use pelton_runtime::control::rollout::{self, Tried};
+use pelton_runtime::records::SHARES;
+use pelton_runtime::rollout::Bounds;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::output::{Output, failure};
+
+/// Flags of a deploy that say so.
+#[derive(Debug, Clone, Args)]
+pub struct StrategyArgs {
+    /// Give the new version this share of the keys first, such as 10%.
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "no_trial")]
+    canary: Option<u32>,
+    /// Shares that follow by themselves, ascending, such as 10,50,100. With 100 it becomes the active version.
+    #[arg(long, value_name = "SHARES", value_delimiter = ',', value_parser = share, requires = "canary")]
+    steps: Vec<u32>,
+    /// Between two of them.
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration, requires = "canary")]
+    every: Duration,
+    /// Take the canary back when its failure rate exceeds the active version's by more than this.
+    #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = rate, requires = "canary")]
+    max_failures: f64,
+    /// Take it back when its p99 duration is more than this many times the active version's.
+    #[arg(long, value_name = "FACTOR", default_value = "2", requires = "canary")]
+    max_p99: f64,
+    /// Attempts of the canary before it is judged.
+    #[arg(long, value_name = "N", default_value = "50", requires = "canary")]
+    min_attempts: u64,
+    /// Let nobody judge the canary: it stays until it is promoted or aborted, or its steps are over.
+    #[arg(long, requires = "canary")]
+    no_judge: bool,
+    /// Make the new version active before any node has loaded it.
+    #[arg(long)]
+    no_trial: bool,
+}
+
+/// What became of a function's new version.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Outcome {
+    /// The version.
+    pub version: u64,
+    /// Its share of the keys now, of 10,000; all of them: it is the active one.
+    pub share: u32,
+    /// What nodes said of it; none: none was asked.
+    pub tried: Option<Tried>,
+}
+
+/// By function.
+pub type Outcomes = BTreeMap<String, Outcome>;
+
+impl StrategyArgs {
+    /// How new versions begin.
+    pub fn way(&self) -> Way {
+        if self.no_trial {
+            return Way::AtOnce;
+        }
+        let first = self.canary.unwrap_or(SHARES);
+        let mut shares = vec![first];
+        shares.extend(self.steps.iter().filter(|share| **share > first));
+        Way::Tried(Steps {
+            shares,
+            every: self.every,
+            bounds: self.canary.filter(|_| !self.no_judge).map(|_| Bounds {
+                failures: self.max_failures,
+                p99: self.max_p99,
+                least: self.min_attempts,
+            }),
+        })
+    }
+
+    /// Refuses a canary of what cannot have a share.
+    pub fn check(&self, plan: &Plan) -> anyhow::Result<()> {
+        if self.canary.is_none() {
+            return Ok(());
+        }
+        for function in changed(plan) {
+            if let Some(why) = function.obstacle() {
+                return Err(failure(
+                    format!(
+                        "function {} cannot be tried on a share of its events: {why}",
+                        function.function
+                    ),
+                    "deploy it without --canary",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn changed(plan: &Plan) -> impl Iterator<Item = &FunctionPlan> {
+    plan.functions.iter().filter(|one| one.is_tried())
+}
+
+/// Waits for what nodes say of the new versions, and gives them their first share, or all. What is to run then; and versions that no node
+/// can load, which were withdrawn, with why.
+pub async fn begin(
+    js: &jetstream::Context,
+    plan: &Plan,
+    within: Duration,
+    output: &Output,
+) -> anyhow::Result<(Outcomes, BTreeMap<String, Wanted>, Vec<String>)> {
+    let mut wanted = plan.versions();
+    let (mut outcomes, mut failed) = (Outcomes::new(), Vec::new());
+    let progress = output.progress("waiting for the nodes to load it");
+    for FunctionPlan {
+        function,
+        version,
+        previous_version,
+        ..
+    } in changed(plan)
+    {
+        let (app, function) = (plan.app.as_str(), function.as_str());
+        progress.step(&format!(
+            "waiting for the nodes to load version {version} of {function}"
+        ));
+        let tried = rollout::wait_until_tried(js, app, function, *version, within).await?;
+        if tried.nodes > 0 && tried.ready == 0 {
+            let why = reason(&tried, within);
+            match previous_version {
+                Some(_) => drop(rollout::abort(js, app, function, &why).await?),
+                None => rollout::discard(js, app, function).await?,
+            }
+            wanted.remove(function);
+            failed.push(format!("{function} version {version}: {why}"));
+            continue;
+        }
+        let why = match tried.nodes {
+            0 => "no node is alive to try it".to_owned(),
+            nodes => format!("{} of {nodes} nodes have loaded it", tried.ready),
+        };
+        let record = match previous_version {
+            Some(_) => rollout::step(js, app, function, &why).await?,
+            None => rollout::promote(js, app, function, &why).await?,
+        };
+        let share = record.trial.as_ref().map_or(SHARES, |trial| trial.share);
+        wanted.insert(function.to_owned(), Wanted::of(&record));
+        outcomes.insert(
+            function.to_owned(),
+            Outcome {
+                version: *version,
+                share,
+                tried: Some(tried),
+            },
+        );
+    }
+    Ok((outcomes, wanted, failed))
+}
+
+fn reason(tried: &Tried, within: Duration) -> String {
+    if tried.failed.is_empty() {
+        return format!(
+            "no node has loaded it within {}",
+            humantime::format_duration(within)
+        );
+    }
+    let whys = tried
+        .failed
+        .iter()
+        .map(|(node, why)| format!("{node}: {why}"));
+    format!(
+        "no node can load it: {}",
+        whys.collect::<Vec<_>>().join("; ")
+    )
+}
+
+/// `10%`, or `10`, as parts of 10,000.
+fn share(text: &str) -> Result<u32, String> {
+    let percent: f64 = text
+        .trim_end_matches('%')
+        .trim()
+        .parse()
+        .map_err(|_| "a share such as 10%".to_owned())?;
+    if !(0.01..=100.0).contains(&percent) {
+        return Err("a share from 0.01% to 100%".into());
+    }
+    Ok((percent * f64::from(SHARES) / 100.0).round() as u32)
+}
+
+/// `5%`, or `5`, as a part of 1.
+fn rate(text: &str) -> Result<f64, String> {
+    let percent: f64 = text
+        .trim_end_matches('%')
+        .trim()
+        .parse()
+        .map_err(|_| "a share such as 5%".to_owned())?;
+    match (0.0..=100.0).contains(&percent) {
+        true => Ok(percent / 100.0),
+        false => Err("a share from 0% to 100%".into()),
+    }
+}

@@ -1,0 +1,204 @@
+//! Rollback: an older version becomes the active one again, as it was deployed. Its component and its settings are kept, so nothing is built.
+
+use std::collections::BTreeSet;
+
+use async_nats::jetstream;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::apply::{Way, apply_function, refused};
+use super::changes::between;
+use super::plan::{FunctionAction, FunctionPlan};
+use super::{Change, targets};
+use crate::commit::stream;
+use crate::control::nodes::Wanted;
+use crate::control::{ControlError, functions, versions};
+use crate::names::{AppNames, MODULES_BUCKET};
+use crate::records::FunctionRecord;
+
+/// A rollback that is to be carried out.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Rollback {
+    /// The app.
+    pub app: String,
+    /// The function.
+    pub function: String,
+    /// The version that is active.
+    pub from: u64,
+    /// The version that will be.
+    pub to: u64,
+    /// What differs, from the one to the other.
+    pub changes: Vec<Change>,
+    #[serde(skip)]
+    plan: FunctionPlan,
+}
+
+impl Rollback {
+    /// What nodes run then.
+    pub fn wanted(&self) -> Wanted {
+        Wanted::of(&self.plan.record)
+    }
+}
+
+/// Looks for the version to go back to: `to`, or the one that was active before. Changes nothing.
+///
+/// # Errors
+/// No such function or version; one that takes its events in another way; NATS trouble.
+pub async fn find(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    to: Option<u64>,
+) -> Result<Rollback, ControlError> {
+    let (active, revision) = functions::record(js, app, function).await?;
+    let kept = versions::all(js, app, Some(function)).await?;
+    let mut kept = versions::of_instance(kept, &active);
+    kept.remove(&active.version);
+    let known: Vec<String> = kept.keys().rev().map(u64::to_string).collect();
+    let choice = match known.is_empty() {
+        true => "deploy another one first".to_owned(),
+        false => format!("name one of {} with --to", known.join(", ")),
+    };
+    let Some(to) = to.or(active.previous) else {
+        let what = format!(
+            "no version of {function} was active before version {}",
+            active.version
+        );
+        return Err(ControlError::refused(what, choice));
+    };
+    if to == active.version {
+        let what = format!("version {to} of {function} is the active one");
+        return Err(ControlError::refused(what, choice));
+    }
+    let Some(older) = kept.remove(&to) else {
+        let what = format!("function {function} has no version {to}");
+        return Err(ControlError::not_found(what, choice));
+    };
+    if older.settings.delivery != active.settings.delivery {
+        return Err(ControlError::refused(
+            format!("version {to} of {function} takes its events by the other delivery mode"),
+            "deploy it from its manifest: a deploy hands the inputs over",
+        ));
+    }
+    if older.settings.key != active.settings.key {
+        return Err(ControlError::refused(
+            format!("version {to} of {function} orders events by another `key`"),
+            "deploy it from its manifest, as that says what becomes of the positions",
+        ));
+    }
+    let record = again(&active, older);
+    Ok(Rollback {
+        app: app.to_owned(),
+        function: function.to_owned(),
+        from: active.version,
+        to,
+        changes: between(&active, &record),
+        plan: FunctionPlan {
+            function: function.to_owned(),
+            action: FunctionAction::Back,
+            version: to,
+            previous_version: Some(active.version),
+            digest: record.digest.clone(),
+            bytes: 0,
+            upload: false,
+            changes: Vec::new(),
+            inputs: Vec::new(),
+            targets: record
+                .targets
+                .iter()
+                .map(|one| one.stream.clone())
+                .collect(),
+            revision: Some(revision),
+            previous: Some(active),
+            record,
+        },
+    })
+}
+
+/// The record that makes a version active again: what is done of its inputs stays done.
+fn again(active: &FunctionRecord, mut older: FunctionRecord) -> FunctionRecord {
+    for input in &mut older.inputs {
+        let now = active.inputs.iter().find(|one| one.stream == input.stream);
+        if let Some(now) = now {
+            (input.start, input.begun, input.created) = (now.start, now.begun, now.created);
+        }
+    }
+    FunctionRecord {
+        generation: active.generation() + 1,
+        previous: Some(active.version),
+        ..older
+    }
+}
+
+/// Carries it out. Nodes notice by themselves.
+///
+/// # Errors
+/// Somebody changed the function meanwhile; its component is gone; a stream cannot take part any more; NATS trouble.
+pub async fn back(
+    js: &jetstream::Context,
+    rollback: &Rollback,
+    mut step: impl FnMut(&str),
+) -> Result<(), ControlError> {
+    let names = AppNames::new(rollback.app.as_str());
+    let (plan, to) = (&rollback.plan, rollback.to);
+    let components = js.get_object_store(MODULES_BUCKET).await;
+    let components =
+        components.map_err(|error| ControlError::nats("open the components", error))?;
+    if components.info(&plan.digest).await.is_err() {
+        return Err(ControlError::refused(
+            format!(
+                "the component of version {to} of {} is not stored any more",
+                plan.function
+            ),
+            "deploy it from its source",
+        ));
+    }
+    // What only the version before emits to keeps its source until all has arrived: `clean_up` sees to that, and nobody waits for it here.
+    let before: BTreeSet<String> = plan
+        .previous
+        .iter()
+        .flat_map(|one| &one.targets)
+        .map(|one| one.stream.clone())
+        .collect();
+    for target in &plan.targets {
+        targets::clear_leftovers(js, &names, target, &before).await?;
+        let adopt = before.contains(target);
+        let made = stream::ensure_target(js, &names, target, adopt).await;
+        made.map_err(refused)?;
+    }
+    apply_function(js, &names, plan, None, &Way::AtOnce, &mut step).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::Input;
+
+    #[test]
+    fn an_older_version_goes_on_where_the_newer_one_is() {
+        let input = |start, created| Input {
+            stream: "ORDERS".into(),
+            subjects: vec!["orders.>".into()],
+            start,
+            begun: true,
+            created,
+        };
+        let older = FunctionRecord {
+            version: 3,
+            inputs: vec![input(0, 1)],
+            ..FunctionRecord::sample()
+        };
+        let active = FunctionRecord {
+            version: 5,
+            generation: 7,
+            inputs: vec![input(90, 2)],
+            ..FunctionRecord::sample()
+        };
+        let record = again(&active, older);
+        assert_eq!(
+            (record.version, record.generation, record.previous),
+            (3, 8, Some(5))
+        );
+        assert_eq!(record.inputs, active.inputs);
+    }
+}

@@ -1,0 +1,288 @@
+//! Rollouts from outside: a version that was deployed is tried by the nodes, gets its share or becomes the active one, and is taken back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::{self, kv};
+use schemars::JsonSchema;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::{ControlError, ErrorKind, functions, nodes};
+use crate::names::{AppNames, REGISTRY_BUCKET};
+use crate::records::{Chapter, FORMAT, FunctionRecord, NodeRecord, SHARES};
+use crate::rollout::{Both, Summary, promoted, stepped, withdrawn};
+use crate::telemetry::LogRecord;
+
+/// Tries to change a record that others change at the same time.
+const TRIES: usize = 5;
+/// How often who waits looks again.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Changes a function's record by what `step` makes of it, none: not at all. The record afterwards, if it was changed.
+///
+/// # Errors
+/// There is no such function, or `step` says so; others change it again and again; NATS trouble.
+pub async fn change(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    step: impl Fn(&FunctionRecord) -> Result<Option<FunctionRecord>, ControlError>,
+) -> Result<Option<FunctionRecord>, ControlError> {
+    let failed = |why: &dyn std::fmt::Display| {
+        ControlError::nats(format!("change function {function}"), why)
+    };
+    let store = js.get_key_value(REGISTRY_BUCKET).await;
+    let store = store.map_err(|error| failed(&error))?;
+    let key = AppNames::new(app).registry_function(function);
+    for _ in 0..TRIES {
+        let (record, revision) = functions::record(js, app, function).await?;
+        let Some(next) = step(&record)? else {
+            return Ok(None);
+        };
+        let body = serde_json::to_vec(&next).map_err(|error| failed(&error))?;
+        match store.update(&key, body.into(), revision).await {
+            Ok(_) => return Ok(Some(next)),
+            Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {}
+            Err(error) => return Err(failed(&error)),
+        }
+    }
+    Err(ControlError::new(
+        ErrorKind::Conflict,
+        format!("function {function} is changed by others again and again"),
+        "try again",
+    ))
+}
+
+/// Tells all that read the function's log what happened last.
+pub async fn publish(client: &Client, record: &FunctionRecord) {
+    let Some(chapter) = record.story.last() else {
+        return;
+    };
+    let level = match chapter.what.as_str() {
+        "taken-back" => "warn",
+        _ => "info",
+    };
+    let line = LogRecord {
+        format: FORMAT,
+        app: record.app.clone(),
+        function: record.function.clone(),
+        version: chapter.version,
+        node: String::new(),
+        level: level.to_owned(),
+        context: "rollout".to_owned(),
+        message: text(chapter),
+        event_id: String::new(),
+        stream: String::new(),
+        sequence: 0,
+        attempt: 0,
+        at: chapter.at.clone(),
+    };
+    let subject = AppNames::new(record.app.as_str()).log(&record.function, level);
+    let Ok(body) = serde_json::to_vec(&line) else {
+        return;
+    };
+    if let Err(error) = client.publish(subject, body.into()).await {
+        tracing::debug!(%error, "a rollout's line was lost");
+    }
+}
+
+/// A chapter in one line.
+pub fn text(chapter: &Chapter) -> String {
+    let Chapter {
+        version,
+        what,
+        share,
+        why,
+        old,
+        new,
+        ..
+    } = chapter;
+    let percent = f64::from(*share) * 100.0 / f64::from(SHARES);
+    let mut text = format!("version {version} {what} ({percent} % of keys): {why}");
+    let figures = |name: &str, figures: &Option<Summary>| {
+        figures.as_ref().map(|one| {
+            format!(
+                "; {name}: {} attempts, {:.1} % failed, p99 {:.1} ms",
+                one.attempts,
+                one.failure_rate * 100.0,
+                one.p99_ms
+            )
+        })
+    };
+    text.extend(figures("active", old));
+    text.extend(figures("new", new));
+    text
+}
+
+/// What nodes say of a version that they were asked to try.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Tried {
+    /// Live nodes that serve the app and try versions.
+    pub nodes: usize,
+    /// Of those, the ones that loaded it.
+    pub ready: usize,
+    /// Those that cannot, by name, and why.
+    pub failed: BTreeMap<String, String>,
+}
+
+impl Tried {
+    /// Whether all have said what there is to say.
+    fn is_complete(&self) -> bool {
+        self.ready + self.failed.len() >= self.nodes
+    }
+
+    fn of(nodes: &[NodeRecord], app: &str, function: &str, version: u64) -> Self {
+        let mut tried = Self::default();
+        for node in nodes.iter().filter(|node| node.tries && node.serves(app)) {
+            tried.nodes += 1;
+            let Some(entry) = node.function(app, function) else {
+                continue;
+            };
+            // A first version is tried in the place of the active one.
+            let status = match &entry.trial {
+                Some(trial) if trial.version == version => trial.status.as_str(),
+                _ if entry.deployed == version && entry.version == 0 => entry.status.as_str(),
+                _ => continue,
+            };
+            match status.strip_prefix("failed") {
+                Some(why) => {
+                    let why = why.trim_start_matches([':', ' ']);
+                    let name = format!("{} ({})", node.host, node.node);
+                    tried.failed.insert(name, why.to_owned());
+                }
+                None if status == "ready" => tried.ready += 1,
+                None => {}
+            }
+        }
+        tried
+    }
+}
+
+/// Waits until every live node has loaded this version or says that it cannot, at most `within`.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn wait_until_tried(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    version: u64,
+    within: Duration,
+) -> Result<Tried, ControlError> {
+    let end = tokio::time::Instant::now() + within;
+    loop {
+        let tried = Tried::of(&nodes::list(js).await?, app, function, version);
+        if tried.is_complete() || tokio::time::Instant::now() >= end {
+            return Ok(tried);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Makes the version that is tried the active one.
+///
+/// # Errors
+/// Nothing is tried; see [`change`].
+pub async fn promote(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    why: &str,
+) -> Result<FunctionRecord, ControlError> {
+    let nodes = nodes::list(js).await?;
+    ended(js, app, function, |record| {
+        let both = Both::of(record, &nodes);
+        promoted(record, why, Some(&both), OffsetDateTime::now_utc())
+    })
+    .await
+}
+
+/// Gives the version that is tried its next share.
+///
+/// # Errors
+/// Nothing is tried; see [`change`].
+pub async fn step(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    why: &str,
+) -> Result<FunctionRecord, ControlError> {
+    ended(js, app, function, |record| {
+        stepped(record, why, None, OffsetDateTime::now_utc())
+    })
+    .await
+}
+
+/// Takes the version back that is tried.
+///
+/// # Errors
+/// Nothing is tried; see [`change`].
+pub async fn abort(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    why: &str,
+) -> Result<FunctionRecord, ControlError> {
+    let nodes = nodes::list(js).await?;
+    ended(js, app, function, |record| {
+        let both = Both::of(record, &nodes);
+        withdrawn(
+            record,
+            "aborted",
+            why,
+            Some(&both),
+            OffsetDateTime::now_utc(),
+        )
+    })
+    .await
+}
+
+/// Removes a function whose first version no node could load, unless it is active by now.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn discard(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+) -> Result<(), ControlError> {
+    let failed = |why: &dyn std::fmt::Display| {
+        ControlError::nats(format!("remove function {function}"), why)
+    };
+    let (record, revision) = functions::record(js, app, function).await?;
+    if !record.pending {
+        return Ok(());
+    }
+    let store = js.get_key_value(REGISTRY_BUCKET).await;
+    let store = store.map_err(|error| failed(&error))?;
+    let key = AppNames::new(app).registry_function(function);
+    let removed = store.delete_expect_revision(key, Some(revision)).await;
+    removed.map_err(|error| failed(&error))
+}
+
+async fn ended(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    next: impl Fn(&FunctionRecord) -> Option<FunctionRecord>,
+) -> Result<FunctionRecord, ControlError> {
+    let changed = change(js, app, function, |record| match next(record) {
+        Some(next) => Ok(Some(next)),
+        None => Err(ControlError::refused(
+            format!("no version of function {function} is being tried"),
+            "see `pelton rollout FN status`; `pelton rollback` makes an older version active",
+        )),
+    });
+    let record = changed.await?;
+    let client = js.client();
+    match record {
+        Some(record) => {
+            publish(&client, &record).await;
+            Ok(record)
+        }
+        // `next` always says something.
+        None => Ok(functions::record(js, app, function).await?.0),
+    }
+}

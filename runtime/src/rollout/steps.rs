@@ -1,0 +1,284 @@
+//! How a function's record changes in a rollout. Pure: records in, records out; whoever stores them does so under the revision that it read.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::{Figures, Judgement, judge};
+use crate::control::rfc3339;
+use crate::records::{Chapter, FunctionRecord, NodeRecord, SHARES, TrialRecord};
+
+/// Chapters that a function's record keeps: the latest.
+const MAX_CHAPTERS: usize = 30;
+
+/// How both versions fare, over all nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Both {
+    /// The active one, since the other has its share.
+    pub old: Figures,
+    /// The one that is tried.
+    pub new: Figures,
+}
+
+impl Both {
+    /// As the nodes say.
+    pub fn of(record: &FunctionRecord, nodes: &[NodeRecord]) -> Self {
+        let mut both = Self::default();
+        let tried = record.trial.as_ref().map(|trial| trial.record.version);
+        let entries = nodes
+            .iter()
+            .filter_map(|node| node.function(&record.app, &record.function));
+        for entry in entries {
+            if let Some(figures) = entry
+                .figures
+                .as_ref()
+                .filter(|_| entry.version == record.version)
+            {
+                both.old.add(figures);
+            }
+            if let Some(trial) = entry
+                .trial
+                .as_ref()
+                .filter(|trial| Some(trial.version) == tried)
+            {
+                both.new.add(&trial.figures);
+            }
+        }
+        both
+    }
+}
+
+/// The record with this version tried beside the active one, on no event yet; of a function without one, itself, pending.
+pub fn tried(
+    active: Option<&FunctionRecord>,
+    trial: TrialRecord,
+    now: OffsetDateTime,
+) -> FunctionRecord {
+    let version = trial.record.version;
+    match active.filter(|active| !active.pending) {
+        None => FunctionRecord {
+            pending: true,
+            ..trial.record
+        },
+        Some(active) => FunctionRecord {
+            trial: Some(Box::new(trial)),
+            ..told(active.clone(), "begun", version, 0, "deployed", None, now)
+        },
+    }
+}
+
+/// The record with the version that is tried as the active one; none: nothing is tried.
+pub fn promoted(
+    record: &FunctionRecord,
+    why: &str,
+    both: Option<&Both>,
+    now: OffsetDateTime,
+) -> Option<FunctionRecord> {
+    let at = rfc3339(now);
+    if record.pending {
+        return Some(FunctionRecord {
+            pending: false,
+            activated_at: at,
+            ..record.clone()
+        });
+    }
+    let trial = record.trial.as_ref()?;
+    let version = trial.record.version;
+    let before = told(record.clone(), "promoted", version, SHARES, why, both, now);
+    Some(FunctionRecord {
+        generation: (record.generation() + 1).max(version),
+        previous: Some(record.version),
+        activated_at: at,
+        story: before.story,
+        ..trial.record.clone()
+    })
+}
+
+/// The record with the active version alone; none: nothing is tried.
+pub fn withdrawn(
+    record: &FunctionRecord,
+    what: &str,
+    why: &str,
+    both: Option<&Both>,
+    now: OffsetDateTime,
+) -> Option<FunctionRecord> {
+    let version = record.trial.as_ref()?.record.version;
+    Some(FunctionRecord {
+        trial: None,
+        ..told(record.clone(), what, version, 0, why, both, now)
+    })
+}
+
+/// The record with the next share, or the version that is tried as the active one after the last; none: nothing is tried.
+pub fn stepped(
+    record: &FunctionRecord,
+    why: &str,
+    both: Option<&Both>,
+    now: OffsetDateTime,
+) -> Option<FunctionRecord> {
+    let trial = record.trial.as_ref()?;
+    let Some((share, rest)) = trial
+        .steps
+        .split_first()
+        .filter(|(share, _)| **share < SHARES)
+    else {
+        return promoted(record, why, both, now);
+    };
+    let next = TrialRecord {
+        share: *share,
+        since: rfc3339(now),
+        steps: rest.to_vec(),
+        ..trial.as_ref().clone()
+    };
+    let version = trial.record.version;
+    Some(FunctionRecord {
+        trial: Some(Box::new(next)),
+        ..told(record.clone(), "step", version, *share, why, both, now)
+    })
+}
+
+/// What follows from how both fare; none: nothing yet.
+pub fn decided(
+    record: &FunctionRecord,
+    both: &Both,
+    now: OffsetDateTime,
+) -> Option<FunctionRecord> {
+    let trial = record.trial.as_ref().filter(|trial| trial.share > 0)?;
+    let judgement = match &trial.bounds {
+        Some(bounds) => judge(&both.old, &both.new, bounds),
+        None => Judgement::Fine,
+    };
+    let (old, new) = (&both.old, &both.new);
+    let worse = match judgement {
+        Judgement::Fails => format!(
+            "{:.1} % of its attempts failed, of the active version's {:.1} %",
+            new.failure_rate() * 100.0,
+            old.failure_rate() * 100.0
+        ),
+        Judgement::Slow => format!(
+            "99 of 100 of its attempts took up to {:.1} ms, of the active version's {:.1} ms",
+            new.p99_ms(),
+            old.p99_ms()
+        ),
+        Judgement::Unknown => return None,
+        Judgement::Fine => {
+            let since = OffsetDateTime::parse(&trial.since, &Rfc3339).unwrap_or(now);
+            let over = now - since >= Duration::from_millis(trial.every_ms);
+            // Without steps somebody promotes it.
+            let goes_on = over && !trial.steps.is_empty();
+            return goes_on.then(|| stepped(record, "it is not worse", Some(both), now))?;
+        }
+    };
+    withdrawn(record, "taken-back", &worse, Some(both), now)
+}
+
+fn told(
+    mut record: FunctionRecord,
+    what: &str,
+    version: u64,
+    share: u32,
+    why: &str,
+    both: Option<&Both>,
+    now: OffsetDateTime,
+) -> FunctionRecord {
+    record.story.push(Chapter {
+        at: rfc3339(now),
+        version,
+        what: what.to_owned(),
+        share,
+        why: why.to_owned(),
+        old: both.map(|both| (&both.old).into()),
+        new: both.map(|both| (&both.new).into()),
+    });
+    let surplus = record.story.len().saturating_sub(MAX_CHAPTERS);
+    record.story.drain(..surplus);
+    record
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::Bounds;
+
+    fn trial(version: u64, share: u32, steps: &[u32]) -> TrialRecord {
+        TrialRecord {
+            record: FunctionRecord {
+                version,
+                ..FunctionRecord::sample()
+            },
+            share,
+            since: rfc3339(OffsetDateTime::UNIX_EPOCH),
+            steps: steps.to_vec(),
+            every_ms: 1000,
+            bounds: Some(Bounds::default()),
+        }
+    }
+
+    fn both(new_failures: u64) -> Both {
+        let figures = |failures| Figures {
+            attempts: 100,
+            failures,
+            durations: vec![100],
+        };
+        Both {
+            old: figures(1),
+            new: figures(new_failures),
+        }
+    }
+
+    #[test]
+    fn a_canary_goes_up_its_steps_and_becomes_the_active_version() {
+        let active = FunctionRecord::sample();
+        let at = |seconds| OffsetDateTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let begun = tried(Some(&active), trial(3, 0, &[1000, 5000, SHARES]), at(0));
+        assert_eq!((begun.version, begun.generation()), (2, 2));
+        assert_eq!(
+            decided(&begun, &both(0), at(9)),
+            None,
+            "it has no share yet"
+        );
+        let first = stepped(&begun, "ready", None, at(0)).unwrap();
+        assert_eq!(first.trial.as_ref().unwrap().share, 1000);
+        assert_eq!(
+            decided(&first, &Both::default(), at(9)),
+            None,
+            "nothing is known"
+        );
+        assert_eq!(decided(&first, &both(0), at(0)), None, "too early");
+        let second = decided(&first, &both(0), at(1)).unwrap();
+        assert_eq!(second.trial.as_ref().unwrap().share, 5000);
+        let done = decided(&second, &both(0), at(2)).unwrap();
+        assert_eq!(
+            (done.version, done.previous, done.generation()),
+            (3, Some(2), 3)
+        );
+        let told: Vec<&str> = done.story.iter().map(|one| one.what.as_str()).collect();
+        assert_eq!(told, ["begun", "step", "step", "promoted"]);
+        assert!(done.trial.is_none());
+    }
+
+    #[test]
+    fn one_that_is_worse_is_taken_back_with_its_figures() {
+        let active = FunctionRecord::sample();
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let begun = tried(Some(&active), trial(3, 0, &[2000]), now);
+        let running = stepped(&begun, "ready", None, now).unwrap();
+        let back = decided(&running, &both(30), now).unwrap();
+        assert_eq!((back.version, back.generation()), (2, 2));
+        assert!(back.trial.is_none());
+        let last = back.story.last().unwrap();
+        assert_eq!((last.what.as_str(), last.version), ("taken-back", 3));
+        assert_eq!(last.new.as_ref().unwrap().failure_rate, 0.3);
+        assert!(last.why.contains("30.0 %"), "{}", last.why);
+    }
+
+    #[test]
+    fn a_first_version_waits_until_it_is_loaded() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let pending = tried(None, trial(1, 0, &[]), now);
+        assert!(pending.pending && pending.trial.is_none());
+        let active = promoted(&pending, "ready", None, now).unwrap();
+        assert!(!active.pending);
+    }
+}

@@ -1,0 +1,85 @@
+//! What all functions of a node use.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use async_nats::Client;
+use async_nats::jetstream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::leaving::Leaving;
+use crate::commit::{Committer, NatsState};
+use crate::members::Members;
+use crate::names::AppNames;
+use crate::sandbox::Sandbox;
+use crate::telemetry::LogPublisher;
+
+/// What all functions of a node use.
+pub(super) struct Shared {
+    pub(super) consumer: jetstream::Context,
+    pub(super) publisher: Client,
+    pub(super) js: jetstream::Context,
+    pub(super) sandbox: Sandbox,
+    pub(super) logs: LogPublisher,
+    /// Versions and functions on their way out.
+    pub(super) retiring: TaskTracker,
+    pub(super) leaving: Leaving,
+    /// They are to hand back what still runs, at once.
+    pub(super) hurry: CancellationToken,
+    /// One per app: its batches in flight are bounded together.
+    committers: Mutex<BTreeMap<String, Committer>>,
+    /// This node's id.
+    pub(super) node: String,
+    pub(super) members: watch::Receiver<Members>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        id: Uuid,
+        client: Client,
+        publisher: Client,
+        js: jetstream::Context,
+        sandbox: Sandbox,
+        members: watch::Receiver<Members>,
+    ) -> Self {
+        let logs = LogPublisher::new(publisher.clone(), id.to_string());
+        let committers = Mutex::default();
+        Self {
+            consumer: jetstream::new(client),
+            publisher,
+            js,
+            sandbox,
+            logs,
+            retiring: TaskTracker::new(),
+            leaving: Leaving::default(),
+            hurry: CancellationToken::new(),
+            committers,
+            node: id.to_string(),
+            members,
+        }
+    }
+
+    /// The app's committer: its batches in flight are bounded together.
+    pub(super) fn committer(&self, names: &AppNames, state: &NatsState) -> Committer {
+        let mut committers = self
+            .committers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let make = || {
+            let members = self.members.clone();
+            Committer::start(
+                self.publisher.clone(),
+                state.clone(),
+                names.clone(),
+                members,
+            )
+        };
+        committers
+            .entry(names.app().to_owned())
+            .or_insert_with(make)
+            .clone()
+    }
+}
