@@ -61,6 +61,14 @@ pub const META_VERSION: &str = "pelton-version";
 /// Stream metadata: format version of what Pelton keeps in it.
 pub const META_FORMAT: &str = "pelton-format";
 
+/// What nodes are called among NATS micro services.
+pub const NODE_SERVICE: &str = "pelton-node";
+
+/// Subject on which a node is told what to do.
+pub fn node(id: &str) -> String {
+    format!("pelton.node.{id}")
+}
+
 /// Names inside one app's commit stream; cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AppNames {

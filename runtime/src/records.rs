@@ -50,6 +50,9 @@ pub struct FunctionRecord {
     /// What became of the latest rollouts, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub story: Vec<Chapter>,
+    /// What operators set, whatever version is active.
+    #[serde(default, skip_serializing_if = "Controls::are_none")]
+    pub controls: Controls,
     /// Nonce made at the first deploy; transaction ids derive from it.
     pub instance: Uuid,
     /// SHA-256 of the component, 64 hex digits; its name in the module store.
@@ -89,8 +92,18 @@ impl FunctionRecord {
             pending: false,
             trial: None,
             story: Vec::new(),
+            controls: Controls::default(),
             ..self.clone()
         }
+    }
+
+    /// The record by which a node runs it: with what operators set in place of what was deployed.
+    pub fn in_force(&self) -> Self {
+        let mut record = self.clone();
+        if let Some(concurrency) = self.controls.concurrency {
+            record.settings.concurrency = concurrency;
+        }
+        record
     }
 
     /// When it was made active, RFC 3339.
@@ -113,6 +126,7 @@ impl FunctionRecord {
             pending: false,
             trial: None,
             story: Vec::new(),
+            controls: Controls::default(),
             instance: Uuid::nil(),
             digest: String::new(),
             contract: String::new(),
@@ -125,6 +139,33 @@ impl FunctionRecord {
             settings: FunctionSettings::default(),
         }
     }
+}
+
+/// What operators set of a function from outside; it outlives the version.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Controls {
+    /// No node takes events; what comes waits in its stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Paused>,
+    /// Attempts in flight per node, in place of the deployed number; until a new version is deployed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+}
+
+impl Controls {
+    /// Whether nothing is set.
+    pub fn are_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Since when a function takes no events, and who said so.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Paused {
+    /// RFC 3339.
+    pub at: String,
+    /// User and host.
+    pub by: String,
 }
 
 /// Parts of all keys that a share is counted in.
@@ -385,6 +426,9 @@ impl PositionRecord {
     }
 }
 
+/// Status of a function on a node that takes no events of it, and has nothing of it under way.
+pub const PAUSED: &str = "paused";
+
 /// A live node, at its id in the nodes bucket; rewritten every second, gone 3 s after the last time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeRecord {
@@ -408,9 +452,37 @@ pub struct NodeRecord {
     /// Whether it loads versions before they are active, and says so.
     #[serde(default)]
     pub tries: bool,
+    /// Whether it was asked to take no more events: see [`state`](Self::state).
+    #[serde(default)]
+    pub draining: bool,
+    /// What it has, and may use.
+    #[serde(default)]
+    pub limits: NodeLimits,
+    /// Memory that its process has, bytes; none: the system does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
     /// Apps of which versions that gave way, or functions that are gone, still end attempts here.
     #[serde(default)]
     pub retiring: Vec<String>,
+}
+
+/// What a node has, and may use. Zeros: its release does not say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeLimits {
+    /// Processors.
+    pub cpus: u32,
+    /// Instances at once, over all functions.
+    pub instances: u32,
+    /// Largest memory that one function may ask for, bytes.
+    pub memory_bytes: u64,
+}
+
+/// What is asked of a node, as JSON, on its own subject (`pelton.node.<id>`); it answers with the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeOrder {
+    /// Whether it is to take no more events, and let go of what it holds.
+    pub drain: bool,
 }
 
 /// A function on a node.
@@ -428,10 +500,16 @@ pub struct NodeFunction {
     /// The newest activation that this node knows of. 0: its release knows of none.
     #[serde(default)]
     pub generation: u64,
-    /// `running`, `starting`, or `failed: ` and why.
+    /// `running`, `starting`, `pausing`, [`PAUSED`], or `failed: ` and why.
     pub status: String,
     /// Since this version started here.
     pub counts: crate::telemetry::Counts,
+    /// Attempts inside a handler just now.
+    #[serde(default)]
+    pub busy: u32,
+    /// How many there may be.
+    #[serde(default)]
+    pub concurrency: u32,
     /// How it fares since another version is tried beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub figures: Option<Figures>,

@@ -44,6 +44,7 @@ pub enum Command {
     Call(c::call::CallArgs),
     Logs(c::logs::LogsArgs),
     Function(c::function::FunctionArgs),
+    Node(c::node::NodeArgs),
     State(c::state::StateArgs),
     #[command(visible_alias = "dlq")]
     DeadLetter(c::dead_letter::DeadLetterArgs),

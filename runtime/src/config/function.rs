@@ -7,8 +7,8 @@ use super::parse::subjects;
 use super::reader::{Findings, Table};
 use super::tree::{Value, join};
 use super::{
-    Allow, DeliveryMode, FunctionManifest, FunctionSettings, InstanceMode, KeySource, OnExhausted,
-    RetryPolicy, Start,
+    Allow, DeliveryMode, FunctionManifest, FunctionSettings, InstanceMode, KeySource,
+    MAX_CONCURRENCY, OnExhausted, RetryPolicy, Start,
 };
 use super::{schedule, values};
 use crate::event::timestamp;
@@ -94,7 +94,7 @@ fn settings(findings: &mut Findings<'_>, table: &Table<'_>) -> FunctionSettings 
         key: key(findings, table),
         start: start(findings, table),
         concurrency: table
-            .integer(findings, "concurrency", 1, 4096)
+            .integer(findings, "concurrency", 1, MAX_CONCURRENCY)
             .unwrap_or(default.concurrency),
         max_in_flight: table.integer(findings, "max-in-flight", 1, 1_000_000),
         timeout_ms: table

@@ -15,7 +15,8 @@ pub use schedule::Schedule;
 
 pub use manifest::{ConfigError, FunctionManifest, Manifest, StreamManifest};
 pub use settings::{
-    Allow, DeliveryMode, FunctionSettings, InstanceMode, KeySource, OnExhausted, RetryPolicy, Start,
+    Allow, DeliveryMode, FunctionSettings, InstanceMode, KeySource, MAX_CONCURRENCY, OnExhausted,
+    RetryPolicy, Start,
 };
 
 #[cfg(test)]

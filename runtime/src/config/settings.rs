@@ -103,6 +103,9 @@ pub struct Allow {
     pub http: Vec<String>,
 }
 
+/// Largest `concurrency`.
+pub const MAX_CONCURRENCY: u32 = 4096;
+
 /// A function's limits and policies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionSettings {

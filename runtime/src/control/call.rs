@@ -205,7 +205,10 @@ async fn nobody(client: &Client, app: &str, function: &str) -> ControlError {
                 "no node answers for function {function} of app {app} (status: {})",
                 info.status.summary()
             ),
-            "start one with `pelton run`, or see with `pelton function info` why it does not serve the function",
+            match info.record.controls.paused {
+                Some(_) => format!("`pelton function resume {function}` has it take calls again"),
+                None => "start one with `pelton run`, or see with `pelton function info` why it does not serve the function".to_owned(),
+            },
         ),
     }
 }

@@ -12,7 +12,7 @@ use super::scan::{Scan, ordered, scan};
 use super::{ControlError, nodes, open};
 use crate::commit::transport;
 use crate::names::{AppNames, REGISTRY_BUCKET};
-use crate::records::{FORMAT, FunctionRecord, NodeRecord};
+use crate::records::{FORMAT, FunctionRecord, NodeRecord, PAUSED};
 
 /// Records of the functions of one app, or of all, with their revisions.
 ///
@@ -155,7 +155,7 @@ pub struct OnNode {
 }
 
 impl FunctionStatus {
-    /// In a word: `running`, `failed`, `starting`, or `no node`.
+    /// In a word: `running`, `paused`, `failed`, `starting`, or `no node`.
     pub fn summary(&self) -> &'static str {
         let has = |wanted: &str| {
             self.nodes
@@ -165,6 +165,7 @@ impl FunctionStatus {
         match () {
             () if self.nodes.is_empty() => "no node",
             () if has("failed") => "failed",
+            () if self.nodes.iter().all(|node| node.status == PAUSED) => "paused",
             () if self.nodes.iter().all(|node| node.version == self.version) => "running",
             () => "starting",
         }

@@ -8,6 +8,7 @@ mod handlers;
 pub mod deploy;
 
 pub mod functions;
+pub mod hold;
 pub mod lag;
 pub mod nodes;
 pub mod rollout;

@@ -1,16 +1,21 @@
 //! Who is alive: what each node says of itself in the bucket of nodes, rewritten every second.
 
+use async_nats::Client;
+use async_nats::client::RequestErrorKind;
 use async_nats::jetstream::{self};
+use async_nats::service::NATS_SERVICE_ERROR;
 use futures::StreamExt;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{ControlError, open};
-use crate::names::NODES_BUCKET;
-use crate::records::{FunctionRecord, NodeFunction, NodeRecord};
+use crate::names::{self, NODES_BUCKET};
+use crate::records::{FunctionRecord, NodeFunction, NodeOrder, NodeRecord, PAUSED};
 
+/// Nodes that an error names.
+const MAX_NAMED: usize = 20;
 /// How often a waiting deploy looks again.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long a failure is taken for one of before the deploy: a node tries again every 5 s at the least, and says
@@ -18,9 +23,19 @@ const LOOK: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(7);
 
 impl NodeRecord {
-    /// Whether it serves functions of this app.
+    /// Whether it serves functions of this app: one that drains serves none.
     pub fn serves(&self, app: &str) -> bool {
-        self.apps.is_empty() || self.apps.iter().any(|name| name == app)
+        !self.draining && (self.apps.is_empty() || self.apps.iter().any(|name| name == app))
+    }
+
+    /// `serving`, `draining` while something is under way, or `drained`.
+    pub fn state(&self) -> &'static str {
+        let rests = |one: &NodeFunction| one.status == PAUSED || one.failure().is_some();
+        match self.draining {
+            false => "serving",
+            true if self.functions.iter().all(rests) && self.retiring.is_empty() => "drained",
+            true => "draining",
+        }
     }
 
     /// What it says of a function.
@@ -68,6 +83,85 @@ pub async fn list(js: &jetstream::Context) -> Result<Vec<NodeRecord>, ControlErr
     Ok(nodes)
 }
 
+/// The node of this name or id; of an id the beginning or the end is enough.
+///
+/// # Errors
+/// There is none, or several.
+pub fn find(nodes: &[NodeRecord], wanted: &str) -> Result<NodeRecord, ControlError> {
+    let exact = |node: &&NodeRecord| node.node == wanted || node.host == wanted;
+    let part = |node: &&NodeRecord| node.node.starts_with(wanted) || node.node.ends_with(wanted);
+    let mut found: Vec<&NodeRecord> = nodes.iter().filter(exact).collect();
+    if found.is_empty() {
+        found = nodes.iter().filter(part).collect();
+    }
+    let names = |nodes: &[&NodeRecord]| {
+        let names = nodes.iter().take(MAX_NAMED);
+        let names = names.map(|node| format!("{} ({})", node.host, node.node));
+        names.collect::<Vec<_>>().join(", ")
+    };
+    match found.as_slice() {
+        [one] => Ok((*one).clone()),
+        [] if nodes.is_empty() => Err(ControlError::not_found(
+            format!("no node {wanted}: none is alive"),
+            "start one with `pelton run`",
+        )),
+        [] => Err(ControlError::not_found(
+            format!("no node {wanted} is alive"),
+            format!("choose one of {}", names(&nodes.iter().collect::<Vec<_>>())),
+        )),
+        several => Err(ControlError::refused(
+            format!("{wanted} is several nodes"),
+            format!("give the id of one of {}", names(several)),
+        )),
+    }
+}
+
+/// Tells a node to take no more events, or to take them again, and waits until it has let go of all it holds, or runs all, at most `within`.
+/// What it says of itself then.
+///
+/// # Errors
+/// It does not answer, or is gone; NATS trouble.
+pub async fn drain(
+    client: &Client,
+    js: &jetstream::Context,
+    id: &str,
+    drain: bool,
+    within: Duration,
+) -> Result<NodeRecord, ControlError> {
+    let doing = || format!("tell node {id} to drain");
+    let order = serde_json::to_vec(&NodeOrder { drain });
+    let order = order.map_err(|error| ControlError::nats(doing(), error))?;
+    let answer = client.request(names::node(id), order.into()).await;
+    let answer = answer.map_err(|error| match error.kind() {
+        RequestErrorKind::NoResponders => ControlError::not_found(
+            format!("node {id} does not answer: it has just gone, or its release knows no orders"),
+            "see `pelton node ls`; SIGTERM drains and ends any node",
+        ),
+        _ => ControlError::nats(doing(), error),
+    })?;
+    let refused = answer.headers.as_ref();
+    if let Some(why) = refused.and_then(|headers| headers.get(NATS_SERVICE_ERROR)) {
+        return Err(ControlError::nats(doing(), why.as_str()));
+    }
+    let start = tokio::time::Instant::now();
+    loop {
+        let nodes = list(js).await?;
+        let Some(node) = nodes.into_iter().find(|node| node.node == id) else {
+            return Err(ControlError::not_found(
+                format!("node {id} is gone"),
+                "see `pelton node ls`",
+            ));
+        };
+        let wanted = if drain { "drained" } else { "serving" };
+        let starts = |one: &NodeFunction| one.status == "starting";
+        let there = node.state() == wanted && (drain || !node.functions.iter().any(starts));
+        if there || start.elapsed() >= within {
+            return Ok(node);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// What became of a deploy on the nodes that are alive.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Rollout {
@@ -79,6 +173,8 @@ pub struct Rollout {
     pub failed: Vec<RolloutFailure>,
     /// Functions that some node had not taken over in time.
     pub waiting: Vec<String>,
+    /// The nodes that had not, by name and id.
+    pub silent: BTreeSet<String>,
 }
 
 /// A version that does not run on a node.
@@ -101,6 +197,8 @@ pub struct Wanted {
     pub version: u64,
     /// Its activation.
     pub generation: u64,
+    /// Whether it is to take no events.
+    pub paused: bool,
 }
 
 impl Wanted {
@@ -109,6 +207,15 @@ impl Wanted {
         Self {
             version: record.version,
             generation: record.generation(),
+            paused: record.controls.paused.is_some(),
+        }
+    }
+
+    /// Whether a node that speaks of it has done what is wanted.
+    fn is_met_by(self, entry: &NodeFunction) -> bool {
+        match self.paused {
+            true => entry.status == PAUSED,
+            false => entry.version == entry.deployed && entry.status == "running",
         }
     }
 
@@ -175,13 +282,9 @@ fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, Wanted>) -
     for (function, wanted) in versions {
         let (mut running, mut failed) = (0, 0);
         for node in &serving {
-            let Some(entry) = node
-                .function(app, function)
-                .filter(|entry| wanted.is_known_to(entry))
-            else {
-                continue;
-            };
-            if let Some(why) = entry.failure() {
+            let entry = node.function(app, function);
+            let entry = entry.filter(|entry| wanted.is_known_to(entry));
+            if let Some(why) = entry.and_then(NodeFunction::failure) {
                 failed += 1;
                 rollout.failed.push(RolloutFailure {
                     function: function.clone(),
@@ -189,8 +292,11 @@ fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, Wanted>) -
                     host: node.host.clone(),
                     why: why.to_owned(),
                 });
-            } else if entry.version == entry.deployed && entry.status == "running" {
+            } else if entry.is_some_and(|entry| wanted.is_met_by(entry)) {
                 running += 1;
+            } else {
+                let name = format!("{} ({})", node.host, node.node);
+                rollout.silent.insert(name);
             }
         }
         if running + failed < serving.len() {
@@ -207,30 +313,23 @@ mod tests {
     use super::*;
 
     fn node(id: &str, apps: &[&str], functions: &[(&str, u64, &str)]) -> NodeRecord {
+        let functions = functions.iter();
+        let functions = functions.map(|(function, version, status)| NodeFunction {
+            app: "shop".into(),
+            function: (*function).into(),
+            version: *version,
+            deployed: *version,
+            generation: *version,
+            status: (*status).into(),
+            ..NodeFunction::default()
+        });
         NodeRecord {
-            format: 1,
             node: id.into(),
             host: "h".into(),
-            pid: 1,
-            pelton: "0".into(),
-            started_at: String::new(),
             apps: apps.iter().map(ToString::to_string).collect(),
-            functions: functions
-                .iter()
-                .map(|(function, version, status)| NodeFunction {
-                    app: "shop".into(),
-                    function: (*function).into(),
-                    version: *version,
-                    deployed: *version,
-                    generation: *version,
-                    figures: None,
-                    trial: None,
-                    counts: Default::default(),
-                    status: (*status).into(),
-                })
-                .collect(),
+            functions: functions.collect(),
             tries: true,
-            retiring: Vec::new(),
+            ..NodeRecord::default()
         }
     }
 
@@ -239,6 +338,7 @@ mod tests {
         let wanted = |version| Wanted {
             version,
             generation: version,
+            paused: false,
         };
         let versions = BTreeMap::from([("a".to_owned(), wanted(2)), ("b".to_owned(), wanted(1))]);
         let nodes = [
@@ -253,8 +353,45 @@ mod tests {
         let rollout = judge(&nodes, "shop", &versions);
         assert_eq!(rollout.nodes, 2);
         assert_eq!(rollout.waiting, ["a"], "n2 still runs version 1");
+        assert_eq!(rollout.silent, BTreeSet::from(["h (n2)".to_owned()]));
         assert!(rollout.running.is_empty());
         assert_eq!(rollout.failed.len(), 1);
         assert_eq!(rollout.failed[0].why, "no secret X");
+    }
+
+    #[test]
+    fn a_pause_is_confirmed_by_nodes_that_rest_and_not_by_those_that_drain() {
+        let wanted = |paused| {
+            let one = Wanted {
+                version: 1,
+                generation: 1,
+                paused,
+            };
+            BTreeMap::from([("a".to_owned(), one)])
+        };
+        let resting = node("n1", &[], &[("a", 1, PAUSED)]);
+        let running = node("n2", &[], &[("a", 1, "running")]);
+        let leaving = NodeRecord {
+            draining: true,
+            ..node("n3", &[], &[("a", 1, PAUSED)])
+        };
+        assert_eq!((leaving.state(), running.state()), ("drained", "serving"));
+        let nodes = [resting, running, leaving];
+        let paused = judge(&nodes, "shop", &wanted(true));
+        assert_eq!((paused.nodes, paused.silent.len()), (2, 1));
+        assert!(paused.silent.contains("h (n2)"), "{paused:?}");
+        let resumed = judge(&nodes, "shop", &wanted(false));
+        assert!(resumed.silent.contains("h (n1)"), "{resumed:?}");
+    }
+
+    #[test]
+    fn a_node_is_found_by_name_and_by_part_of_its_id() {
+        let nodes = [node("0197-aa", &[], &[]), node("0197-bb", &[], &[])];
+        let found = |wanted: &str| find(&nodes, wanted).map(|node| node.node);
+        assert_eq!(found("0197-bb").unwrap(), "0197-bb");
+        assert_eq!(found("aa").unwrap(), "0197-aa");
+        assert!(found("0197").unwrap_err().what.contains("several"));
+        assert!(found("h").unwrap_err().fix.contains("h (0197-aa)"));
+        assert!(found("x").unwrap_err().what.contains("no node x"));
     }
 }

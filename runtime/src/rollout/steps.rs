@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{Figures, Judgement, judge};
 use crate::control::rfc3339;
-use crate::records::{Chapter, FunctionRecord, NodeRecord, SHARES, TrialRecord};
+use crate::records::{Chapter, Controls, FunctionRecord, NodeRecord, SHARES, TrialRecord};
 
 /// Chapters that a function's record keeps: the latest.
 const MAX_CHAPTERS: usize = 30;
@@ -91,6 +91,10 @@ pub fn promoted(
         previous: Some(record.version),
         activated_at: at,
         story: before.story,
+        controls: Controls {
+            paused: before.controls.paused,
+            concurrency: None,
+        },
         ..trial.record.clone()
     })
 }

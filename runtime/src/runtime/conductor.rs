@@ -62,9 +62,9 @@ impl Conductor {
 
     /// Whether of all that could, it is this node.
     fn conducts(&self, nodes: &[NodeRecord], app: &str, function: &str) -> bool {
-        let could = nodes
-            .iter()
-            .filter(|node| node.tries && node.function(app, function).is_some());
+        let could = nodes.iter().filter(|node| {
+            node.tries && node.serves(app) && node.function(app, function).is_some()
+        });
         could.map(|node| node.node.as_str()).min() == Some(self.node.as_str())
     }
 

@@ -17,7 +17,7 @@ use crate::commit::{Attempts, NatsState};
 use crate::config::InstanceMode;
 use crate::delivery::Worker;
 use crate::names::AppNames;
-use crate::records::{FunctionRecord, NodeFunction, NodeTrial, TrialRecord};
+use crate::records::{FunctionRecord, NodeFunction, NodeTrial, PAUSED, TrialRecord};
 use crate::registry;
 use crate::rollout::Figures;
 use crate::route::End;
@@ -34,6 +34,8 @@ const STARTING: &str = "starting";
 /// A function that this node serves, or tries to.
 pub(super) struct Running {
     record: FunctionRecord,
+    /// Takes no events on this node.
+    held: bool,
     desired: watch::Sender<FunctionRecord>,
     status: Arc<Mutex<Status>>,
     stop: CancellationToken,
@@ -46,6 +48,9 @@ struct Status {
     /// The version that takes events; 0: none.
     serving: u64,
     counters: Arc<Counters>,
+    /// One permit for each attempt that may be inside a handler.
+    handlers: Option<Arc<Semaphore>>,
+    concurrency: u32,
     text: String,
     lost: Lost,
     trial: Option<Tried>,
@@ -61,6 +66,13 @@ struct Tried {
 }
 
 impl Status {
+    /// Attempts inside a handler.
+    fn busy(&self) -> u32 {
+        let free = |handlers: &Arc<Semaphore>| u32::try_from(handlers.available_permits());
+        let free = self.handlers.as_ref().and_then(|one| free(one).ok());
+        free.map_or(0, |free| self.concurrency.saturating_sub(free))
+    }
+
     fn text(&self) -> String {
         match line::lock(&self.lost).values().next() {
             Some(why) => format!("failed: {why}"),
@@ -71,23 +83,25 @@ impl Status {
 
 impl Running {
     /// Begins to load what is deployed.
-    pub(super) fn start(record: FunctionRecord, shared: Arc<Shared>) -> Self {
+    pub(super) fn start(record: FunctionRecord, shared: Arc<Shared>, held: bool) -> Self {
         let status = Arc::new(Mutex::new(Status {
             text: STARTING.into(),
             ..Status::default()
         }));
-        let (desired, known) = watch::channel(record.clone());
+        let (desired, known) = watch::channel(wanted(&record, held));
         let stop = CancellationToken::new();
         let host = Host {
             instance: record.instance,
             status: status.clone(),
             shared,
             line: None,
+            resting: None,
             loaded: BTreeMap::new(),
         };
         let host = tokio::spawn(host.run(known, stop.clone()));
         Self {
             record,
+            held,
             desired,
             status,
             stop,
@@ -101,8 +115,17 @@ impl Running {
         if record.generation() != self.record.generation() {
             status.text = STARTING.into();
         }
-        self.record = record.clone();
-        self.desired.send_replace(record);
+        self.desired.send_replace(wanted(&record, self.held));
+        self.record = record;
+    }
+
+    /// Whether this node is to take no events, whatever is deployed.
+    pub(super) fn hold(&mut self, held: bool) {
+        if self.held && !held {
+            lock(&self.status).text = STARTING.into();
+        }
+        self.held = held;
+        self.desired.send_replace(wanted(&self.record, held));
     }
 
     pub(super) fn serves(&self, record: &FunctionRecord) -> bool {
@@ -145,6 +168,8 @@ impl Running {
             generation: self.record.generation(),
             status: status.text(),
             counts: status.counters.counts(),
+            busy: status.busy(),
+            concurrency: status.concurrency,
             figures: before.map(|before| status.counters.figures().since(before)),
             trial: status.trial.as_ref().map(|trial| NodeTrial {
                 version: trial.version,
@@ -173,6 +198,15 @@ impl Running {
     }
 }
 
+/// What this node is to run of it.
+fn wanted(record: &FunctionRecord, held: bool) -> FunctionRecord {
+    let mut record = record.in_force();
+    if held {
+        record.controls.paused.get_or_insert_default();
+    }
+    record
+}
+
 /// Brings what runs in line with what is deployed.
 struct Host {
     /// Which function of this name.
@@ -181,6 +215,8 @@ struct Host {
     shared: Arc<Shared>,
     /// What takes the events: with the version that is deployed or, until that is ready, with one before.
     line: Option<Line>,
+    /// One that comes to rest, for the function is paused.
+    resting: Option<JoinHandle<()>>,
     /// What is loaded, by version.
     loaded: BTreeMap<u64, Function>,
 }
@@ -248,6 +284,10 @@ impl Host {
             lock(&self.status).text = "ready".into();
             return true;
         }
+        if record.controls.paused.is_some() {
+            self.rest().await;
+            return true;
+        }
         let worker = self.worker(record, loaded);
         let counters = worker.counters.clone();
         let shared = &self.shared;
@@ -265,10 +305,32 @@ impl Host {
         }
         let mut status = lock(&self.status);
         (status.serving, status.counters) = (*version, counters);
+        status.handlers = self.line.as_ref().map(Line::handlers);
+        status.concurrency = record.settings.concurrency;
+        // Its counters begin anew, and so does what the one that is tried is compared with.
+        if let Some(tried) = &mut status.trial {
+            tried.before = tried.before.as_ref().map(|_| Figures::default());
+        }
         status.text = "running".into();
         drop(status);
         tracing::info!(app, function, version, "running");
         true
+    }
+
+    /// Takes no events any more, and says so when what was under way has ended.
+    async fn rest(&mut self) {
+        if let Some(line) = self.line.take() {
+            lock(&self.status).text = "pausing".into();
+            self.resting = Some(line.retire(&self.shared));
+        }
+        if let Some(resting) = &mut self.resting {
+            let _ = resting.await;
+            self.resting = None;
+        }
+        let mut status = lock(&self.status);
+        (status.serving, status.lost) = (0, Lost::default());
+        status.handlers = None;
+        status.text = PAUSED.into();
     }
 
     /// Whether the version that is tried is where it should be.

@@ -79,6 +79,11 @@ impl Line {
         self.endpoint.clone()
     }
 
+    /// One permit for each attempt that may be inside a handler.
+    pub(super) fn handlers(&self) -> Arc<Semaphore> {
+        self.switch.lineup().active.handlers.clone()
+    }
+
     /// Whether what this version takes is what is taken already, in the same way.
     pub(super) fn carries(&self, record: &FunctionRecord) -> bool {
         let now = &self.switch.lineup().active.record;
@@ -188,7 +193,7 @@ impl Line {
     }
 
     /// The same for one that gave way, or a function that is gone, while the node goes on.
-    pub(super) fn retire(self, shared: &Shared) {
+    pub(super) fn retire(self, shared: &Shared) -> JoinHandle<()> {
         let leaves = shared
             .leaving
             .begin(&self.switch.lineup().active.record.app);
@@ -196,7 +201,7 @@ impl Line {
         shared.retiring.spawn(async move {
             stopped.await;
             drop(leaves);
-        });
+        })
     }
 }
 

@@ -9,6 +9,7 @@ mod conductor;
 mod janitor;
 mod leaving;
 mod shared;
+mod steward;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -9,7 +9,7 @@ use async_nats::jetstream;
 use futures::StreamExt;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -19,9 +19,10 @@ use super::conductor::{Conductor, Trials};
 use super::function::Running;
 use super::janitor::{Apps, Janitor, Served};
 use super::shared::Shared;
+use super::steward::Steward;
 use crate::members::{self, Members};
 use crate::names::NODES_BUCKET;
-use crate::records::{FORMAT, NodeRecord};
+use crate::records::{FORMAT, NodeLimits, NodeOrder, NodeRecord};
 use crate::registry::{self, Change};
 use crate::sandbox::Sandbox;
 
@@ -45,6 +46,10 @@ pub(super) struct Node {
     trials: watch::Sender<Trials>,
     /// For whoever listens to other nodes' heartbeats.
     members: Option<watch::Sender<Members>>,
+    /// The latest heartbeat.
+    latest: watch::Sender<NodeRecord>,
+    /// Whether it takes no more events.
+    draining: bool,
 }
 
 impl Node {
@@ -76,6 +81,8 @@ impl Node {
             apps: watch::Sender::new(Apps::new()),
             trials: watch::Sender::new(Trials::new()),
             members: Some(members),
+            latest: watch::Sender::default(),
+            draining: false,
         }
     }
 
@@ -90,6 +97,10 @@ impl Node {
             trials: self.trials.subscribe(),
         };
         tokio::spawn(conductor.run(stop.clone()));
+        self.latest.send_replace(self.record());
+        let (steward, mut orders) =
+            Steward::new(self.shared.publisher.clone(), self.latest.subscribe());
+        tokio::spawn(steward.run(stop.clone()));
         if let Some(members) = self.members.take() {
             tokio::spawn(members::follow(
                 self.shared.publisher.clone(),
@@ -103,7 +114,7 @@ impl Node {
                 watched = registry::watch(&self.shared.js) => watched,
             };
             match watched {
-                Ok(changes) => self.follow(changes, &stop).await,
+                Ok(changes) => self.follow(changes, &mut orders, &stop).await,
                 Err(error) => {
                     tracing::warn!(%error, "the registry cannot be watched; trying again")
                 }
@@ -121,6 +132,7 @@ impl Node {
     async fn follow(
         &mut self,
         mut changes: impl futures::Stream<Item = Change> + Unpin,
+        orders: &mut mpsc::Receiver<NodeOrder>,
         stop: &CancellationToken,
     ) {
         let mut heartbeat = every(HEARTBEAT);
@@ -135,8 +147,27 @@ impl Node {
                     }
                     None => return,
                 },
+                Some(order) = orders.recv() => {
+                    self.obey(order);
+                    self.beat().await;
+                }
                 _ = heartbeat.tick() => self.beat().await,
             }
+        }
+    }
+
+    fn obey(&mut self, NodeOrder { drain }: NodeOrder) {
+        if self.draining != drain {
+            let what = if drain {
+                "draining: no events are taken any more"
+            } else {
+                "serving again"
+            };
+            tracing::info!(node = %self.id, "{what}, as asked for");
+        }
+        self.draining = drain;
+        for running in self.functions.values_mut() {
+            running.hold(drain);
         }
     }
 
@@ -152,7 +183,7 @@ impl Node {
                     Some(running) if running.serves(&record) => {}
                     Some(running) => running.deploy(*record),
                     None => {
-                        let running = Running::start(*record, self.shared.clone());
+                        let running = Running::start(*record, self.shared.clone(), self.draining);
                         self.functions.insert(key, running);
                     }
                 }
@@ -165,10 +196,10 @@ impl Node {
         }
     }
 
-    async fn beat(&self) {
+    fn record(&self) -> NodeRecord {
         // Before what leaves is asked for: a version leaves before its successor says that it runs.
         let functions = self.functions.values().map(Running::report).collect();
-        let record = NodeRecord {
+        NodeRecord {
             format: FORMAT,
             node: self.id.to_string(),
             host: self.options.node_name.clone(),
@@ -178,8 +209,21 @@ impl Node {
             apps: self.options.apps.clone(),
             functions,
             tries: true,
+            draining: self.draining,
+            limits: NodeLimits {
+                cpus: std::thread::available_parallelism()
+                    .map_or(0, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
+                instances: self.options.max_instances,
+                memory_bytes: self.options.max_memory,
+            },
+            memory_bytes: memory(),
             retiring: self.shared.leaving.apps(),
-        };
+        }
+    }
+
+    async fn beat(&self) {
+        let record = self.record();
+        self.latest.send_replace(record.clone());
         let Ok(body) = serde_json::to_vec(&record) else {
             return;
         };
@@ -243,6 +287,16 @@ impl Node {
             let _ = self.options.client.flush().await;
         }
     }
+}
+
+/// Memory that this process has, bytes, where the system says so.
+fn memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }
 
 pub(super) fn every(period: Duration) -> tokio::time::Interval {

@@ -6,6 +6,7 @@ mod calls;
 mod canary;
 mod cli;
 mod config;
+mod control;
 mod crash;
 mod events;
 mod hostile;

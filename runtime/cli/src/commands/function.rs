@@ -8,6 +8,7 @@ use pelton_runtime::control::lag::InputStatus;
 use pelton_runtime::control::versions::{self, VersionStatus};
 use pelton_runtime::records::Provenance;
 
+use super::hold::{self, OneFunction};
 use crate::global::Global;
 use crate::output::{Output, duration_ms};
 
@@ -47,6 +48,26 @@ enum FunctionCommand {
         #[arg(long, value_name = "NAME")]
         app: Option<String>,
     },
+    /// Have all nodes take no more events of a function; what comes waits in its streams
+    #[command(
+        after_help = "Examples:\n  pelton function pause orders\n  pelton function pause orders --wait 2m"
+    )]
+    Pause(OneFunction),
+    /// Have all nodes take events of a function again
+    #[command(after_help = "Examples:\n  pelton function resume orders")]
+    Resume(OneFunction),
+    /// Change settings of a function that runs, until a new version is deployed
+    #[command(
+        after_help = "Examples:\n  pelton function set orders --concurrency 8\n  \
+        pelton function set orders --concurrency deployed"
+    )]
+    Set {
+        #[command(flatten)]
+        which: OneFunction,
+        /// Attempts in flight on each node; `deployed`: what was deployed.
+        #[arg(long, value_name = "N", value_parser = concurrency)]
+        concurrency: Concurrency,
+    },
     /// Show one function: settings, nodes, inputs and what waits in them
     #[command(
         after_help = "Examples:\n  pelton function info orders\n  pelton function info orders --app shop --json"
@@ -60,6 +81,20 @@ enum FunctionCommand {
     },
 }
 
+/// Attempts in flight; none: as deployed.
+#[derive(Debug, Clone, Copy)]
+struct Concurrency(Option<u32>);
+
+fn concurrency(text: &str) -> Result<Concurrency, String> {
+    match text {
+        "deployed" => Ok(Concurrency(None)),
+        _ => text
+            .parse()
+            .map(|number| Concurrency(Some(number)))
+            .map_err(|_| "a number, or `deployed`".to_owned()),
+    }
+}
+
 /// Runs one of its subcommands.
 pub async fn run(args: FunctionArgs, global: &Global) -> anyhow::Result<()> {
     let js = jetstream::new(global.connect().await?);
@@ -68,6 +103,11 @@ pub async fn run(args: FunctionArgs, global: &Global) -> anyhow::Result<()> {
         FunctionCommand::Ls { app } => {
             let all = functions::list(&js, app.as_deref()).await?;
             output.document(&all, |all| table(&output, all))
+        }
+        FunctionCommand::Pause(which) => hold::pause(which, global).await,
+        FunctionCommand::Resume(which) => hold::resume(which, global).await,
+        FunctionCommand::Set { which, concurrency } => {
+            hold::set(which, concurrency.0, global).await
         }
         FunctionCommand::Versions { function, app } => {
             let app = global.app(app, &js).await?;

@@ -10,8 +10,10 @@ pub mod deploy;
 mod deploy_text;
 pub mod dev;
 pub mod function;
+pub mod hold;
 pub mod logs;
 pub mod new;
+pub mod node;
 mod provenance;
 pub mod publish;
 pub mod rollback;
@@ -40,6 +42,7 @@ pub async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Call(args) => call::run(args, global).await,
         Command::Logs(args) => logs::run(args, global).await,
         Command::Function(args) => function::run(args, global).await,
+        Command::Node(args) => node::run(args, global).await,
         Command::State(args) => state::run(args, global).await,
         Command::DeadLetter(args) => dead_letter::run(args, global).await,
         Command::Completions(args) => completions::run(args, global).await,

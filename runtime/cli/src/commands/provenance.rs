@@ -19,7 +19,8 @@ pub async fn here(manifest: &Manifest) -> Provenance {
     }
 }
 
-fn who() -> String {
+/// User and host.
+pub fn who() -> String {
     let user = ["USER", "LOGNAME"];
     let user = user.iter().find_map(|name| std::env::var(name).ok());
     let host = super::run::host_name();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use pelton_runtime::control::{call, dead_letters, functions, logs, publish, state, versions};
+use pelton_runtime::records::NodeRecord;
 use schemars::{Schema, schema_for};
 
 use crate::global::Global;
@@ -50,6 +51,11 @@ fn schemas() -> BTreeMap<&'static str, Schema> {
         ("call", schema_for!(call::Called)),
         ("logs", schema_for!(logs::LogRecord)),
         ("function-ls", schema_for!(Vec<functions::FunctionStatus>)),
+        ("function-pause", schema_for!(super::hold::ControlReport)),
+        ("function-resume", schema_for!(super::hold::ControlReport)),
+        ("function-set", schema_for!(super::hold::ControlReport)),
+        ("node-ls", schema_for!(Vec<NodeRecord>)),
+        ("node-drain", schema_for!(NodeRecord)),
         (
             "function-versions",
             schema_for!(Vec<versions::VersionStatus>),

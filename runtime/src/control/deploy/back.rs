@@ -14,7 +14,7 @@ use crate::commit::stream;
 use crate::control::nodes::Wanted;
 use crate::control::{ControlError, functions, versions};
 use crate::names::{AppNames, MODULES_BUCKET};
-use crate::records::FunctionRecord;
+use crate::records::{Controls, FunctionRecord};
 
 /// A rollback that is to be carried out.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -126,6 +126,10 @@ fn again(active: &FunctionRecord, mut older: FunctionRecord) -> FunctionRecord {
     FunctionRecord {
         generation: active.generation() + 1,
         previous: Some(active.version),
+        controls: Controls {
+            paused: active.controls.paused.clone(),
+            concurrency: None,
+        },
         ..older
     }
 }

@@ -18,7 +18,7 @@ use crate::control::handlers_match;
 use crate::control::nodes::Wanted;
 use crate::event::subject::beyond;
 use crate::names::{AppNames, TICK_SUBJECT};
-use crate::records::{FORMAT, FunctionRecord, Input, Provenance, Target};
+use crate::records::{Controls, FORMAT, FunctionRecord, Input, Provenance, Target};
 
 /// Everything that a deploy will do.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -301,6 +301,12 @@ impl Planner<'_> {
         let targets = self.targets();
         let previous = self.view.functions.get(self.name);
         self.check_key(previous.map(|one| &one.record));
+        if previous.is_some_and(|one| one.record.controls.paused.is_some()) {
+            let name = self.name;
+            self.notes.push(format!(
+                "function {name} is paused, and stays paused: `pelton function resume {name}` has it take events"
+            ));
+        }
         let mut record = FunctionRecord {
             format: FORMAT,
             app: self.manifest.app.clone(),
@@ -311,6 +317,7 @@ impl Planner<'_> {
             pending: false,
             trial: None,
             story: Vec::new(),
+            controls: previous.map_or_else(Controls::default, |one| one.record.controls.clone()),
             provenance: Provenance::default(),
             instance: previous.map_or_else(Uuid::new_v4, |one| one.record.instance),
             digest: self.component.digest.clone(),
@@ -339,6 +346,9 @@ impl Planner<'_> {
             (None, _) => (0, None),
         };
         record.generation = record.generation().max(record.generation);
+        if action == FunctionAction::Changed {
+            record.controls.concurrency = None;
+        }
         Some(FunctionPlan {
             function: self.name.to_owned(),
             action,

@@ -1,0 +1,84 @@
+//! What operators set of a function that runs: whether it takes events, and how many at once. It is part of the function's record, so that
+//! every node follows it, the ones that start later, too.
+
+use async_nats::jetstream;
+use time::OffsetDateTime;
+
+use super::{ControlError, functions, rfc3339, rollout};
+use crate::config::MAX_CONCURRENCY;
+use crate::records::{Controls, FunctionRecord, Paused};
+
+/// Has nodes take no more events of a function; what comes waits in its stream. The record afterwards.
+///
+/// # Errors
+/// There is no such function; NATS trouble.
+pub async fn pause(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    by: &str,
+) -> Result<FunctionRecord, ControlError> {
+    let paused = Paused {
+        at: rfc3339(OffsetDateTime::now_utc()),
+        by: by.to_owned(),
+    };
+    set(js, app, function, |controls| {
+        controls.paused.get_or_insert_with(|| paused.clone());
+    })
+    .await
+}
+
+/// Has nodes take events of a function again. The record afterwards.
+///
+/// # Errors
+/// There is no such function; NATS trouble.
+pub async fn resume(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+) -> Result<FunctionRecord, ControlError> {
+    set(js, app, function, |controls| controls.paused = None).await
+}
+
+/// Attempts in flight per node, in place of what was deployed; none: as deployed. The record afterwards.
+///
+/// # Errors
+/// There is no such function; more than nodes take; NATS trouble.
+pub async fn set_concurrency(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    concurrency: Option<u32>,
+) -> Result<FunctionRecord, ControlError> {
+    if let Some(wanted) = concurrency.filter(|wanted| !(1..=MAX_CONCURRENCY).contains(wanted)) {
+        return Err(ControlError::refused(
+            format!("a concurrency of {wanted} is out of range"),
+            format!("say 1 to {MAX_CONCURRENCY}"),
+        ));
+    }
+    set(js, app, function, |controls| {
+        controls.concurrency = concurrency
+    })
+    .await
+}
+
+async fn set(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    change: impl Fn(&mut Controls),
+) -> Result<FunctionRecord, ControlError> {
+    let changed = rollout::change(js, app, function, |record| {
+        let mut next = record.clone();
+        change(&mut next.controls);
+        if next == *record {
+            return Ok(None);
+        }
+        next.generation = record.generation() + 1;
+        Ok(Some(next))
+    });
+    match changed.await? {
+        Some(record) => Ok(record),
+        None => Ok(functions::record(js, app, function).await?.0),
+    }
+}
