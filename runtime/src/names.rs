@@ -324,8 +324,8 @@ pub struct Txn {
     pub instance: uuid::Uuid,
     /// The input stream.
     pub stream: Arc<str>,
-    /// When that was made, nanoseconds since 1970.
-    pub created: i64,
+    /// Which life of it (`Input::life`).
+    pub life: i64,
     /// The sequence there.
     pub sequence: u64,
 }
@@ -336,10 +336,10 @@ impl Txn {
         let Self {
             instance,
             stream,
-            created,
+            life,
             sequence,
         } = self;
-        txn(*instance, stream, *created, *sequence)
+        txn(*instance, stream, *life, *sequence)
     }
 
     /// One for tests.
@@ -348,15 +348,15 @@ impl Txn {
         Self {
             instance: uuid::Uuid::nil(),
             stream: "S".into(),
-            created: 0,
+            life: 0,
             sequence: 1,
         }
     }
 }
 
 /// The id of a [transaction](Txn).
-pub fn txn(instance: uuid::Uuid, stream: &str, stream_created_ns: i64, sequence: u64) -> Arc<str> {
-    let name = format!("{stream}\n{stream_created_ns}\n{sequence}");
+pub fn txn(instance: uuid::Uuid, stream: &str, life: i64, sequence: u64) -> Arc<str> {
+    let name = format!("{stream}\n{life}\n{sequence}");
     let id = uuid::Uuid::new_v5(&instance, name.as_bytes());
     let mut text = uuid::Uuid::encode_buffer();
     (&*id.simple().encode_lower(&mut text)).into()

@@ -269,6 +269,16 @@ pub struct Input {
     /// When the stream that `start` is about was made, nanoseconds since 1970; 0: the queue engine's, or not known.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub created: i64,
+    /// How often it was reset: what is handled again is another delivery.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub resets: u32,
+}
+
+impl Input {
+    /// Which life of the input a delivery is of, part of its transaction's id: when the stream was made, and how often it was reset.
+    pub fn life(&self, created: i64) -> i64 {
+        created.wrapping_add(i64::from(self.resets))
+    }
 }
 
 fn is_zero<T: Default + PartialEq>(number: &T) -> bool {

@@ -8,6 +8,7 @@
 
 mod cli;
 mod commands;
+mod confirm;
 mod global;
 mod logging;
 mod output;

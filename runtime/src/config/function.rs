@@ -10,7 +10,7 @@ use super::{
     Allow, DeliveryMode, FunctionManifest, FunctionSettings, InstanceMode, KeySource,
     MAX_CONCURRENCY, OnExhausted, RetryPolicy, Start,
 };
-use super::{schedule, values};
+use super::{sample, schedule, values};
 use crate::event::timestamp;
 
 const HOUR: u64 = 3_600_000;
@@ -42,6 +42,7 @@ pub(super) fn function(
             "retry",
             "allow",
             "schedule",
+            "sample",
         ],
         &["rollout"],
     );
@@ -118,6 +119,7 @@ fn settings(findings: &mut Findings<'_>, table: &Table<'_>) -> FunctionSettings 
         retry: retry(findings, table),
         allow: allow(findings, table),
         schedule: schedule::read(findings, table),
+        sample: sample::read(findings, table),
     }
 }
 

@@ -4,6 +4,7 @@ mod function;
 mod manifest;
 mod parse;
 mod reader;
+mod sample;
 mod schedule;
 mod settings;
 mod tree;
@@ -11,6 +12,7 @@ mod values;
 
 pub use values::{is_name, size as parse_size};
 
+pub use sample::Sample;
 pub use schedule::Schedule;
 
 pub use manifest::{ConfigError, FunctionManifest, Manifest, StreamManifest};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Schedule;
+use super::{Sample, Schedule};
 
 /// What is promised of each delivery.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -136,6 +136,9 @@ pub struct FunctionSettings {
     /// When it gets a tick; none: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
+    /// What a new version has to handle before any event goes to it; none: it only has to start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<Sample>,
 }
 
 impl Default for FunctionSettings {
@@ -154,6 +157,7 @@ impl Default for FunctionSettings {
             retry: RetryPolicy::default(),
             allow: Allow::default(),
             schedule: None,
+            sample: None,
         }
     }
 }

@@ -1,10 +1,14 @@
 //! What operators set of a function that runs: whether it takes events, and how many at once. It is part of the function's record, so that
 //! every node follows it, the ones that start later, too.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use async_nats::jetstream;
 use time::OffsetDateTime;
 
-use super::{ControlError, functions, rfc3339, rollout};
+use super::nodes::{self, Wanted};
+use super::{ControlError, ErrorKind, functions, rfc3339, rollout};
 use crate::config::MAX_CONCURRENCY;
 use crate::records::{Controls, FunctionRecord, Paused};
 
@@ -60,6 +64,40 @@ pub async fn set_concurrency(
         controls.concurrency = concurrency
     })
     .await
+}
+
+/// Has nodes take no more events of a function, and waits until all live ones have confirmed. The record by then, and whether it was paused before.
+///
+/// # Errors
+/// A node has not confirmed: then the function goes on if it did before; NATS trouble.
+pub(super) async fn at_rest(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    by: &str,
+    within: Duration,
+) -> Result<(FunctionRecord, bool), ControlError> {
+    let (before, _) = functions::record(js, app, function).await?;
+    let was_paused = before.controls.paused.is_some();
+    let record = pause(js, app, function, by).await?;
+    let wanted = BTreeMap::from([(function.to_owned(), Wanted::of(&record))]);
+    let nodes = nodes::wait(js, app, &wanted, within).await?;
+    // Those that failed cannot load it, and have nothing of it under way.
+    if nodes.silent.is_empty() {
+        return Ok((record, was_paused));
+    }
+    if !was_paused {
+        resume(js, app, function).await?;
+    }
+    let silent: Vec<String> = nodes.silent.into_iter().collect();
+    Err(ControlError::new(
+        ErrorKind::Conflict,
+        format!(
+            "function {function} did not come to rest within {within:?} on {}; nothing was changed",
+            silent.join(", ")
+        ),
+        "see `pelton node ls` and their logs, or wait longer with --wait",
+    ))
 }
 
 async fn set(

@@ -11,6 +11,8 @@ pub mod functions;
 pub mod hold;
 pub mod lag;
 pub mod nodes;
+pub mod remove;
+pub mod reset;
 pub mod rollout;
 pub mod versions;
 

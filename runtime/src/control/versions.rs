@@ -176,9 +176,42 @@ pub async fn prune(js: &jetstream::Context, app: &str) -> Result<(), ControlErro
             gone.insert(version.digest.clone());
         }
     }
+    drop_components(js, gone).await
+}
+
+/// Removes all versions of a function that is no more, and components that no version needs.
+///
+/// # Errors
+/// NATS trouble. Calling it again goes on.
+pub(super) async fn forget(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+) -> Result<(), ControlError> {
+    let failed = |why: &dyn std::fmt::Display| {
+        ControlError::nats(format!("remove the versions of {function}"), why)
+    };
+    let store = js.get_key_value(REGISTRY_BUCKET).await;
+    let store = store.map_err(|error| failed(&error))?;
+    let names = AppNames::new(app);
+    let mut gone = BTreeSet::new();
+    for version in all(js, app, Some(function)).await? {
+        let key = names.registry_version(function, version.version);
+        store.purge(key).await.map_err(|error| failed(&error))?;
+        gone.insert(version.digest);
+    }
+    drop_components(js, gone).await
+}
+
+/// Removes those of these components, by digest, that no version of any app needs.
+async fn drop_components(
+    js: &jetstream::Context,
+    gone: BTreeSet<String>,
+) -> Result<(), ControlError> {
     if gone.is_empty() {
         return Ok(());
     }
+    let failed = |why: &dyn std::fmt::Display| ControlError::nats("remove components", why);
     let components = js.get_object_store(MODULES_BUCKET).await;
     let components = components.map_err(|error| failed(&error))?;
     // Of all apps: the same component may be another's, too.

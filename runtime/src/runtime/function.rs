@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::line::{self, HANDOVER, Line, Lost, backoff};
+use super::sample;
 use super::shared::Shared;
 use crate::commit::{Attempts, NatsState};
 use crate::config::InstanceMode;
@@ -268,6 +269,10 @@ impl Host {
             version,
             ..
         } = record;
+        if record.controls.paused.is_some() && !record.pending {
+            self.rest().await;
+            return true;
+        }
         if self.line.as_ref().is_some_and(|line| line.has(record)) {
             lock(&self.status).text = "running".into();
             return true;
@@ -281,12 +286,12 @@ impl Host {
             }
         };
         if record.pending {
-            lock(&self.status).text = "ready".into();
-            return true;
-        }
-        if record.controls.paused.is_some() {
-            self.rest().await;
-            return true;
+            let checked = sample::check(&loaded, record).await;
+            lock(&self.status).text = match &checked {
+                Ok(()) => "ready".into(),
+                Err(why) => format!("failed: {why}"),
+            };
+            return checked.is_ok();
         }
         let worker = self.worker(record, loaded);
         let counters = worker.counters.clone();
@@ -345,6 +350,7 @@ impl Host {
         let TrialRecord { record, share, .. } = trial.as_ref();
         self.note_trial(record.version, STARTING, *share);
         let placed = match self.load(record).await {
+            Ok(loaded) if *share == 0 => sample::check(&loaded, record).await,
             Ok(loaded) => self.place_trial(record, loaded, *share),
             Err(why) => Err(why),
         };

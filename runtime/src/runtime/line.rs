@@ -269,6 +269,7 @@ impl Pumps {
             subjects: Vec::new(),
             start: 0,
             begun: false,
+            resets: 0,
             created: 0,
         };
         let delivery = record.settings.delivery;

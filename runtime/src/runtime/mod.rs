@@ -8,6 +8,7 @@ mod line;
 mod conductor;
 mod janitor;
 mod leaving;
+mod sample;
 mod shared;
 mod steward;
 

@@ -82,7 +82,7 @@ pub(crate) fn txn(worker: &Worker, received: &Received) -> Txn {
     Txn {
         instance: worker.record.instance,
         stream: received.message.stream.clone(),
-        created: received.stream_created,
+        life: received.life,
         sequence: received.message.sequence,
     }
 }

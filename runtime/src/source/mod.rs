@@ -19,8 +19,8 @@ use crate::event::Message;
 pub(crate) struct Received {
     /// The message.
     pub(crate) message: Message,
-    /// When its stream was made, nanoseconds since 1970: a stream made anew is a new input.
-    pub(crate) stream_created: i64,
+    /// Which life of its input it is of (`Input::life`): a stream that was made anew is a new input.
+    pub(crate) life: i64,
     /// Whether it comes from the function's internal input, not from a stream of events.
     pub(crate) internal: bool,
     /// Who waits for a reply, if it is a call.

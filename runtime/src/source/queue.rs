@@ -36,7 +36,8 @@ pub(crate) struct SourceError(pub(crate) String);
 pub(crate) struct QueueSource {
     messages: pull::Stream,
     stream: Arc<str>,
-    stream_created: i64,
+    /// See [`Input::life`].
+    life: i64,
 }
 
 impl QueueSource {
@@ -67,7 +68,7 @@ impl QueueSource {
         Ok(Self {
             messages,
             stream: input.stream.as_str().into(),
-            stream_created,
+            life: input.life(stream_created),
         })
     }
 
@@ -104,7 +105,7 @@ impl QueueSource {
         let (_, acker) = taken.split();
         Ok(Received {
             message,
-            stream_created: self.stream_created,
+            life: self.life,
             internal: false,
             caller: None,
             key: None,

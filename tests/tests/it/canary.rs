@@ -253,3 +253,29 @@ async fn a_canary_is_promoted_or_aborted_by_hand() -> Result<()> {
         .await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_version_that_fails_at_its_sample_never_gets_an_event() -> Result<()> {
+    let sample =
+        "sample = { subject = \"hostile.act.sample\", data = '{\"do\":\"crash-unless-mended\"}' }";
+    let scene = Scene::start(&manifest("v1", "yes", sample)?).await?;
+    // It was handled on state that was thrown away.
+    let handled = scene.pelton.json(&["state", "ls"]).await?;
+    assert_eq!(handled.as_array().map(Vec::len), Some(0), "{handled}");
+    scene.project.change(&manifest("v2", "no", sample)?)?;
+    let said = ["not deployed", "its sample event: pelton-trap", "mended"];
+    scene.pelton.refused(&["deploy"], &said).await?;
+    scene.nats.serving("hostile", Some(1), 1).await?;
+    let other = sample.replace("hostile.act.sample", "orders.x");
+    scene.project.change(&manifest("v2", "yes", &other)?)?;
+    scene
+        .pelton
+        .refused(
+            &["deploy"],
+            &["no handler takes the sample's subject orders.x"],
+        )
+        .await?;
+    let sequence = round(&scene.nats).await?.first().copied().context("one")?;
+    assert_eq!(done(&scene.nats, sequence).await?["tag"], "v1");
+    Ok(())
+}

@@ -9,6 +9,8 @@ use pelton_runtime::control::versions::{self, VersionStatus};
 use pelton_runtime::records::Provenance;
 
 use super::hold::{self, OneFunction};
+use super::remove::{self, RemoveArgs};
+use super::reset::{self, ResetArgs};
 use crate::global::Global;
 use crate::output::{Output, duration_ms};
 
@@ -68,6 +70,21 @@ enum FunctionCommand {
         #[arg(long, value_name = "N", value_parser = concurrency)]
         concurrency: Concurrency,
     },
+    /// Have a function begin elsewhere in its inputs: at the start, at an event, at a time, or with what is new
+    ///
+    /// All nodes let go of it first. What it handles again is another delivery than the first time: its state writes are made and its events are
+    /// emitted once more. What waits for another attempt from before that place goes on waiting. Asks first.
+    #[command(
+        after_help = "Examples:\n  pelton function reset orders --to start --dry-run\n  \
+        pelton function reset orders --to 1200 --stream ORDERS --yes\n  \
+        pelton function reset orders --to 2026-01-31T08:00:00Z"
+    )]
+    Reset(ResetArgs),
+    /// Remove a function: its events stay in their streams, its state in the app's bucket. Asks first
+    #[command(
+        after_help = "Examples:\n  pelton function rm orders --dry-run\n  pelton function rm orders --yes"
+    )]
+    Rm(RemoveArgs),
     /// Show one function: settings, nodes, inputs and what waits in them
     #[command(
         after_help = "Examples:\n  pelton function info orders\n  pelton function info orders --app shop --json"
@@ -106,6 +123,8 @@ pub async fn run(args: FunctionArgs, global: &Global) -> anyhow::Result<()> {
         }
         FunctionCommand::Pause(which) => hold::pause(which, global).await,
         FunctionCommand::Resume(which) => hold::resume(which, global).await,
+        FunctionCommand::Reset(args) => reset::run(args, global).await,
+        FunctionCommand::Rm(args) => remove::run(args, global).await,
         FunctionCommand::Set { which, concurrency } => {
             hold::set(which, concurrency.0, global).await
         }

@@ -16,6 +16,8 @@ pub mod new;
 pub mod node;
 mod provenance;
 pub mod publish;
+pub mod remove;
+pub mod reset;
 pub mod rollback;
 pub mod rollout;
 pub mod run;

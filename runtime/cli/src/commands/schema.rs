@@ -53,6 +53,8 @@ fn schemas() -> BTreeMap<&'static str, Schema> {
         ("function-ls", schema_for!(Vec<functions::FunctionStatus>)),
         ("function-pause", schema_for!(super::hold::ControlReport)),
         ("function-resume", schema_for!(super::hold::ControlReport)),
+        ("function-reset", schema_for!(super::reset::ResetReport)),
+        ("function-rm", schema_for!(super::remove::RemovalReport)),
         ("function-set", schema_for!(super::hold::ControlReport)),
         ("node-ls", schema_for!(Vec<NodeRecord>)),
         ("node-drain", schema_for!(NodeRecord)),

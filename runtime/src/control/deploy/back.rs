@@ -120,7 +120,8 @@ fn again(active: &FunctionRecord, mut older: FunctionRecord) -> FunctionRecord {
     for input in &mut older.inputs {
         let now = active.inputs.iter().find(|one| one.stream == input.stream);
         if let Some(now) = now {
-            (input.start, input.begun, input.created) = (now.start, now.begun, now.created);
+            (input.start, input.begun) = (now.start, now.begun);
+            (input.created, input.resets) = (now.created, now.resets);
         }
     }
     FunctionRecord {
@@ -185,6 +186,7 @@ mod tests {
             subjects: vec!["orders.>".into()],
             start,
             begun: true,
+            resets: 0,
             created,
         };
         let older = FunctionRecord {

@@ -253,7 +253,7 @@ async fn created(js: &jetstream::Context, input: &mut Input) -> Result<u64, Cont
 }
 
 /// The sequence before the first message that was stored at this time or later.
-async fn before_time(
+pub(in crate::control) async fn before_time(
     js: &jetstream::Context,
     stream: &str,
     text: &str,

@@ -124,7 +124,7 @@ async fn remove(
 }
 
 /// An answer of the JetStream API; null when what it is about does not exist, or no longer.
-pub(super) async fn request(
+pub(in crate::control) async fn request(
     js: &jetstream::Context,
     subject: &str,
     body: Value,
@@ -161,6 +161,7 @@ mod tests {
                 subjects: vec!["read.>".into()],
                 start: 0,
                 begun: false,
+                resets: 0,
                 created: 0,
             }],
             settings: FunctionSettings {

@@ -96,6 +96,7 @@ pub(super) fn inputs(parts: Vec<(String, Vec<String>)>) -> Vec<Input> {
             subjects,
             start: 0,
             begun: false,
+            resets: 0,
             created: 0,
         })
         .collect()

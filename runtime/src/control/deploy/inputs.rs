@@ -89,6 +89,7 @@ impl Planner<'_> {
 
     /// The position engine begins where the first deploy said, unless the stream is another one since.
     fn carry_start(&self, input: &mut Input) {
+        input.resets = self.known(&input.stream).map_or(0, |known| known.resets);
         if self.declared.settings.delivery != DeliveryMode::ExactlyOnce {
             return;
         }

@@ -30,7 +30,7 @@ const AT_ONCE: usize = 16;
 ///
 /// # Errors
 /// NATS trouble. Deploying again goes on.
-pub(super) async fn clear(
+pub(in crate::control) async fn clear(
     js: &jetstream::Context,
     names: &AppNames,
     record: &FunctionRecord,

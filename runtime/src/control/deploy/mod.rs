@@ -8,6 +8,7 @@ mod apply;
 mod back;
 mod begin;
 mod changes;
+mod checks;
 mod clean_up;
 mod coverage;
 mod gone;
@@ -25,8 +26,11 @@ mod tests;
 
 pub use apply::{Steps, Way, apply};
 pub use back::{Rollback, back, find};
+pub(super) use begin::before_time;
 pub use changes::Change;
 pub use clean_up::clean_up;
+pub(super) use clean_up::request;
+pub(super) use leftovers::clear;
 pub use plan::{
     FunctionAction, FunctionPlan, InputAction, InputPlan, Plan, StreamAction, StreamPlan, plan,
 };

@@ -190,10 +190,10 @@ async fn hand_over(
         ));
     }
     let created = stream.cached_info().created.unix_timestamp_nanos();
-    let created = i64::try_from(created).unwrap_or_default();
+    let life = input.life(i64::try_from(created).unwrap_or_default());
     let markers = done.iter().map(|sequence| {
         let subject = names.marker(&record.function, &input.stream, *sequence);
-        let txn = txn(record.instance, &input.stream, created, *sequence);
+        let txn = txn(record.instance, &input.stream, life, *sequence);
         (subject, txn)
     });
     mark(js, markers.collect())

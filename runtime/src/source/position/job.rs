@@ -307,7 +307,7 @@ impl Job {
         Received {
             caller: internal.then(|| Caller::of(&message.headers)).flatten(),
             message,
-            stream_created: self.context.stream_created,
+            life: self.context.input.life(self.context.stream_created),
             internal,
             key,
             delivered: 1,

@@ -73,7 +73,7 @@ pub(super) async fn restore(
     let txn = Txn {
         instance: worker.record.instance,
         stream: input.clone(),
-        created: context.stream_created,
+        life: context.input.life(context.stream_created),
         sequence,
     }
     .id();

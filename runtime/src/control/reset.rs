@@ -1,0 +1,337 @@
+//! Has a function begin elsewhere in its inputs: at the start, at an event, at a time, or with what is new. What it handles again is another
+//! delivery than the first time, so that its effects are made once more.
+//!
+//! Nothing of it may be under way meanwhile: it is paused, by all nodes, until its positions are written.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::{self, stream::Stream};
+use futures::StreamExt;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::json;
+
+use super::deploy::{before_time, request};
+use super::progress::{Place, Progress, records, rewrite};
+use super::scan::{Scan, ordered};
+use super::{ControlError, functions, hold, open, rollout};
+use crate::config::DeliveryMode;
+use crate::names::AppNames;
+use crate::records::{FunctionRecord, Input, PositionRecord};
+use crate::source;
+
+/// Purges of the park on their way at the same time.
+const AT_ONCE: usize = 8;
+
+/// Where a function is to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ResetTo {
+    /// With the first event that its inputs hold.
+    Start,
+    /// With what is published from now on.
+    New,
+    /// With the event of this sequence, or the next one.
+    Sequence(u64),
+    /// With the first event that was stored at this time or later, RFC 3339.
+    Time(String),
+}
+
+/// A reset that is to be carried out.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Reset {
+    /// The app.
+    pub app: String,
+    /// The function.
+    pub function: String,
+    /// By input.
+    pub inputs: Vec<InputReset>,
+}
+
+/// What a reset means for one input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct InputReset {
+    /// The stream.
+    pub stream: String,
+    /// Up to here everything was done.
+    pub from: u64,
+    /// Up to here everything will count as done.
+    pub to: u64,
+    /// Events that are handled again, at most: some of them may not have been handled before.
+    pub again: u64,
+    /// Events that are passed by and will not be handled.
+    pub passed_by: u64,
+    /// Events that wait for another attempt, and are begun anew instead; those that lie before `to` go on waiting.
+    pub begun_anew: u64,
+}
+
+/// What a reset would do. Changes nothing.
+///
+/// # Errors
+/// No such function or input; a time that is none; NATS trouble.
+pub async fn find(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    stream: Option<&str>,
+    to: &ResetTo,
+) -> Result<Reset, ControlError> {
+    let (record, _) = functions::record(js, app, function).await?;
+    let names = AppNames::new(app);
+    let chosen = |input: &&Input| stream.is_none_or(|stream| input.stream == stream);
+    let chosen: Vec<&Input> = record.inputs.iter().filter(chosen).collect();
+    let all = record.inputs.iter().map(|input| input.stream.as_str());
+    let all = all.collect::<Vec<_>>().join(", ");
+    if chosen.is_empty() {
+        return Err(ControlError::not_found(
+            format!(
+                "function {function} does not read stream {}",
+                stream.unwrap_or("any")
+            ),
+            format!("choose one of {all}"),
+        ));
+    }
+    if let (ResetTo::Sequence(_), 2..) = (to, chosen.len()) {
+        return Err(ControlError::refused(
+            format!("function {function} reads several streams, and a sequence is of one"),
+            format!("name one of {all} with --stream"),
+        ));
+    }
+    let mut inputs = Vec::new();
+    for input in chosen {
+        inputs.push(look(js, &names, &record, input, to).await?);
+    }
+    Ok(Reset {
+        app: app.to_owned(),
+        function: function.to_owned(),
+        inputs,
+    })
+}
+
+async fn look(
+    js: &jetstream::Context,
+    names: &AppNames,
+    record: &FunctionRecord,
+    input: &Input,
+    to: &ResetTo,
+) -> Result<InputReset, ControlError> {
+    let name = &input.stream;
+    let Some(stream) = open(js, name).await? else {
+        return Err(ControlError::not_found(
+            format!("there is no stream {name}"),
+            "deploy again, which makes it",
+        ));
+    };
+    let state = &stream.cached_info().state;
+    let to = match to {
+        ResetTo::Start => state.first_sequence.saturating_sub(1),
+        ResetTo::New => state.last_sequence,
+        ResetTo::Sequence(at) if *at > state.last_sequence + 1 => {
+            return Err(ControlError::refused(
+                format!("stream {name} ends at {}", state.last_sequence),
+                "name a sequence up to that, or say `new`",
+            ));
+        }
+        ResetTo::Sequence(at) => at.saturating_sub(1),
+        ResetTo::Time(text) => {
+            let before = before_time(js, name, text).await?;
+            before.unwrap_or(state.last_sequence)
+        }
+    };
+    let place = Place {
+        names,
+        function: &record.function,
+        stream: name,
+    };
+    let (from, begun_anew) = match record.settings.delivery {
+        DeliveryMode::ExactlyOnce => {
+            let positions = records(js, place).await?;
+            let parked = positions
+                .values()
+                .flat_map(PositionRecord::parked_sequences);
+            let beyond = parked.filter(|at| *at > to).count() as u64;
+            (Progress::new(input.start, &positions).floor(), beyond)
+        }
+        DeliveryMode::AtLeastOnce => {
+            let consumer = names.consumer(&record.function);
+            let info = stream.consumer_info(&consumer).await;
+            let floor = info.map_or(0, |info| info.ack_floor.stream_sequence);
+            (floor, 0)
+        }
+    };
+    let (low, high) = (from.min(to), from.max(to));
+    let between = count(&stream, input, low)
+        .await?
+        .saturating_sub(count(&stream, input, high).await?);
+    Ok(InputReset {
+        stream: name.clone(),
+        from,
+        to,
+        again: if to < from { between } else { 0 },
+        passed_by: if to > from { between } else { 0 },
+        begun_anew,
+    })
+}
+
+/// Events of an input beyond a sequence; the server counts them.
+async fn count(stream: &Stream, input: &Input, beyond: u64) -> Result<u64, ControlError> {
+    let scan = Scan {
+        filters: input.subjects.clone(),
+        from: DeliverPolicy::ByStartSequence {
+            start_sequence: beyond + 1,
+        },
+        headers_only: true,
+    };
+    Ok(ordered(stream, scan).await?.cached_info().num_pending)
+}
+
+/// Carries it out. The record afterwards; nodes that have not confirmed by then follow.
+///
+/// # Errors
+/// A node does not let go within `within`, and nothing was changed; NATS trouble: then the function stays paused, and resetting it again
+/// goes on.
+pub async fn carry_out(
+    js: &jetstream::Context,
+    reset: &Reset,
+    by: &str,
+    within: Duration,
+    mut step: impl FnMut(&str),
+) -> Result<FunctionRecord, ControlError> {
+    let (app, function) = (reset.app.as_str(), reset.function.as_str());
+    let names = AppNames::new(app);
+    step("waiting for the nodes to let go of it");
+    let (record, was_paused) = hold::at_rest(js, app, function, by, within).await?;
+    for input in &reset.inputs {
+        step(&format!("writing where it is in stream {}", input.stream));
+        place(js, &names, &record, input).await?;
+    }
+    let changed = rollout::change(js, app, function, |record| {
+        let mut next = record.clone();
+        let trial = next.trial.iter_mut().map(|trial| &mut trial.record.inputs);
+        for inputs in std::iter::once(&mut next.inputs).chain(trial) {
+            moved(inputs, reset);
+        }
+        if !was_paused {
+            next.controls.paused = None;
+        }
+        next.generation = record.generation() + 1;
+        Ok(Some(next))
+    });
+    match changed.await? {
+        Some(record) => Ok(record),
+        None => Ok(functions::record(js, app, function).await?.0),
+    }
+}
+
+/// The inputs with their new begin, each in another life.
+fn moved(inputs: &mut [Input], reset: &Reset) {
+    for input in inputs {
+        if let Some(to) = reset.inputs.iter().find(|one| one.stream == input.stream) {
+            input.start = to.to;
+            input.resets = input.resets.wrapping_add(1);
+        }
+    }
+}
+
+/// Says where the function is in one input.
+async fn place(
+    js: &jetstream::Context,
+    names: &AppNames,
+    record: &FunctionRecord,
+    reset: &InputReset,
+) -> Result<(), ControlError> {
+    let (function, name, to) = (record.function.as_str(), reset.stream.as_str(), reset.to);
+    let Some(commit) = open(js, &names.commit_stream()).await? else {
+        return Ok(());
+    };
+    match record.settings.delivery {
+        DeliveryMode::ExactlyOnce => {
+            let place = Place {
+                names,
+                function,
+                stream: name,
+            };
+            rewrite(js, place, |stored| {
+                let next = begin(stored, to);
+                (stored != Some(&next)).then_some(next)
+            })
+            .await?;
+            let filter = names.parked_filter(function, name, None);
+            clear(&commit, &filter, Some(to)).await
+        }
+        DeliveryMode::AtLeastOnce => {
+            let consumer = format!("{name}.{}", names.consumer(function));
+            let doing = format!("move consumer {consumer}");
+            request(
+                js,
+                &format!("CONSUMER.DELETE.{consumer}"),
+                json!({}),
+                &doing,
+            )
+            .await?;
+            let input = record.inputs.iter().find(|input| input.stream == name);
+            if let (Some(input), Some(stream)) = (input, open(js, name).await?) {
+                let made = source::ensure_consumer_from(&stream, record, input, to + 1).await;
+                made.map_err(|error| ControlError::nats(&doing, error))?;
+            }
+            clear(&commit, &names.waiting_filter(function, name), None).await
+        }
+    }
+}
+
+/// A position that begins behind `to`; what waits from before that goes on waiting.
+fn begin(stored: Option<&PositionRecord>, to: u64) -> PositionRecord {
+    let parked = stored
+        .into_iter()
+        .flat_map(PositionRecord::parked_sequences);
+    let parked: Vec<u64> = parked.filter(|at| *at <= to).collect();
+    PositionRecord::new("", to, std::iter::empty(), (0, 0)).with_parked(parked.into_iter())
+}
+
+/// Removes what waits beyond a sequence, or all.
+async fn clear(commit: &Stream, filter: &str, beyond: Option<u64>) -> Result<(), ControlError> {
+    let failed = |why: &dyn std::fmt::Display| ControlError::nats(format!("purge {filter}"), why);
+    let Some(beyond) = beyond else {
+        let purged = commit.purge().filter(filter).await;
+        return purged.map(drop).map_err(|error| failed(&error));
+    };
+    let subjects = commit.info_with_subjects(filter).await;
+    let subjects = subjects.map_err(|error| failed(&error))?;
+    let mut purges = subjects
+        .map(async |entry| {
+            let (subject, _) = entry.map_err(|error| failed(&error))?;
+            let at = subject
+                .rsplit('.')
+                .next()
+                .and_then(|token| token.parse::<u64>().ok());
+            if at.is_none_or(|at| at <= beyond) {
+                return Ok(());
+            }
+            let purged = commit.purge().filter(subject).await;
+            purged.map(drop).map_err(|error| failed(&error))
+        })
+        .buffer_unordered(AT_ONCE);
+    while let Some(purged) = purges.next().await {
+        purged?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_from_before_goes_on_waiting() {
+        let stored = PositionRecord::new("node", 90, [95].into_iter(), (95, 950));
+        let stored = stored.with_parked([20, 50, 95].into_iter());
+        let next = begin(Some(&stored), 50);
+        assert_eq!(
+            (next.sequence, next.owner.as_str(), next.witness),
+            (50, "", 0)
+        );
+        assert_eq!(next.parked_sequences().collect::<Vec<_>>(), [20, 50]);
+        assert_eq!(next.done_sequences().count(), 0);
+        assert_eq!(begin(None, 7).sequence, 7);
+    }
+}

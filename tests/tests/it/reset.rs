@@ -1,0 +1,206 @@
+//! A function begins elsewhere in its inputs, and one is removed: nothing is lost that was not said to be, and what is handled again has its
+//! effects again.
+
+use anyhow::{Context, Result, ensure};
+use pelton_tests::{Nats, Scene, build, eventually, project};
+use serde_json::json;
+
+fn manifest(more: &str) -> Result<String> {
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    text += "[streams.OUT]\nsubjects = [\"out.>\"]\n";
+    text += &project::keyed("hostile", &build::component("hostile")?, 3, more);
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\nemit = [\"out.>\"]\n";
+    Ok(text)
+}
+
+/// Events that add one to a counter, each of another key.
+async fn count(nats: &Nats, events: usize) -> Result<()> {
+    let body = json!({ "do": "count", "counter": "all" }).to_string();
+    for key in 0..events {
+        nats.publish(&format!("hostile.act.k{key}"), body.clone())
+            .await?;
+    }
+    Ok(())
+}
+
+async fn counted(nats: &Nats, expected: u64) -> Result<()> {
+    eventually(&format!("{expected} to be counted"), || async {
+        let found = nats.value("shop", "counters.all").await?;
+        let found = found.and_then(|value| value.as_u64()).unwrap_or(0);
+        ensure!(found == expected, "{found} counted");
+        Ok(Some(()))
+    })
+    .await
+}
+
+async fn at_rest(scene: &Scene) -> Result<()> {
+    eventually("nothing to be pending", || async {
+        let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
+        ensure!(info["status"]["pending"] == 0, "{info}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+async fn resets(delivery: &str) -> Result<()> {
+    let retry = "retry = { max-attempts = 5, initial-delay = \"6s\", max-delay = \"6s\" }";
+    let scene = Scene::start(&manifest(&format!("{delivery}\n{retry}"))?).await?;
+    let _second = scene.node()?;
+    scene.nats.serving("hostile", Some(1), 2).await?;
+    let nats = &scene.nats;
+    count(nats, 40).await?;
+    let emit = json!({ "do": "emit", "subject": "out.a", "count": 1, "bytes": 10 });
+    nats.publish("hostile.act.emit", emit.to_string()).await?;
+    counted(nats, 40).await?;
+    at_rest(&scene).await?;
+
+    let again = ["function", "reset", "hostile", "--to", "start"];
+    let said = scene
+        .pelton
+        .json(&[again.as_slice(), &["--dry-run"]].concat())
+        .await?;
+    let input = &said["reset"]["inputs"][0];
+    assert_eq!(
+        (&input["to"], &input["again"]),
+        (&json!(0), &json!(41)),
+        "{said}"
+    );
+    assert_eq!(said["applied"], false);
+    scene
+        .pelton
+        .refused(&again, &["no terminal to ask on", "--yes"])
+        .await?;
+    counted(nats, 40).await?;
+    scene
+        .pelton
+        .ok(&[again.as_slice(), &["--yes"]].concat())
+        .await?;
+    counted(nats, 80).await?;
+    eventually("the event to be emitted again", || async {
+        let arrived = nats.count("OUT").await?;
+        ensure!(arrived == 2, "{arrived} arrived");
+        Ok(Some(()))
+    })
+    .await?;
+    at_rest(&scene).await?;
+    // The last ten, by their sequence.
+    let from = ["function", "reset", "hostile", "--to", "32", "--yes"];
+    scene.pelton.ok(&from).await?;
+    counted(nats, 89).await?;
+    at_rest(&scene).await?;
+
+    // One that is paused stays so, and what is passed by stays unhandled.
+    scene.pelton.ok(&["function", "pause", "hostile"]).await?;
+    count(nats, 10).await?;
+    let new = ["function", "reset", "hostile", "--to", "new", "--yes"];
+    let said = scene.pelton.json(&new).await?;
+    assert_eq!(said["reset"]["inputs"][0]["passed_by"], 10, "{said}");
+    scene.pelton.ok(&["function", "resume", "hostile"]).await?;
+    count(nats, 5).await?;
+    counted(nats, 94).await?;
+    at_rest(&scene).await?;
+    ensure!(nats.dead("shop").await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_function_of_positions_begins_elsewhere() -> Result<()> {
+    resets("").await
+}
+
+#[tokio::test]
+async fn a_function_of_the_queue_begins_elsewhere() -> Result<()> {
+    resets("delivery = \"at-least-once\"").await
+}
+
+#[tokio::test]
+async fn what_waits_goes_on_waiting_or_is_begun_anew() -> Result<()> {
+    let retry = "retry = { max-attempts = 5, initial-delay = \"4s\", max-delay = \"4s\" }";
+    let scene = Scene::start(&manifest(retry)?).await?;
+    let nats = &scene.nats;
+    let fails = json!({ "do": "fail", "how": "retry", "code": "no", "well_at": 2 }).to_string();
+    let before = nats.publish("hostile.act.a", fails.clone()).await?;
+    count(nats, 3).await?;
+    let beyond = nats.publish("hostile.act.b", fails).await?;
+    eventually("both to wait", || async {
+        let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        Ok((parked == 2).then_some(()))
+    })
+    .await?;
+    counted(nats, 3).await?;
+    let reset = ["function", "reset", "hostile", "--to", "3", "--yes"];
+    let said = scene.pelton.json(&reset).await?;
+    let input = &said["reset"]["inputs"][0];
+    assert_eq!(input["begun_anew"], 1, "{said}");
+    for sequence in [before, beyond] {
+        let key = format!("done.HOSTILE=3A{sequence}");
+        let done = eventually("it to be handled", || nats.value("shop", &key)).await?;
+        assert_eq!(done["attempt"], 2, "{sequence}");
+    }
+    counted(nats, 5).await?;
+    let wrong = ["function", "reset", "hostile", "--to", "99", "--yes"];
+    scene.pelton.refused(&wrong, &["ends at 5"]).await?;
+    let other = [
+        "function", "reset", "hostile", "--to", "new", "--stream", "OUT", "--yes",
+    ];
+    scene
+        .pelton
+        .refused(
+            &other,
+            &["does not read stream OUT", "choose one of HOSTILE"],
+        )
+        .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_function_is_removed_and_what_stays_is_said() -> Result<()> {
+    let scene = Scene::start(&manifest("start = \"new\"\nschedule = \"* * * * * *\"")?).await?;
+    let nats = &scene.nats;
+    count(nats, 10).await?;
+    counted(nats, 10).await?;
+    let fails = json!({ "do": "fail", "how": "defer", "code": "no", "well_at": 0 }).to_string();
+    nats.publish("hostile.act.a", fails).await?;
+    eventually("it to wait", || async {
+        let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
+        Ok((info["status"]["deferred"] == 1).then_some(()))
+    })
+    .await?;
+    let rm = ["function", "rm", "hostile"];
+    let dry = scene
+        .pelton
+        .json(&[rm.as_slice(), &["--dry-run"]].concat())
+        .await?;
+    assert_eq!(
+        (&dry["removal"]["waiting"], &dry["applied"]),
+        (&json!(1), &json!(false))
+    );
+    scene
+        .pelton
+        .refused(&rm, &["no terminal to ask on"])
+        .await?;
+    let said = scene
+        .pelton
+        .ok(&[rm.as_slice(), &["--yes"]].concat())
+        .await?;
+    ensure!(said.stdout.contains("state of app shop stays"), "{said:#?}");
+    let listed = scene.pelton.json(&["function", "ls"]).await?;
+    assert_eq!(listed.as_array().map(Vec::len), Some(0), "{listed}");
+    counted(nats, 10).await?;
+    for (what, stream) in [
+        ("$PELTON.shop.pos.hostile.HOSTILE.>", "KV_shop"),
+        ("$PELTON.shop.park.>", "KV_shop"),
+        ("$PELTON.shop.at.>", "KV_shop"),
+        ("$KV.PELTON_REGISTRY.version.shop.>", "KV_PELTON_REGISTRY"),
+    ] {
+        let left = nats.count_below(stream, what).await.context(what)?;
+        // A key that was purged leaves its marker.
+        ensure!(left == 0 || what.contains("REGISTRY"), "{left} of {what}");
+    }
+    // Another function of its name, from version 1 on.
+    scene.pelton.ok(&["deploy"]).await?;
+    nats.serving("hostile", Some(1), 1).await?;
+    count(nats, 5).await?;
+    counted(nats, 15).await?;
+    Ok(())
+}
