@@ -1,8 +1,12 @@
 //! What Pelton stores in its registry, as JSON with a format version. Nodes of two releases read each other's
 //! records, so fields are added, never changed.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::config::{FunctionSettings, Schedule};
@@ -41,6 +45,9 @@ pub struct FunctionRecord {
     /// The version that was active before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<u64>,
+    /// Until when nodes keep that one loaded, RFC 3339; empty: until the next one is active.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub warm_until: String,
     /// Whether it is only tried: nodes load it and say whether they can, and no event goes to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pending: bool,
@@ -88,6 +95,7 @@ impl FunctionRecord {
         Self {
             generation: 0,
             previous: None,
+            warm_until: String::new(),
             activated_at: String::new(),
             pending: false,
             trial: None,
@@ -104,6 +112,12 @@ impl FunctionRecord {
             record.settings.concurrency = concurrency;
         }
         record
+    }
+
+    /// For how long the version before stays loaded from `now` on; none: no end is said.
+    pub fn warm_for(&self, now: OffsetDateTime) -> Option<Duration> {
+        let until = OffsetDateTime::parse(&self.warm_until, &Rfc3339).ok()?;
+        Some(Duration::try_from(until - now).unwrap_or(Duration::ZERO))
     }
 
     /// When it was made active, RFC 3339.
@@ -123,6 +137,7 @@ impl FunctionRecord {
             version: 2,
             generation: 0,
             previous: None,
+            warm_until: String::new(),
             pending: false,
             trial: None,
             story: Vec::new(),
@@ -186,6 +201,9 @@ pub struct TrialRecord {
     /// Between two of them, milliseconds.
     #[serde(default)]
     pub every_ms: u64,
+    /// For how long the active version stays loaded when this one takes its place, milliseconds; none: until the next one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_ms: Option<u64>,
     /// When it is taken back; none: nobody judges it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bounds: Option<Bounds>,

@@ -89,6 +89,9 @@ pub fn promoted(
     Some(FunctionRecord {
         generation: (record.generation() + 1).max(version),
         previous: Some(record.version),
+        warm_until: trial
+            .warm_ms
+            .map_or_else(String::new, |ms| rfc3339(now + Duration::from_millis(ms))),
         activated_at: at,
         story: before.story,
         controls: Controls {
@@ -215,6 +218,7 @@ mod tests {
             since: rfc3339(OffsetDateTime::UNIX_EPOCH),
             steps: steps.to_vec(),
             every_ms: 1000,
+            warm_ms: None,
             bounds: Some(Bounds::default()),
         }
     }

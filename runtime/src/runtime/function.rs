@@ -247,7 +247,9 @@ impl Host {
         }
         let tried = record.trial.as_ref().map(|trial| trial.record.version);
         // The one before stays warm: a rollback finds it ready.
-        let known = [Some(record.version), record.previous, tried];
+        let warm = record.warm_for(OffsetDateTime::now_utc());
+        let before = record.previous.filter(|_| warm != Some(Duration::ZERO));
+        let known = [Some(record.version), before, tried];
         self.loaded
             .retain(|version, _| known.contains(&Some(*version)));
         for pause in backoff() {
@@ -257,6 +259,11 @@ impl Host {
                 break;
             }
             tokio::time::sleep(pause).await;
+        }
+        if let Some(left) = warm.filter(|left| !left.is_zero()) {
+            tokio::time::sleep(left).await;
+            self.loaded
+                .retain(|version, _| [Some(record.version), tried].contains(&Some(*version)));
         }
         std::future::pending().await
     }

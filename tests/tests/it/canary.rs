@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use pelton_tests::{Nats, Scene, build, eventually, project};
+use pelton_tests::{Nats, Node, Scene, build, eventually, project};
 use serde_json::{Value, json};
 
 /// Keys that events come for.
@@ -277,5 +277,35 @@ async fn a_version_that_fails_at_its_sample_never_gets_an_event() -> Result<()> 
         .await?;
     let sequence = round(&scene.nats).await?.first().copied().context("one")?;
     assert_eq!(done(&scene.nats, sequence).await?["tag"], "v1");
+    Ok(())
+}
+
+#[tokio::test]
+async fn blue_and_green_are_switched_when_all_nodes_are_ready() -> Result<()> {
+    let scene = Scene::start(&manifest("v1", "yes", "")?).await?;
+    let small = ["--max-memory", "64MiB"];
+    let mut second = Node::start(&scene.pelton, &small)?;
+    scene.nats.serving("hostile", Some(1), 2).await?;
+    scene
+        .project
+        .change(&manifest("v2", "yes", "memory = \"128MiB\"")?)?;
+    let deploy = ["deploy", "--blue-green"];
+    let said = ["not deployed", "1 of 2 nodes can load it", "--max-memory"];
+    scene.pelton.refused(&deploy, &said).await?;
+    assert_eq!(status(&scene).await?["version"], 1);
+    second.kill().await?;
+    let _large = scene.node()?;
+    scene.nats.serving("hostile", Some(1), 2).await?;
+    scene
+        .pelton
+        .ok(&[deploy.as_slice(), &["--keep-warm", "1h"]].concat())
+        .await?;
+    scene.nats.serving("hostile", Some(2), 2).await?;
+    let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
+    ensure!(info["record"]["warm_until"].is_string(), "{info}");
+    let began = Instant::now();
+    scene.pelton.ok(&["rollback", "hostile"]).await?;
+    scene.nats.serving("hostile", Some(1), 2).await?;
+    ensure!(began.elapsed() < Duration::from_secs(5));
     Ok(())
 }

@@ -93,7 +93,7 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
     }
     let (outcomes, wanted, failed) = match way {
         Way::AtOnce => (Outcomes::new(), plan.versions(), Vec::new()),
-        Way::Tried(_) => strategy::begin(&js, &plan, args.wait, &output).await?,
+        Way::Tried(_) => strategy::begin(&js, &plan, &args.strategy, args.wait, &output).await?,
     };
     let progress = output.progress("waiting for the nodes");
     let rollout = nodes::wait(&js, &manifest.app, &wanted, args.wait).await?;

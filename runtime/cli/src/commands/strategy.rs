@@ -39,6 +39,12 @@ pub struct StrategyArgs {
     /// Let nobody judge the canary: it stays until it is promoted or aborted, or its steps are over.
     #[arg(long, requires = "canary")]
     no_judge: bool,
+    /// Switch only when every node has the new version ready, and then all at once; the old one stays ready for --keep-warm.
+    #[arg(long, conflicts_with_all = ["canary", "no_trial"])]
+    blue_green: bool,
+    /// How long nodes keep the old version ready after the switch.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration, requires = "blue_green")]
+    keep_warm: Duration,
     /// Make the new version active before any node has loaded it.
     #[arg(long)]
     no_trial: bool,
@@ -70,6 +76,7 @@ impl StrategyArgs {
         Way::Tried(Steps {
             shares,
             every: self.every,
+            warm: self.blue_green.then_some(self.keep_warm),
             bounds: self.canary.filter(|_| !self.no_judge).map(|_| Bounds {
                 failures: self.max_failures,
                 p99: self.max_p99,
@@ -107,6 +114,7 @@ fn changed(plan: &Plan) -> impl Iterator<Item = &FunctionPlan> {
 pub async fn begin(
     js: &jetstream::Context,
     plan: &Plan,
+    StrategyArgs { blue_green, .. }: &StrategyArgs,
     within: Duration,
     output: &Output,
 ) -> anyhow::Result<(Outcomes, BTreeMap<String, Wanted>, Vec<String>)> {
@@ -125,7 +133,8 @@ pub async fn begin(
             "waiting for the nodes to load version {version} of {function}"
         ));
         let tried = rollout::wait_until_tried(js, app, function, *version, within).await?;
-        if tried.nodes > 0 && tried.ready == 0 {
+        let enough = if *blue_green { tried.nodes } else { 1 };
+        if tried.nodes > 0 && tried.ready < enough {
             let why = reason(&tried, within);
             match previous_version {
                 Some(_) => drop(rollout::abort(js, app, function, &why).await?),
@@ -158,9 +167,10 @@ pub async fn begin(
 }
 
 fn reason(tried: &Tried, within: Duration) -> String {
+    let Tried { nodes, ready, .. } = tried;
     if tried.failed.is_empty() {
         return format!(
-            "no node has loaded it within {}",
+            "{ready} of {nodes} nodes have loaded it within {}",
             humantime::format_duration(within)
         );
     }
@@ -168,10 +178,11 @@ fn reason(tried: &Tried, within: Duration) -> String {
         .failed
         .iter()
         .map(|(node, why)| format!("{node}: {why}"));
-    format!(
-        "no node can load it: {}",
-        whys.collect::<Vec<_>>().join("; ")
-    )
+    let who = match ready {
+        0 => "no node can load it".to_owned(),
+        _ => format!("{ready} of {nodes} nodes can load it"),
+    };
+    format!("{who}: {}", whys.collect::<Vec<_>>().join("; "))
 }
 
 /// `10%`, or `10`, as parts of 10,000.

@@ -44,6 +44,8 @@ pub struct Steps {
     pub shares: Vec<u32>,
     /// Between two of them.
     pub every: Duration,
+    /// For how long the version before stays loaded; none: until the next one is active.
+    pub warm: Option<Duration>,
     /// When it is taken back.
     pub bounds: Option<Bounds>,
 }
@@ -337,6 +339,9 @@ fn trial(record: &FunctionRecord, steps: &Steps) -> TrialRecord {
         since: record.activated_at.clone(),
         steps: steps.shares.clone(),
         every_ms: u64::try_from(steps.every.as_millis()).unwrap_or(u64::MAX),
+        warm_ms: steps
+            .warm
+            .map(|warm| u64::try_from(warm.as_millis()).unwrap_or(u64::MAX)),
         bounds: steps.bounds.clone(),
     }
 }

@@ -303,6 +303,7 @@ impl Planner<'_> {
             version: 1,
             generation: 0,
             previous: None,
+            warm_until: String::new(),
             pending: false,
             trial: None,
             story: Vec::new(),
