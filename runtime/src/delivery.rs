@@ -91,6 +91,9 @@ pub(crate) async fn deliver(
     let work = async {
         let started = Instant::now();
         worker.counters.delivered();
+        if received.is_new() {
+            worker.counters.consumed(1);
+        }
         let settlement = tokio::select! {
             settlement = reporting_progress(&received, handle(&worker, &received, permit)) => settlement,
             () = abort.cancelled() => Settlement::Again(Duration::ZERO),
@@ -104,6 +107,7 @@ pub(crate) async fn deliver(
 /// The way of one event: decode, invoke, carry out the verdict; again when what it read went stale.
 async fn handle(worker: &Worker, received: &Received, permit: OwnedSemaphorePermit) -> Settlement {
     if meant_for_another(worker, received) {
+        worker.counters.committed(0);
         return Settlement::Done;
     }
     let case = match Case::open(worker, received).await {

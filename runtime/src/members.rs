@@ -2,6 +2,7 @@
 //! positions decide.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, Message};
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::names::NODES_BUCKET;
-use crate::records::NodeRecord;
+use crate::records::{Counted, NodeRecord};
 use crate::registry::NODE_TTL;
 
 /// After this long every live node has been heard.
@@ -24,10 +25,38 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// App and function.
 type Served = BTreeSet<(String, String)>;
 
+/// Up to where nodes have counted what is stored in input streams, by app and stream: the latest that any of them said, those that are
+/// gone included. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heard(Arc<Mutex<BTreeMap<(String, String), Counted>>>);
+
+impl Heard {
+    /// What was said of an app's stream.
+    pub(crate) fn of(&self, app: &str, stream: &str) -> Option<Counted> {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&(app.to_owned(), stream.to_owned())).cloned()
+    }
+
+    fn note(&self, counted: Vec<Counted>) {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for one in counted {
+            let known = heard
+                .entry((one.app.clone(), one.stream.clone()))
+                .or_default();
+            // Of a stream that was made anew, whatever is said of it.
+            if known.created != one.created || known.sequence < one.sequence {
+                *known = one;
+            }
+        }
+    }
+}
+
 /// The live nodes by id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Members {
     nodes: BTreeMap<String, Served>,
+    /// Those of them that show metrics.
+    measuring: BTreeSet<String>,
     /// Whether all that live have been heard.
     complete: bool,
 }
@@ -52,6 +81,15 @@ impl Members {
         serving.map(|(node, _)| node.as_str())
     }
 
+    /// The one of those that show metrics and serve an app that measures what is true of the whole cluster.
+    pub(crate) fn measures(&self, app: &str) -> Option<&str> {
+        let serves = |node: &&String| {
+            let served = self.nodes.get(*node);
+            served.is_some_and(|served| served.iter().any(|(one, _)| one == app))
+        };
+        self.measuring.iter().find(serves).map(String::as_str)
+    }
+
     /// How many nodes serve anything of an app.
     pub(crate) fn of_app(&self, app: &str) -> usize {
         let serves = |served: &&Served| served.iter().any(|(one, _)| one == app);
@@ -63,12 +101,13 @@ impl Members {
 pub(crate) async fn follow(
     client: Client,
     members: watch::Sender<Members>,
+    counted: Heard,
     stop: CancellationToken,
 ) {
     let listening = async {
         loop {
             if let Ok(beats) = client.subscribe(format!("$KV.{NODES_BUCKET}.*")).await {
-                listen(beats, &members).await;
+                listen(beats, &members, &counted).await;
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -79,23 +118,35 @@ pub(crate) async fn follow(
     }
 }
 
-async fn listen(mut beats: async_nats::Subscriber, members: &watch::Sender<Members>) {
+/// One node's latest beat: when it came, what it serves, whether it shows metrics.
+type Beat = (Instant, Served, bool);
+
+async fn listen(
+    mut beats: async_nats::Subscriber,
+    members: &watch::Sender<Members>,
+    counted: &Heard,
+) {
     let began = Instant::now();
-    let mut heard: BTreeMap<String, (Instant, Served)> = BTreeMap::new();
+    let mut heard: BTreeMap<String, Beat> = BTreeMap::new();
     let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
             beat = beats.next() => match beat {
-                Some(beat) => hear(&mut heard, &beat),
+                Some(beat) => hear(&mut heard, &beat, counted),
                 None => return,
             },
             _ = look.tick() => {}
         }
-        heard.retain(|_, (last, _)| last.elapsed() < NODE_TTL);
+        heard.retain(|_, (last, ..)| last.elapsed() < NODE_TTL);
         let now = Members {
             nodes: heard
                 .iter()
-                .map(|(node, (_, served))| (node.clone(), served.clone()))
+                .map(|(node, (_, served, _))| (node.clone(), served.clone()))
+                .collect(),
+            measuring: heard
+                .iter()
+                .filter(|(_, (.., metrics))| *metrics)
+                .map(|(node, _)| node.clone())
                 .collect(),
             complete: began.elapsed() > LISTEN,
         };
@@ -107,7 +158,7 @@ async fn listen(mut beats: async_nats::Subscriber, members: &watch::Sender<Membe
     }
 }
 
-fn hear(heard: &mut BTreeMap<String, (Instant, Served)>, beat: &Message) {
+fn hear(heard: &mut BTreeMap<String, Beat>, beat: &Message, counted: &Heard) {
     let Some(node) = beat.subject.rsplit('.').next() else {
         return;
     };
@@ -116,9 +167,10 @@ fn hear(heard: &mut BTreeMap<String, (Instant, Served)>, beat: &Message) {
         heard.remove(node);
         return;
     };
+    counted.note(record.counted);
     let functions = record.functions.into_iter().filter(|one| one.version > 0);
     let served = functions.map(|one| (one.app, one.function)).collect();
-    heard.insert(node.to_owned(), (Instant::now(), served));
+    heard.insert(node.to_owned(), (Instant::now(), served, record.metrics));
 }
 
 #[cfg(test)]
@@ -141,13 +193,34 @@ mod tests {
         ]);
         let members = Members {
             nodes,
+            measuring: BTreeSet::from(["b".to_owned(), "c".to_owned()]),
             complete: true,
         };
+        let measures = ["shop", "bank", "zoo"].map(|app| members.measures(app));
+        assert_eq!(measures, [Some("b"), Some("b"), None]);
         assert_eq!(
             members.serving("shop", "notifier").collect::<Vec<_>>(),
             ["a", "b"]
         );
         let counted = ["shop", "bank", "zoo"].map(|app| members.of_app(app));
         assert_eq!(counted, [2, 1, 0]);
+    }
+
+    #[test]
+    fn the_latest_count_of_a_stream_is_kept_and_of_a_new_one_its_own() {
+        let heard = Heard::default();
+        let said = |created: &str, sequence| {
+            heard.note(vec![Counted {
+                app: "shop".into(),
+                stream: "IN".into(),
+                created: created.into(),
+                sequence,
+            }]);
+            heard.of("shop", "IN").map(|one| one.sequence)
+        };
+        assert_eq!(said("monday", 7), Some(7));
+        assert_eq!(said("monday", 5), Some(7), "a slow node");
+        assert_eq!(said("tuesday", 2), Some(2));
+        assert_eq!(heard.of("shop", "OUT"), None);
     }
 }

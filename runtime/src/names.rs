@@ -240,6 +240,13 @@ impl AppNames {
         format!("$PELTON.{}.out.{target}.>", self.app)
     }
 
+    /// The target of a message in the outbox; none: it lies elsewhere.
+    pub fn outbox_target<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        let rest = subject.strip_prefix("$PELTON.")?;
+        let rest = rest.strip_prefix(&*self.app)?.strip_prefix(".out.")?;
+        rest.split('.').next()
+    }
+
     /// Stream of dead letters.
     pub fn dead_stream(&self) -> String {
         format!("PELTON_DEAD_{}", self.app)

@@ -492,6 +492,25 @@ pub struct NodeRecord {
     /// Apps of which versions that gave way, or functions that are gone, still end attempts here.
     #[serde(default)]
     pub retiring: Vec<String>,
+    /// Whether it shows metrics: of these, the one with the least id counts what is stored in an app's input streams.
+    #[serde(default)]
+    pub metrics: bool,
+    /// Up to where it has counted that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub counted: Vec<Counted>,
+}
+
+/// Up to where the events of an app's input stream are counted: the node that goes on with it begins there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Counted {
+    /// The app.
+    pub app: String,
+    /// The stream.
+    pub stream: String,
+    /// When that was made, RFC 3339: one that is made anew counts from 1 again.
+    pub created: String,
+    /// The last sequence that is counted.
+    pub sequence: u64,
 }
 
 /// What a node has, and may use. Zeros: its release does not say.

@@ -25,6 +25,7 @@ use super::transaction::{Fence, Origin, Transaction};
 use crate::effects::{Effects, HEADER_RESERVE};
 use crate::members::Members;
 use crate::names::AppNames;
+use crate::telemetry::AppMeter;
 
 /// Batches of one app in flight from this node at most: batches of the same partitions wait for each other anyway.
 const SLOTS: usize = 4;
@@ -110,12 +111,14 @@ impl Drop for Expected<'_> {
 pub struct Room<'a>(#[allow(dead_code)] Option<SemaphorePermit<'a>>);
 
 impl Committer {
-    /// A committer for the app that `names` names; `members` says with how many nodes it shares what the server takes.
+    /// A committer for the app that `names` names; `members` says with how many nodes it shares what the server takes, `meter` is told
+    /// what it commits.
     pub(crate) fn start(
         client: Client,
         state: NatsState,
         names: AppNames,
         members: watch::Receiver<Members>,
+        meter: Arc<AppMeter>,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let cache = Cache::default();
@@ -124,6 +127,7 @@ impl Committer {
             state: state.clone(),
             names: names.clone(),
             cache: cache.clone(),
+            meter,
         };
         let expected = Arc::new(AtomicUsize::new(0));
         tokio::spawn(Gatherer::new(pilot, expected.clone(), members).run(waiting));
@@ -302,8 +306,11 @@ impl Gatherer {
     }
 
     fn land(&mut self, landed: Result<Landed, tokio::task::JoinError>) {
+        let meter = &self.pilot.meter;
+        meter.in_flight(self.flights.len());
         match landed {
             Ok(landed) => {
+                meter.landed(landed.took);
                 for key in &landed.keys {
                     self.busy.remove(key);
                 }
@@ -354,6 +361,7 @@ impl Gatherer {
             let pilot = self.pilot.clone();
             self.flights
                 .spawn(async move { pilot.fly(members, keys).await });
+            self.pilot.meter.in_flight(self.flights.len());
         }
     }
 
@@ -412,6 +420,7 @@ impl Gatherer {
                     match stale.is_empty() {
                         true => self.open.push(entry),
                         false => {
+                            self.pilot.meter.conflicts(1);
                             let _ = entry.reply.send(Err(CommitError::Conflict(stale)));
                         }
                     }

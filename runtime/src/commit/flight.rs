@@ -1,6 +1,7 @@
 //! One batch on its way: sent, and, when it is refused, sent again without those whose fault that was.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::Client;
@@ -16,6 +17,7 @@ use super::state::{Last, NatsState};
 use crate::effects::{StateError, Versioned};
 use crate::mutation;
 use crate::names::AppNames;
+use crate::telemetry::AppMeter;
 
 /// Wait for the answer of one batch.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -31,6 +33,7 @@ pub(super) struct Pilot {
     pub(super) state: NatsState,
     pub(super) names: AppNames,
     pub(super) cache: Cache,
+    pub(super) meter: Arc<AppMeter>,
 }
 
 /// What a batch leaves behind.
@@ -40,6 +43,9 @@ pub(super) struct Landed {
     /// From its first send to its last answer.
     pub(super) took: Duration,
 }
+
+/// By target stream: where in the batch the last of its events is, and how many there are.
+type Emitted = BTreeMap<String, (u64, u64)>;
 
 /// What became of one member of a refused batch.
 enum Blame {
@@ -88,19 +94,19 @@ impl Pilot {
                 continue;
             };
             let (size, sent) = (messages.len(), Instant::now());
-            let written = self.written(&messages);
+            let (written, emitted) = (self.written(&messages), self.emitted(&messages));
             let refusal = match batch::publish(&self.client, messages, TIMEOUT).await {
                 Ok(first) => {
                     tracing::debug!(deliveries = members.len(), messages = size, took = ?sent.elapsed(), "batch stored");
                     // Before anybody goes on: the next batch rests on these.
-                    let at = first + moves_at;
-                    for (revision, one) in (at..).zip(moves) {
+                    for (revision, one) in (first + moves_at..).zip(moves) {
                         one.partition.landed(&one.past, &one.parks, revision);
                     }
                     for (key, mut versioned) in written {
                         versioned.revision += first;
                         self.cache.learn(&key, &versioned);
                     }
+                    self.count(&members, emitted, first);
                     for member in members {
                         let _ = member.reply.send(Ok(()));
                     }
@@ -153,6 +159,33 @@ impl Pilot {
         keyed.collect()
     }
 
+    /// Counts a batch that was stored at `first`.
+    fn count(&self, members: &[Entry<Reply>], emitted: Emitted, first: u64) {
+        for (target, (last, count)) in emitted {
+            self.meter.emitted(&target, first + last, count);
+        }
+        let deliveries = members.iter().map(|one| one.transaction.deliveries());
+        self.meter.stored(deliveries.sum());
+    }
+
+    /// What a batch emits, without dead letters.
+    fn emitted(&self, messages: &[BatchMessage]) -> Emitted {
+        let mut emitted = Emitted::new();
+        for (at, message) in (0u64..).zip(messages) {
+            let Some(target) = self.names.outbox_target(&message.subject) else {
+                continue;
+            };
+            match emitted.get_mut(target) {
+                Some((last, count)) => (*last, *count) = (at, *count + 1),
+                None => {
+                    emitted.insert(target.to_owned(), (at, 1));
+                }
+            }
+        }
+        emitted.remove(&self.names.dead_stream());
+        emitted
+    }
+
     /// Answers those who are to blame for a failed condition and takes them out; says whether anything was found.
     async fn without_culprits(
         &self,
@@ -185,6 +218,7 @@ impl Pilot {
                     let _ = member.reply.send(outcome);
                 }
                 Blame::Keys(keys) => {
+                    self.meter.conflicts(1);
                     self.learn(&keys, &found);
                     let _ = member.reply.send(Err(CommitError::Conflict(keys)));
                 }

@@ -52,6 +52,7 @@ impl Scene {
             state.clone(),
             names.clone(),
             members.subscribe(),
+            Arc::default(),
         );
         Self {
             client,

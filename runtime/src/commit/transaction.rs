@@ -167,6 +167,12 @@ impl Transaction {
             .chain(followers.map(|one| (one.sequence, one.stored)))
     }
 
+    /// How many deliveries it ends or puts off.
+    pub(super) fn deliveries(&self) -> usize {
+        let only_position = matches!(self.fence, Fence::Position { stored: None, .. });
+        usize::from(!only_position) + self.followers.len()
+    }
+
     /// Whether it is in the park from now on, or not any more.
     pub(super) fn parks(&self) -> Option<(u64, bool)> {
         let parking = self.parking.as_ref()?;

@@ -211,7 +211,7 @@ pub async fn info(
     Ok(FunctionInfo { status, record })
 }
 
-async fn status(
+pub(crate) async fn status(
     js: &jetstream::Context,
     record: &FunctionRecord,
     nodes: &[NodeRecord],

@@ -138,7 +138,7 @@ pub fn bucket(duration: std::time::Duration) -> usize {
 }
 
 /// Upper bound of a bucket, milliseconds.
-fn bound_ms(bucket: usize) -> f64 {
+pub(crate) fn bound_ms(bucket: usize) -> f64 {
     0.1 * 2f64.powf(bucket as f64 / 2.0)
 }
 

@@ -49,12 +49,11 @@ struct Status {
     /// The version that takes events; 0: none.
     serving: u64,
     counters: Arc<Counters>,
-    /// One permit for each attempt that may be inside a handler.
-    handlers: Option<Arc<Semaphore>>,
-    concurrency: u32,
     text: String,
     lost: Lost,
     trial: Option<Tried>,
+    /// One for each attempt that may be in a handler, and how many there are.
+    handlers: Option<(Arc<Semaphore>, u32)>,
 }
 
 /// A version that is tried.
@@ -67,11 +66,13 @@ struct Tried {
 }
 
 impl Status {
-    /// Attempts inside a handler.
-    fn busy(&self) -> u32 {
-        let free = |handlers: &Arc<Semaphore>| u32::try_from(handlers.available_permits());
-        let free = self.handlers.as_ref().and_then(|one| free(one).ok());
-        free.map_or(0, |free| self.concurrency.saturating_sub(free))
+    /// Attempts inside a handler, and how many there may be.
+    fn load(&self) -> (u32, u32) {
+        let Some((handlers, most)) = &self.handlers else {
+            return (0, 0);
+        };
+        let free = u32::try_from(handlers.available_permits()).unwrap_or(u32::MAX);
+        (most.saturating_sub(free), *most)
     }
 
     fn text(&self) -> String {
@@ -149,6 +150,11 @@ impl Running {
         targets.map(|target| target.stream.as_str())
     }
 
+    /// Streams that its events come from.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = &str> {
+        self.record.inputs.iter().map(|input| input.stream.as_str())
+    }
+
     /// When this version was deployed.
     pub(super) fn deployed(&self) -> OffsetDateTime {
         OffsetDateTime::parse(self.record.activated_at(), &Rfc3339)
@@ -161,6 +167,7 @@ impl Running {
             .trial
             .as_ref()
             .and_then(|trial| trial.before.as_ref());
+        let (busy, concurrency) = status.load();
         NodeFunction {
             app: self.record.app.clone(),
             function: self.record.function.clone(),
@@ -169,8 +176,8 @@ impl Running {
             generation: self.record.generation(),
             status: status.text(),
             counts: status.counters.counts(),
-            busy: status.busy(),
-            concurrency: status.concurrency,
+            busy,
+            concurrency,
             figures: before.map(|before| status.counters.figures().since(before)),
             trial: status.trial.as_ref().map(|trial| NodeTrial {
                 version: trial.version,
@@ -315,10 +322,10 @@ impl Host {
                 lock(&self.status).lost = lost;
             }
         }
+        let handlers = self.line.as_ref().map(Line::handlers);
         let mut status = lock(&self.status);
         (status.serving, status.counters) = (*version, counters);
-        status.handlers = self.line.as_ref().map(Line::handlers);
-        status.concurrency = record.settings.concurrency;
+        status.handlers = handlers.map(|one| (one, record.settings.concurrency.max(1)));
         // Its counters begin anew, and so does what the one that is tried is compared with.
         if let Some(tried) = &mut status.trial {
             tried.before = tried.before.as_ref().map(|_| Figures::default());
@@ -444,6 +451,10 @@ impl Host {
         let (client, js) = (shared.publisher.clone(), shared.js.clone());
         let state = NatsState::new(client, js, names.clone());
         let committer = shared.committer(&names, &state);
+        let counters = Arc::default();
+        let FunctionRecord { app, version, .. } = record;
+        let meters = &shared.meters;
+        meters.register(app, &record.function, *version, &counters);
         Worker {
             record: record.clone(),
             name: record.function.as_str().into(),
@@ -453,7 +464,7 @@ impl Host {
             attempts: Attempts::new(shared.js.clone(), state.clone(), names.clone()),
             client: shared.publisher.clone(),
             logs: shared.logs.clone(),
-            counters: Arc::default(),
+            counters,
             habits: Habits::default(),
             handlers: Arc::new(Semaphore::new(concurrency)),
             unsettled: Arc::new(Semaphore::new(concurrency + FINISHED)),

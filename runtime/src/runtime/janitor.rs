@@ -38,6 +38,8 @@ struct Stuck {
 /// What a node serves of one app.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Served {
+    /// Streams that its functions read.
+    pub(super) inputs: BTreeSet<String>,
     /// Streams that its functions emit to.
     pub(super) targets: BTreeSet<String>,
     /// When a function of it was last deployed.

@@ -75,6 +75,11 @@ impl Line {
         }
     }
 
+    /// One for each attempt that may be inside a handler.
+    pub(super) fn handlers(&self) -> Arc<Semaphore> {
+        self.switch.lineup().active.handlers.clone()
+    }
+
     pub(super) fn endpoint(&self) -> Endpoint {
         self.endpoint.clone()
     }
@@ -352,7 +357,8 @@ impl Pumps {
                 Ok(mut source) => {
                     lock(&self.lost).remove(&input.stream);
                     let taken = self.take(&mut source, running).await;
-                    source.hand_back().await;
+                    let new = source.hand_back().await;
+                    self.route.worker().counters.consumed(new);
                     match taken {
                         Ok(()) => return,
                         Err((error, progressed)) => {
@@ -439,6 +445,9 @@ impl Pumps {
             }
         };
         for received in waiting {
+            if received.is_new() {
+                self.route.worker().counters.consumed(1);
+            }
             received
                 .acker
                 .settle(Settlement::Again(Duration::ZERO))

@@ -6,12 +6,16 @@ mod function;
 mod line;
 
 mod conductor;
+mod health;
 mod janitor;
 mod leaving;
+mod observer;
 mod sample;
 mod shared;
+mod station;
 mod steward;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,6 +51,9 @@ pub struct RuntimeOptions {
     pub max_instances: u32,
     /// Largest memory any function may ask for, bytes.
     pub max_memory: u64,
+    /// Where metrics and health are shown over HTTP; port 0: any that is free. None: nowhere, and nothing is measured that no event
+    /// passes by.
+    pub http: Option<SocketAddr>,
 }
 
 impl RuntimeOptions {
@@ -61,6 +68,7 @@ impl RuntimeOptions {
             node_name: "pelton".into(),
             max_instances: 512,
             max_memory: 256 << 20,
+            http: None,
         }
     }
 }
@@ -87,13 +95,14 @@ pub struct Runtime {
     id: Uuid,
     stop: CancellationToken,
     stopped: watch::Receiver<bool>,
+    http: Option<SocketAddr>,
 }
 
 impl Runtime {
     /// Checks the server, makes the shared buckets where they are missing and begins to serve.
     ///
     /// # Errors
-    /// The server is too old or has no JetStream, or the sandbox cannot start.
+    /// The server is too old or has no JetStream, the address for metrics is taken, or the sandbox cannot start.
     pub async fn start(options: RuntimeOptions) -> Result<Self, RuntimeError> {
         nats::check_server(&options.client)
             .await
@@ -113,21 +122,38 @@ impl Runtime {
             max_memory: options.max_memory,
         })
         .map_err(|error| RuntimeError(error.to_string()))?;
+        let (listener, http) = match options.http {
+            Some(address) => {
+                let (listener, address) = station::listen(address).await?;
+                (Some(listener), Some(address))
+            }
+            None => (None, None),
+        };
         let id = Uuid::now_v7();
         let stop = CancellationToken::new();
         let (done, stopped) = watch::channel(false);
-        let node = node::Node::new(id, options, publisher, js, sandbox);
+        let node = node::Node::new(id, options, publisher, js, sandbox, listener);
         let token = stop.clone();
         tokio::spawn(async move {
             node.run(token).await;
             let _ = done.send(true);
         });
-        Ok(Self { id, stop, stopped })
+        Ok(Self {
+            id,
+            stop,
+            stopped,
+            http,
+        })
     }
 
     /// The node's id in `PELTON_NODES`.
     pub fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// Where metrics and health are shown, with the port that was found; none: nowhere.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http
     }
 
     /// Waits until the node has stopped.

@@ -9,20 +9,25 @@ use async_nats::jetstream;
 use futures::StreamExt;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::RuntimeOptions;
 use super::conductor::{Conductor, Trials};
 use super::function::Running;
+use super::health::Health;
 use super::janitor::{Apps, Janitor, Served};
+use super::observer::Observer;
 use super::shared::Shared;
+use super::station::Station;
 use super::steward::Steward;
-use crate::members::{self, Members};
+use crate::members::{self, Heard, Members};
 use crate::names::NODES_BUCKET;
-use crate::records::{FORMAT, NodeLimits, NodeOrder, NodeRecord};
+use crate::records::{FORMAT, NodeFunction, NodeLimits, NodeOrder, NodeRecord};
 use crate::registry::{self, Change};
 use crate::sandbox::Sandbox;
 
@@ -50,6 +55,9 @@ pub(super) struct Node {
     latest: watch::Sender<NodeRecord>,
     /// Whether it takes no more events.
     draining: bool,
+    health: Arc<Health>,
+    /// Where metrics and health are asked for.
+    listener: Option<TcpListener>,
 }
 
 impl Node {
@@ -59,6 +67,7 @@ impl Node {
         publisher: Client,
         js: jetstream::Context,
         sandbox: Sandbox,
+        listener: Option<TcpListener>,
     ) -> Self {
         let started_at = OffsetDateTime::now_utc()
             .format(&Rfc3339)
@@ -83,32 +92,30 @@ impl Node {
             members: Some(members),
             latest: watch::Sender::default(),
             draining: false,
+            health: Arc::new(Health::new()),
+            listener,
         }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
         tracing::info!(node = %self.id, name = self.options.node_name, "serving");
-        let janitor = Janitor::new(self.shared.js.clone(), self.apps.subscribe());
-        tokio::spawn(janitor.run(stop.clone()));
-        let conductor = Conductor {
-            client: self.shared.publisher.clone(),
-            js: self.shared.js.clone(),
-            node: self.id.to_string(),
-            trials: self.trials.subscribe(),
-        };
-        tokio::spawn(conductor.run(stop.clone()));
+        let measures = self.listener.is_some();
+        // Answers until the end: also that the node drains.
+        let station = self.listener.take().map(|listener| {
+            let station = Station {
+                shared: self.shared.clone(),
+                health: self.health.clone(),
+                name: self.options.node_name.clone(),
+            };
+            AbortOnDropHandle::new(tokio::spawn(station.run(listener)))
+        });
         self.latest.send_replace(self.record());
         let (steward, mut orders) =
             Steward::new(self.shared.publisher.clone(), self.latest.subscribe());
         tokio::spawn(steward.run(stop.clone()));
-        if let Some(members) = self.members.take() {
-            tokio::spawn(members::follow(
-                self.shared.publisher.clone(),
-                members,
-                stop.clone(),
-            ));
-        }
+        self.start_helpers(measures, &stop);
         while !stop.is_cancelled() {
+            self.health.turned();
             let watched = tokio::select! {
                 () = stop.cancelled() => break,
                 watched = registry::watch(&self.shared.js) => watched,
@@ -124,8 +131,46 @@ impl Node {
                 () = tokio::time::sleep(WATCH_PAUSE) => {}
             }
         }
+        self.health.drains();
         self.drain().await;
+        drop(station);
         tracing::info!(node = %self.id, "stopped");
+    }
+
+    /// What goes on beside the node's task.
+    fn start_helpers(&mut self, measures: bool, stop: &CancellationToken) {
+        let shared = &self.shared;
+        let janitor = Janitor::new(shared.js.clone(), self.apps.subscribe());
+        tokio::spawn(janitor.run(stop.clone()));
+        let conductor = Conductor {
+            client: shared.publisher.clone(),
+            js: shared.js.clone(),
+            node: self.id.to_string(),
+            trials: self.trials.subscribe(),
+        };
+        tokio::spawn(conductor.run(stop.clone()));
+        let heard = Heard::default();
+        if measures {
+            let observer = Observer {
+                client: shared.publisher.clone(),
+                js: shared.js.clone(),
+                node: self.id.to_string(),
+                apps: self.apps.subscribe(),
+                members: shared.members.clone(),
+                heard: heard.clone(),
+                meters: shared.meters.clone(),
+                health: self.health.clone(),
+            };
+            tokio::spawn(observer.run(stop.clone()));
+        }
+        if let Some(members) = self.members.take() {
+            tokio::spawn(members::follow(
+                shared.publisher.clone(),
+                members,
+                heard,
+                stop.clone(),
+            ));
+        }
     }
 
     /// Until the watch ends or the node is to stop.
@@ -136,7 +181,9 @@ impl Node {
         stop: &CancellationToken,
     ) {
         let mut heartbeat = every(HEARTBEAT);
+        let health = self.health.clone();
         loop {
+            health.turned();
             tokio::select! {
                 () = stop.cancelled() => return,
                 change = changes.next() => match change {
@@ -152,6 +199,10 @@ impl Node {
                     self.beat().await;
                 }
                 _ = heartbeat.tick() => self.beat().await,
+                () = health.news() => {
+                    self.beat().await;
+                    heartbeat.reset();
+                }
             }
         }
     }
@@ -198,7 +249,8 @@ impl Node {
 
     fn record(&self) -> NodeRecord {
         // Before what leaves is asked for: a version leaves before its successor says that it runs.
-        let functions = self.functions.values().map(Running::report).collect();
+        let functions: Vec<NodeFunction> = self.functions.values().map(Running::report).collect();
+        self.health.saw(functions.clone());
         NodeRecord {
             format: FORMAT,
             node: self.id.to_string(),
@@ -218,6 +270,8 @@ impl Node {
             },
             memory_bytes: memory(),
             retiring: self.shared.leaving.apps(),
+            metrics: self.options.http.is_some(),
+            counted: self.health.counted(),
         }
     }
 
@@ -229,8 +283,12 @@ impl Node {
         };
         // Without an ack: the next beat comes in a second.
         let subject = format!("$KV.{NODES_BUCKET}.{}", self.id);
-        if let Err(error) = self.shared.publisher.publish(subject, body.into()).await {
-            tracing::debug!(%error, "a heartbeat was lost");
+        let published = self.shared.publisher.publish(subject, body.into());
+        // While NATS is away, the client takes only so much.
+        match tokio::time::timeout(HEARTBEAT, published).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a heartbeat was lost"),
+            Err(_) => tracing::debug!("a heartbeat was lost: the client takes nothing more"),
         }
     }
 
@@ -239,10 +297,12 @@ impl Node {
         let mut apps = Apps::new();
         for ((app, _), running) in &self.functions {
             let served = apps.entry(app.clone()).or_insert_with(|| Served {
+                inputs: BTreeSet::new(),
                 targets: BTreeSet::new(),
                 deployed: OffsetDateTime::UNIX_EPOCH,
             });
             served.targets.extend(running.targets().map(str::to_owned));
+            served.inputs.extend(running.inputs().map(str::to_owned));
             served.deployed = served.deployed.max(running.deployed());
         }
         self.apps.send_replace(apps);

@@ -1,7 +1,7 @@
 //! What all functions of a node use.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_nats::Client;
 use async_nats::jetstream;
@@ -15,7 +15,7 @@ use crate::commit::{Committer, NatsState};
 use crate::members::Members;
 use crate::names::AppNames;
 use crate::sandbox::Sandbox;
-use crate::telemetry::LogPublisher;
+use crate::telemetry::{LogPublisher, Meters};
 
 /// What all functions of a node use.
 pub(super) struct Shared {
@@ -24,6 +24,7 @@ pub(super) struct Shared {
     pub(super) js: jetstream::Context,
     pub(super) sandbox: Sandbox,
     pub(super) logs: LogPublisher,
+    pub(super) meters: Arc<Meters>,
     /// Versions and functions on their way out.
     pub(super) retiring: TaskTracker,
     pub(super) leaving: Leaving,
@@ -53,6 +54,7 @@ impl Shared {
             js,
             sandbox,
             logs,
+            meters: Arc::default(),
             retiring: TaskTracker::new(),
             leaving: Leaving::default(),
             hurry: CancellationToken::new(),
@@ -75,6 +77,7 @@ impl Shared {
                 state.clone(),
                 names.clone(),
                 members,
+                self.meters.app(names.app()),
             )
         };
         committers

@@ -201,6 +201,11 @@ impl Sandbox {
         Ok(function)
     }
 
+    /// Instances that there are, idle ones included, and how many there may be.
+    pub fn instances(&self) -> (usize, usize) {
+        self.inner.slots.taken()
+    }
+
     fn check(&self, spec: &FunctionSpec) -> Result<(), SandboxError> {
         if spec.memory <= self.inner.max_memory {
             return Ok(());

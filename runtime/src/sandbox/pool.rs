@@ -23,6 +23,7 @@ pub(super) struct Instance {
 
 /// The instances that the node may have.
 pub(super) struct Slots {
+    count: usize,
     free: Arc<Semaphore>,
     waiting: AtomicUsize,
     pools: Mutex<Vec<Weak<Pool>>>,
@@ -45,8 +46,10 @@ pub(super) enum Acquired {
 impl Slots {
     /// `count` instances at once.
     pub(super) fn new(count: u32) -> Arc<Self> {
+        let count = count.max(1) as usize;
         Arc::new(Self {
-            free: Arc::new(Semaphore::new(count.max(1) as usize)),
+            count,
+            free: Arc::new(Semaphore::new(count)),
             waiting: AtomicUsize::new(0),
             pools: Mutex::default(),
         })
@@ -62,6 +65,12 @@ impl Slots {
         pools.retain(|pool| pool.strong_count() > 0);
         pools.push(Arc::downgrade(&pool));
         pool
+    }
+
+    /// Instances that there are, and how many there may be.
+    pub(super) fn taken(&self) -> (usize, usize) {
+        let free = self.free.available_permits();
+        (self.count.saturating_sub(free), self.count)
     }
 
     /// A permit, at the expense of an idle instance if need be.

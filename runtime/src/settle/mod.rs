@@ -25,6 +25,7 @@ use crate::names::{AppNames, Txn};
 use crate::records::{AttemptError, AttemptsRecord, FORMAT};
 use crate::series::{Series, Work};
 use crate::source::{Received, Return, Settlement};
+use crate::telemetry::now_ns;
 use crate::verdict::{self, History, Verdict};
 
 /// Failures kept of one delivery: the latest.
@@ -309,8 +310,11 @@ fn commit<'a>(
     let answered = caller.and_then(|caller| caller.answered(&worker.record, answer.as_ref()));
     let nothing = effects.is_empty() && followers.iter().all(|one| one.emits.is_empty());
     if nothing && !case.stored && case.timers.is_empty() && answered.is_none() {
-        for _ in 0..=followers.len() {
+        let now = now_ns();
+        let stored = followers.iter().map(|one| one.stored);
+        for stored in std::iter::once(received.message.stored).chain(stored) {
             worker.counters.committed(0);
+            worker.counters.took(stored, now);
         }
         let told = tell(worker, received, answer);
         return Either::Left(told.map(|()| Carried::Settled(Settlement::Done)));
@@ -331,9 +335,12 @@ async fn store(
 ) -> Carried {
     match worker.committer.commit(transaction.clone()).await {
         Ok(()) => {
+            let now = now_ns();
             worker.counters.committed(transaction.effects.emits.len());
+            worker.counters.took(received.message.stored, now);
             for follower in &transaction.followers {
                 worker.counters.committed(follower.emits.len());
+                worker.counters.took(follower.stored, now);
             }
             tell(worker, received, answer).await;
             Carried::Settled(Settlement::Done)

@@ -33,6 +33,13 @@ pub(crate) struct Received {
     pub(crate) acker: Acker,
 }
 
+impl Received {
+    /// Whether it was handed out for the first time.
+    pub(crate) fn is_new(&self) -> bool {
+        self.delivered <= 1
+    }
+}
+
 /// How a delivery ends for its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Settlement {

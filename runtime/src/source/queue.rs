@@ -87,16 +87,20 @@ impl QueueSource {
         }
     }
 
-    /// Hands back what was pulled and not begun, so that other nodes need not wait for its ack wait.
-    pub(crate) async fn hand_back(mut self) {
+    /// Hands back what was pulled and not begun, so that other nodes need not wait for its ack wait. How much of it was handed out
+    /// for the first time.
+    pub(crate) async fn hand_back(mut self) -> u64 {
+        let mut new = 0;
         while let Some(Some(Ok(message))) = self.messages.next().now_or_never() {
             if let Ok(received) = self.received(message) {
+                new += u64::from(received.is_new());
                 received
                     .acker
                     .settle(Settlement::Again(Duration::ZERO))
                     .await;
             }
         }
+        new
     }
 
     fn received(&self, taken: jetstream::Message) -> Result<Received, SourceError> {

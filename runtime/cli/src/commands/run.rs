@@ -1,5 +1,6 @@
 //! `pelton run`: a node. Everything it does is in `pelton_runtime::runtime`; here are its knobs and its signals.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::logging::{self, LogFormat};
 /// or hands back what runs, and leaves. A second signal ends it at once.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pelton run\n  \
+    pelton run --http 127.0.0.1:9090\n  \
     pelton run --app shop --server nats://10.0.0.5:4222 --log-format json\n  \
     RUST_LOG=pelton_runtime=debug pelton run")]
 pub struct RunArgs {
@@ -41,6 +43,10 @@ pub struct RunArgs {
     /// that much in every instance.
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     max_memory: Option<u64>,
+    /// Show metrics and health over HTTP at this address: /metrics, /healthz, /readyz. Port 0 takes any that is free, and the log says
+    /// which. Default: nowhere. There is no login: give a private address.
+    #[arg(long, value_name = "ADDR", env = "PELTON_HTTP", value_parser = address)]
+    http: Option<SocketAddr>,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -66,6 +72,7 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     if let Some(memory) = args.max_memory {
         options.max_memory = memory;
     }
+    options.http = args.http;
     let runtime = Runtime::start(options).await?;
     tokio::select! {
         () = runtime.stopped() => anyhow::bail!("the node stopped by itself; its log says why"),
@@ -77,6 +84,12 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
             "{} came again: left at once; what still ran comes again after its ack wait of 30 s", signal?
         ),
     }
+}
+
+/// An address to listen at.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "an IP address and a port, such as 127.0.0.1:9090 or [::1]:9090".into())
 }
 
 /// Bytes, within what a function's `memory` may say.

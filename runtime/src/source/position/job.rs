@@ -106,8 +106,9 @@ impl Job {
 
     /// Another attempt at one that is in the park.
     async fn again(&self, permit: OwnedSemaphorePermit) -> Settlement {
-        // Ended by a batch whose answer was lost.
+        // A batch whose answer was lost has ended it: nobody has counted that yet.
         if !self.partition.is_parked(self.sequence) {
+            self.worker.counters.committed(0);
             return Settlement::Done;
         }
         match self.load().await {
@@ -284,6 +285,10 @@ impl Job {
         let abort = &self.context.abort;
         let worker = &*self.worker;
         worker.counters.delivered();
+        let new = all.first().is_some_and(|(case, _)| case.is_untried());
+        if new {
+            worker.counters.consumed(1);
+        }
         let work = all.iter().map(|(case, received)| Work { case, received });
         let work: Vec<Work<'_>> = work.collect();
         let (settlement, count) = delivery::position(worker, &work, permit, abort).await;
@@ -292,8 +297,12 @@ impl Job {
                 self.partition.finish(message.sequence, message.stored);
             }
         }
+        if new && matches!(settlement, Settlement::Again(_) | Settlement::Lost) {
+            worker.counters.came_back();
+        }
         for _ in 1..count {
             worker.counters.delivered();
+            worker.counters.consumed(1);
         }
         (settlement, count)
     }

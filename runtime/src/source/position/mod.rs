@@ -142,9 +142,8 @@ impl PositionSource {
         } = context;
         let stream = js.get_stream(&input.stream).await;
         let stream = stream.map_err(|error| stream_error(&input.stream, &error))?;
-        let info = stream.cached_info();
-        check_stream(&input, info)?;
-        let stream_created = created(info);
+        check_stream(&input, stream.cached_info())?;
+        let stream_created = created(stream.cached_info());
         let worker = route.worker();
         let names = AppNames::new(worker.record.app.as_str());
         let internal = input.stream == names.commit_stream();
