@@ -14,7 +14,9 @@ pub mod orders;
 pub mod pelton;
 pub mod project;
 pub mod proxy;
+pub mod rates;
 pub mod scene;
+pub mod scrape;
 pub mod server;
 pub mod wait;
 

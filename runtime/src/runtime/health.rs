@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::records::{Counted, NodeFunction};
+use crate::records::{Counted, NodeFunction, PAUSED};
 
 /// A heartbeat that the server has not confirmed for so long is not accepted.
 const ACCEPTED: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ struct State {
 impl NodeFunction {
     /// Whether the version that is deployed runs, or is ready to.
     pub(super) fn is_ready(&self) -> bool {
-        matches!(self.status.as_str(), "running" | "ready")
+        matches!(self.status.as_str(), "running" | "ready" | "pausing" | PAUSED)
     }
 }
 

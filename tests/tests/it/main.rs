@@ -13,6 +13,7 @@ mod events;
 mod hostile;
 mod http;
 mod inputs;
+mod metrics;
 mod modules;
 mod orders;
 mod outage;
