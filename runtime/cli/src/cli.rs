@@ -1,9 +1,13 @@
 //! The command line as a whole: which subcommands there are and in which order `--help` lists them.
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands as c;
 use crate::global::Global;
+use crate::node::layers::Given;
 
 /// Functions on NATS JetStream: build, deploy and run event handlers.
 #[derive(Debug, Parser)]
@@ -51,12 +55,70 @@ pub enum Command {
     Completions(c::completions::CompletionsArgs),
     #[command(hide = true)]
     Schema(c::schema::SchemaArgs),
+    #[command(hide = true)]
+    Docs(c::docs::DocsArgs),
+}
+
+impl Cli {
+    /// Reads a command line, and notes what of it comes from a flag and what from a variable.
+    ///
+    /// # Errors
+    /// What clap says of it; help and version are such errors, too.
+    pub fn read<I, T>(line: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString>,
+    {
+        let line: Vec<OsString> = line.into_iter().map(Into::into).collect();
+        let mut command = Self::command();
+        let matches = command
+            .try_get_matches_from_mut(line.clone())
+            .map_err(|error| naming_variable(error, &command, &line))?;
+        let mut cli =
+            Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        cli.global.given = Given::of(&matches);
+        Ok(cli)
+    }
+}
+
+/// clap's error about a variable's value names the flag alone, which nobody typed: this adds the variable.
+fn naming_variable(
+    mut error: clap::Error,
+    command: &clap::Command,
+    line: &[OsString],
+) -> clap::Error {
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let flag = shown.split([' ', '=', '[']).next().unwrap_or(shown);
+    let typed = line
+        .iter()
+        .any(|word| word.to_string_lossy().starts_with(flag));
+    let known = variable_of(command, flag.trim_start_matches('-'));
+    if let Some(name) = known.filter(|name| !typed && std::env::var_os(name).is_some()) {
+        let tip = format!("this is what the variable {} says", name.to_string_lossy());
+        error.insert(
+            ContextKind::Suggested,
+            ContextValue::StyledStrs(vec![tip.into()]),
+        );
+    }
+    error
+}
+
+/// The variable of a flag, of whichever subcommand has it.
+fn variable_of(command: &clap::Command, long: &str) -> Option<OsString> {
+    let own = command.get_arguments();
+    let own = own
+        .filter(|arg| arg.get_long() == Some(long))
+        .find_map(|arg| arg.get_env());
+    own.map(OsString::from).or_else(|| {
+        let mut inner = command.get_subcommands();
+        inner.find_map(|inner| variable_of(inner, long))
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -88,12 +150,16 @@ mod tests {
     #[test]
     fn flags_are_those_of_the_nats_cli() {
         let line = "pelton state ls -s nats://h:1 --user u --password p --tlsca ca.pem --tls-cert c --tlskey k --json";
-        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let cli = Cli::read(line.split(' ')).unwrap();
         let options = cli.global.connect_options();
         assert_eq!(options.server.as_deref(), Some("nats://h:1"));
         assert_eq!(options.tls_ca.unwrap().to_str(), Some("ca.pem"));
         assert_eq!(options.tls_cert.unwrap().to_str(), Some("c"));
         assert!(cli.global.json);
-        assert!(Cli::try_parse_from(["pelton", "state", "ls", "--nonsense"]).is_err());
+        assert!(Cli::read(["pelton", "state", "ls", "--nonsense"]).is_err());
+        for (flag, first) in [("--tls-first", true), ("--tlsfirst=false", false)] {
+            let cli = Cli::read(["pelton", "state", "ls", flag]).unwrap();
+            assert_eq!(cli.global.connect_options().tls_first, Some(first));
+        }
     }
 }

@@ -1,13 +1,16 @@
 //! Options that every subcommand takes: where NATS is, which manifest, how to print.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use pelton_runtime::config::Manifest;
 use pelton_runtime::control::functions;
 use pelton_runtime::nats::{self, ConnectOptions};
 
+use crate::node::layers::{Given, Source};
 use crate::output::{Output, failure};
 
 /// Options of every subcommand.
@@ -35,10 +38,13 @@ pub struct Global {
     /// Print JSON: one document, or one line per item where output goes on.
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
+    /// Which of all arguments were given, and how.
+    #[arg(skip)]
+    pub given: Given,
 }
 
 /// Connection flags and variables, as the `nats` CLI has them.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Clone, Default, Args)]
 #[command(next_help_heading = "Connection (as for the nats CLI)")]
 pub struct Connection {
     /// Server URLs, comma separated; default: the context's, else nats://127.0.0.1:4222.
@@ -60,6 +66,9 @@ pub struct Connection {
     /// Password.
     #[arg(long, global = true, env = "NATS_PASSWORD", hide_env_values = true)]
     pub password: Option<String>,
+    /// Token.
+    #[arg(long, global = true, env = "NATS_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
     /// Credentials file.
     #[arg(long, global = true, env = "NATS_CREDS", value_name = "FILE")]
     pub creds: Option<PathBuf>,
@@ -94,8 +103,18 @@ pub struct Connection {
     )]
     pub tls_ca: Option<PathBuf>,
     /// Begin with TLS, before the server says anything (`handshake_first` of the server).
-    #[arg(long = "tlsfirst", visible_alias = "tls-first", global = true)]
-    pub tls_first: bool,
+    #[arg(
+        long = "tlsfirst",
+        visible_alias = "tls-first",
+        global = true,
+        env = "PELTON_TLS_FIRST",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new()
+    )]
+    pub tls_first: Option<bool>,
     /// Prefix of the subjects on which answers come.
     #[arg(long, global = true, env = "NATS_INBOX_PREFIX", value_name = "PREFIX")]
     pub inbox_prefix: Option<String>,
@@ -107,30 +126,37 @@ impl Global {
         Output::new(self.json)
     }
 
-    /// What `pelton_runtime::nats::connect` takes.
+    /// What `pelton_runtime::nats::connect` takes: flags over variables.
     pub fn connect_options(&self) -> ConnectOptions {
+        self.layer(Source::Flag)
+            .over(self.layer(Source::Environment))
+    }
+
+    /// What was given by flags alone, or by variables alone.
+    pub fn layer(&self, source: Source) -> ConnectOptions {
         let from = self.connection.clone();
+        let text = |id, value| self.given.by::<String>(source, id, value);
+        let path = |id, value| self.given.by::<PathBuf>(source, id, value);
         ConnectOptions {
-            server: from.server,
-            context: from.context,
+            server: text("server", from.server),
+            context: text("context", from.context),
             no_context: false,
-            user: from.user,
-            password: from.password,
-            creds: from.creds,
-            nkey: from.nkey,
-            tls_cert: from.tls_cert,
-            tls_key: from.tls_key,
-            tls_ca: from.tls_ca,
-            tls_first: from.tls_first,
-            inbox_prefix: from.inbox_prefix,
+            user: text("user", from.user),
+            password: text("password", from.password),
+            token: text("token", from.token),
+            creds: path("creds", from.creds),
+            nkey: path("nkey", from.nkey),
+            tls_cert: path("tls_cert", from.tls_cert),
+            tls_key: path("tls_key", from.tls_key),
+            tls_ca: path("tls_ca", from.tls_ca),
+            tls_first: self.given.by(source, "tls_first", from.tls_first),
+            inbox_prefix: text("inbox_prefix", from.inbox_prefix),
         }
     }
 
     /// A connection to a server that can do what Pelton needs; within 3 s or an error of one line.
     pub async fn connect(&self) -> anyhow::Result<async_nats::Client> {
-        let client = nats::connect(&self.connect_options(), "pelton").await?;
-        nats::check_server(&client).await?;
-        Ok(client)
+        connect(&self.connect_options()).await
     }
 
     /// Where the manifest is: `--file`, else the nearest `pelton.toml` upwards.
@@ -158,6 +184,20 @@ impl Global {
             anyhow::anyhow!(all.join("\n"))
         })
     }
+}
+
+/// Much of it is secret: a user may be a token, a URL may hold a login.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+/// A connection to a server that can do what Pelton needs; within 3 s or an error of one line.
+pub async fn connect(options: &ConnectOptions) -> anyhow::Result<async_nats::Client> {
+    let client = nats::connect(options, "pelton").await?;
+    nats::check_server(&client).await?;
+    Ok(client)
 }
 
 impl Global {

@@ -1,7 +1,11 @@
-//! The node's own log, for commands that stay: lines on stderr, as text or JSON, filtered by `RUST_LOG`.
+//! The node's own log, for commands that stay: lines on stderr, as text or JSON, filtered in the language of `RUST_LOG`.
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// What a node prints when nobody says anything.
+pub const NODE_LEVEL: &str = "info,async_nats=warn";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -13,9 +17,46 @@ pub enum LogFormat {
     Json,
 }
 
+/// Whether this is a filter of log lines: levels, or targets with theirs.
+///
+/// # Errors
+/// What would do.
+pub fn check(filter: &str) -> Result<(), String> {
+    let fix = "write error, warn, info, debug or trace, or TARGET=LEVEL for a part, such as info,async_nats=debug";
+    // A bare word would be a target, all of whose lines are wanted; here it is a misspelt level.
+    let misspelt = |part: &str| !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err();
+    if filter.split(',').any(|part| misspelt(part.trim())) {
+        return Err(fix.into());
+    }
+    match EnvFilter::try_new(filter) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(format!("{fix} ({why})")),
+    }
+}
+
+/// A filter as a flag or variable says it; an empty one is none.
+///
+/// # Errors
+/// See [`check`].
+pub fn level(text: &str) -> Result<String, String> {
+    if !text.is_empty() {
+        check(text)?;
+    }
+    Ok(text.to_owned())
+}
+
 /// Starts logging; a second call changes nothing. `default` counts when `RUST_LOG` is not set.
 pub fn init(format: LogFormat, default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    start(format, filter);
+}
+
+/// As [`init`], with a filter that was decided on already.
+pub fn init_with(format: LogFormat, filter: &str) {
+    start(format, EnvFilter::new(filter));
+}
+
+fn start(format: LogFormat, filter: EnvFilter) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -25,4 +66,27 @@ pub fn init(format: LogFormat, default: &str) {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters() {
+        for good in [
+            "info",
+            "DEBUG",
+            "off",
+            NODE_LEVEL,
+            "pelton_runtime=debug",
+            "info, a[b]=trace",
+        ] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for bad in ["inof", "info,loud", "pelton_runtime=loud", ""] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+        assert_eq!(level(""), Ok(String::new()));
+    }
 }

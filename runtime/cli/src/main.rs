@@ -11,11 +11,10 @@ mod commands;
 mod confirm;
 mod global;
 mod logging;
+mod node;
 mod output;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 /// Each delivery takes and returns some hundred small pieces of memory, on several threads.
 #[global_allocator]
@@ -23,7 +22,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match commands::run(cli.command, &cli.global).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => output::report(&error),

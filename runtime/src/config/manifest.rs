@@ -79,7 +79,10 @@ impl Manifest {
     /// # Errors
     /// Every error found, in the order of the file.
     pub fn load(path: &Path, env: Option<&str>) -> Result<Self, Vec<ConfigError>> {
-        let text = std::fs::read_to_string(path).map_err(|why| vec![unreadable(path, &why)])?;
+        let text = std::fs::read_to_string(path).map_err(|why| {
+            let missing = "go to the app's folder, or make an app with `pelton new NAME`";
+            vec![unreadable(path, &why, missing)]
+        })?;
         let lines = Lines {
             file: path,
             text: &text,
@@ -244,12 +247,10 @@ fn missing(path: &Path) -> Option<Missing> {
     (!wasm).then_some(Missing::Wasm)
 }
 
-fn unreadable(path: &Path, why: &std::io::Error) -> ConfigError {
+/// `missing`: what to do when there is no such file.
+pub(super) fn unreadable(path: &Path, why: &std::io::Error, missing: &str) -> ConfigError {
     let (what, fix) = match why.kind() {
-        std::io::ErrorKind::NotFound => (
-            "this file does not exist".to_owned(),
-            "go to the app's folder, or make an app with `pelton new NAME`",
-        ),
+        std::io::ErrorKind::NotFound => ("this file does not exist".to_owned(), missing),
         std::io::ErrorKind::InvalidData => {
             ("this file is not UTF-8".to_owned(), "save it as UTF-8 text")
         }
@@ -268,7 +269,7 @@ fn unreadable(path: &Path, why: &std::io::Error) -> ConfigError {
 }
 
 /// The file's folder, absolute, so that it stays right wherever it is used.
-fn folder(path: &Path) -> PathBuf {
+pub(super) fn folder(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     absolute.parent().map(Path::to_owned).unwrap_or(absolute)
 }
@@ -337,7 +338,7 @@ fn within(lines: &Lines<'_>, base: &Entries, over: &Entries) -> Vec<(usize, Conf
         .collect()
 }
 
-fn in_order(mut found: Vec<(usize, ConfigError)>) -> Vec<ConfigError> {
+pub(super) fn in_order(mut found: Vec<(usize, ConfigError)>) -> Vec<ConfigError> {
     found.sort_by_key(|(at, _)| *at);
     let mut errors: Vec<ConfigError> = found.into_iter().map(|(_, error)| error).collect();
     errors.dedup();

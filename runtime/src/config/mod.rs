@@ -1,7 +1,8 @@
-//! `pelton.toml`: read once, checked whole, refused with the place and the fix.
+//! `pelton.toml` and a node's `node.toml`: read once, checked whole, refused with the place and the fix.
 
 mod function;
 mod manifest;
+mod node;
 mod parse;
 mod reader;
 mod sample;
@@ -10,10 +11,14 @@ mod settings;
 mod tree;
 mod values;
 
-pub use values::{is_name, size as parse_size};
+pub use values::{is_name, show_size};
 
 pub use sample::Sample;
 pub use schedule::Schedule;
+
+pub use node::{
+    NodeConnection, NodeFile, node_drain, node_http, node_instances, node_keys, node_memory, node_name,
+};
 
 pub use manifest::{ConfigError, FunctionManifest, Manifest, StreamManifest};
 pub use settings::{

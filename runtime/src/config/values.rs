@@ -136,12 +136,12 @@ pub(super) fn show_duration(ms: u64) -> String {
 }
 
 /// Bytes that a text such as `64MiB` says; none: it is no size.
-pub fn size(text: &str) -> Option<u64> {
+pub(super) fn size(text: &str) -> Option<u64> {
     parse_size::parse_size(text).ok()
 }
 
-/// In the largest unit that divides it.
-pub(super) fn show_size(bytes: u64) -> String {
+/// Bytes in the largest unit that divides them: `64 MiB`.
+pub fn show_size(bytes: u64) -> String {
     [("GiB", 30), ("MiB", 20), ("KiB", 10)]
         .into_iter()
         .find(|(_, shift)| bytes != 0 && bytes.trailing_zeros() >= *shift)

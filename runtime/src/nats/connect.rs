@@ -23,6 +23,8 @@ const ADDRESS_LIMIT: Duration = Duration::from_secs(2);
 /// Delay before the first attempt to reconnect, and the longest one.
 const RECONNECT_MIN: Duration = Duration::from_millis(100);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// In the place of a login.
+const HIDDEN: &str = "(hidden)";
 
 /// Connects within 3 s or says why not.
 ///
@@ -38,12 +40,13 @@ pub async fn connect(
     let connected = Arc::new(AtomicBool::new(false));
     let settings = authenticate(client_settings(name, &connected), &resolved, &servers)?;
     let settings = encrypt(settings, &resolved)?;
+    let in_url = servers.iter().any(|server| server.username().is_some());
     let addresses: Vec<ServerAddr> = servers.into_iter().map(without_login).collect();
 
     let attempt = tokio::time::timeout(CONNECT_LIMIT, settings.connect(addresses)).await;
     let client = match attempt {
         Ok(Ok(client)) => client,
-        Ok(Err(error)) => return Err(NatsError(explain(&error, &place, &resolved))),
+        Ok(Err(error)) => return Err(NatsError(explain(&error, &place, &resolved, in_url))),
         Err(_) => return Err(NatsError(no_answer(&place))),
     };
     connected.store(true, Ordering::Relaxed);
@@ -131,6 +134,20 @@ fn servers(list: &str) -> Result<Vec<ServerAddr>, NatsError> {
 /// A URL that did not parse may still hold a password, which belongs in no message.
 fn after_login(url: &str) -> &str {
     url.rsplit_once('@').map_or(url, |(_, host)| host)
+}
+
+/// A list of server URLs as it may be shown: what stands for a login in them is not.
+pub fn without_logins(list: &str) -> String {
+    let shown: Vec<String> = list
+        .split(',')
+        .map(str::trim)
+        .map(|url| match (url.split_once("://"), after_login(url)) {
+            (Some((scheme, _)), host) if host != url => format!("{scheme}://{HIDDEN}@{host}"),
+            (None, host) if host != url => format!("{HIDDEN}@{host}"),
+            _ => url.to_owned(),
+        })
+        .collect();
+    shown.join(",")
 }
 
 /// Where we connect to, for messages.
@@ -288,13 +305,18 @@ fn file(what: &str, flag: &str, path: &Path) -> Result<String, NatsError> {
 
 fn no_answer(place: &str) -> String {
     format!(
-        "NATS at {place} did not answer within {} s; check the address and that no firewall is in between, or name another server with --server",
+        "NATS at {place} did not answer within {} s; check the address and that no firewall is in between, name another server with --server, or pass --tls-first if it begins with TLS (`handshake_first`)",
         CONNECT_LIMIT.as_secs_f32()
     )
 }
 
-/// What went wrong, where, and what to do.
-fn explain(error: &async_nats::ConnectError, place: &str, resolved: &Resolved) -> String {
+/// What went wrong, where, and what to do. `in_url`: a login was given within a URL.
+fn explain(
+    error: &async_nats::ConnectError,
+    place: &str,
+    resolved: &Resolved,
+    in_url: bool,
+) -> String {
     let cause = cause(error);
     match error.kind() {
         ConnectErrorKind::TimedOut => no_answer(place),
@@ -306,23 +328,45 @@ fn explain(error: &async_nats::ConnectError, place: &str, resolved: &Resolved) -
                 "the user, password or token is wrong"
             } else if resolved.creds.is_some() || resolved.nkey.is_some() {
                 "the credentials are unknown there, revoked or expired"
+            } else if in_url {
+                "the user, password or token in its URL is wrong"
             } else {
                 "it asks for a login"
             };
             format!(
-                "NATS at {place} refused the login: {given}; pass --creds FILE, --nkey FILE, or --user and --password, or a --context that has them"
+                "NATS at {place} refused the login: {given}; pass --creds FILE, --nkey FILE, --token, or --user and --password, or a --context that has them"
             )
         }
-        _ if is_tls(error) && cause.contains("certificate or key") => format!(
-            "no TLS connection to NATS at {place}: {cause}; the client certificate and its key do not fit each other, or the certificate is no X.509 v3"
-        ),
         _ if is_tls(error) => format!(
-            "no TLS connection to NATS at {place}: {cause}; pass the server's CA with --tls-ca, and --tls-cert and --tls-key if it asks for a client certificate"
+            "no TLS connection to NATS at {place}: {cause}; {}",
+            tls_fix(&cause, resolved)
         ),
+        // A server that waits for TLS gives up on who waits for its greeting.
+        _ if cause.contains("got nothing") => no_answer(place),
         _ if is_refused(error) => format!(
             "no NATS server at {place} (connection refused); start nats-server there, run `pelton dev`, or name another server with --server or --context"
         ),
         _ => format!("cannot connect to NATS at {place}: {cause}; check --server or the context"),
+    }
+}
+
+/// What to do about a TLS connection that was not made, by what rustls says of it.
+fn tls_fix(cause: &str, resolved: &Resolved) -> &'static str {
+    let client = resolved.tls_cert.is_some();
+    if cause.contains("certificate or key") {
+        "the client certificate and its key do not fit each other, or the certificate is no X.509 v3"
+    } else if cause.contains("InvalidContentType") && resolved.tls_first {
+        "the server does not begin with TLS: leave out --tls-first"
+    } else if cause.contains("UnknownIssuer") {
+        "no authority that is trusted here signed the server's certificate: pass the certificate of the one that did with --tls-ca"
+    } else if cause.contains("NotValidForName") {
+        "the server's certificate is for another name: name the server as its certificate does"
+    } else if cause.contains("alert: CertificateRequired") || cause.contains("alert") && !client {
+        "the server asks for a client certificate: pass --tls-cert and --tls-key"
+    } else if cause.contains("alert") {
+        "the server refuses the client certificate: pass one with --tls-cert and --tls-key that an authority it trusts has signed"
+    } else {
+        "pass the server's CA with --tls-ca, and --tls-cert and --tls-key if it asks for a client certificate"
     }
 }
 

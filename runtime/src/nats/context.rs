@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{ConnectOptions, DEFAULT_SERVER, NatsError};
 
 /// What is needed to connect, from options and context together.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Resolved {
     /// URLs, comma separated.
     pub(super) server: String,
@@ -30,7 +30,7 @@ pub(super) struct Resolved {
 }
 
 /// A context file. Fields that do not concern a connection (description, colours) are passed over.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct File {
     url: String,
@@ -63,46 +63,66 @@ pub fn config_dir() -> Option<PathBuf> {
     Some(base.join("nats"))
 }
 
+/// What the context says that these options name, or else the selected one, with its name; none: there is none.
+///
+/// # Errors
+/// It does not exist, cannot be read, or asks for what Pelton does not do.
+pub fn saved(options: &ConnectOptions) -> Result<Option<(String, ConnectOptions)>, NatsError> {
+    saved_in(options, config_dir().as_deref())
+}
+
+fn saved_in(
+    options: &ConnectOptions,
+    dir: Option<&Path>,
+) -> Result<Option<(String, ConnectOptions)>, NatsError> {
+    let Some((name, path)) = chosen(options, dir)? else {
+        return Ok(None);
+    };
+    let file = read(&name, &path)?;
+    Ok(Some((name, file.options())))
+}
+
 /// Options over context over default.
 pub(super) fn resolve(options: &ConnectOptions, dir: Option<&Path>) -> Result<Resolved, NatsError> {
-    let (name, file) = match chosen(options, dir)? {
-        Some((name, path)) => {
-            let file = read(&name, &path)?;
-            (Some(name), file)
-        }
-        None => (None, File::default()),
+    let (name, context) = match saved_in(options, dir)? {
+        Some((name, context)) => (Some(name), context),
+        None => (None, ConnectOptions::default()),
     };
-    let mut resolved = Resolved {
-        server: options
-            .server
-            .clone()
-            .or_else(|| given(&file.url))
-            .unwrap_or_else(|| DEFAULT_SERVER.into()),
+    let all = options.clone().over(context);
+    Ok(Resolved {
+        server: all.server.unwrap_or_else(|| DEFAULT_SERVER.into()),
         context: name,
-        tls_cert: options.tls_cert.clone().or_else(|| path(&file.cert)),
-        tls_key: options.tls_key.clone().or_else(|| path(&file.key)),
-        tls_ca: options.tls_ca.clone().or_else(|| path(&file.ca)),
-        tls_first: options.tls_first || file.tls_first,
-        inbox_prefix: options
-            .inbox_prefix
-            .clone()
-            .or_else(|| given(&file.inbox_prefix)),
-        ..Resolved::default()
-    };
-    if options.user.is_some() || options.creds.is_some() || options.nkey.is_some() {
-        // One way to log in, not a mixture of two.
-        resolved.user = options.user.clone();
-        resolved.password = options.password.clone();
-        resolved.creds = options.creds.clone();
-        resolved.nkey = options.nkey.clone();
-    } else {
-        resolved.user = given(&file.user);
-        resolved.password = options.password.clone().or_else(|| given(&file.password));
-        resolved.token = given(&file.token);
-        resolved.creds = path(&file.creds);
-        resolved.nkey = path(&file.nkey);
+        user: all.user,
+        password: all.password,
+        token: all.token,
+        creds: all.creds,
+        nkey: all.nkey,
+        tls_cert: all.tls_cert,
+        tls_key: all.tls_key,
+        tls_ca: all.tls_ca,
+        tls_first: all.tls_first.unwrap_or_default(),
+        inbox_prefix: all.inbox_prefix,
+    })
+}
+
+impl File {
+    fn options(&self) -> ConnectOptions {
+        ConnectOptions {
+            server: given(&self.url),
+            context: None,
+            no_context: false,
+            user: given(&self.user),
+            password: given(&self.password),
+            token: given(&self.token),
+            creds: path(&self.creds),
+            nkey: path(&self.nkey),
+            tls_cert: path(&self.cert),
+            tls_key: path(&self.key),
+            tls_ca: path(&self.ca),
+            tls_first: self.tls_first.then_some(true),
+            inbox_prefix: given(&self.inbox_prefix),
+        }
     }
-    Ok(resolved)
 }
 
 /// The context asked for, else the selected one.
@@ -175,8 +195,11 @@ fn read(name: &str, path: &Path) -> Result<File, NatsError> {
     })?;
     let file: File = serde_json::from_str(&text).map_err(|why| {
         NatsError(format!(
-            "context `{name}` in {} is malformed: {why}; mend it with `nats context edit {name}`",
-            path.display()
+            // Not `why` itself, which shows the value that it stumbled over: it may be a password.
+            "context `{name}` in {} is malformed at line {}, column {}; mend it with `nats context edit {name}`",
+            path.display(),
+            why.line(),
+            why.column()
         ))
     })?;
     refuse_unsupported(name, &file)?;

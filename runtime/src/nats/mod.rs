@@ -5,18 +5,19 @@ mod connect;
 mod context;
 mod headers;
 
+use std::fmt;
 use std::path::PathBuf;
 
 pub use check::{check_server, check_version};
-pub use connect::{CONNECT_LIMIT, REQUEST_TIMEOUT, connect};
-pub use context::config_dir;
+pub use connect::{CONNECT_LIMIT, REQUEST_TIMEOUT, connect, without_logins};
+pub use context::{config_dir, saved};
 pub(crate) use headers::{header_map, headers};
 
 /// Where NATS is when nobody says otherwise.
 pub const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";
 
 /// How to connect; what is none comes from the context, then from the default `nats://127.0.0.1:4222`.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ConnectOptions {
     /// URLs, comma separated.
     pub server: Option<String>,
@@ -28,6 +29,8 @@ pub struct ConnectOptions {
     pub user: Option<String>,
     /// Password.
     pub password: Option<String>,
+    /// Token.
+    pub token: Option<String>,
     /// Credentials file.
     pub creds: Option<PathBuf>,
     /// NKey seed file.
@@ -38,8 +41,8 @@ pub struct ConnectOptions {
     pub tls_key: Option<PathBuf>,
     /// Roots to trust, PEM.
     pub tls_ca: Option<PathBuf>,
-    /// Begin with TLS, before the server says anything.
-    pub tls_first: bool,
+    /// Begin with TLS, before the server says anything; none: as the context says, else not.
+    pub tls_first: Option<bool>,
     /// Prefix of the subjects on which answers come.
     pub inbox_prefix: Option<String>,
 }
@@ -52,6 +55,52 @@ impl ConnectOptions {
             no_context: true,
             ..Self::default()
         }
+    }
+
+    /// These, and what they leave open from `below`.
+    ///
+    /// A login counts as a whole: whoever names one (a user, a token, credentials, a seed) takes nothing of another
+    /// one's. Only a password that stands alone belongs to whichever user there is, as where a file names the user and
+    /// a variable the password.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        let password = if self.names_login() && below.names_login() {
+            self.password.clone()
+        } else {
+            self.password.clone().or(below.password.clone())
+        };
+        let login = if self.names_login() { &self } else { &below };
+        Self {
+            user: login.user.clone(),
+            password,
+            token: login.token.clone(),
+            creds: login.creds.clone(),
+            nkey: login.nkey.clone(),
+            server: self.server.or(below.server),
+            context: self.context.or(below.context),
+            no_context: self.no_context || below.no_context,
+            tls_cert: self.tls_cert.or(below.tls_cert),
+            tls_key: self.tls_key.or(below.tls_key),
+            tls_ca: self.tls_ca.or(below.tls_ca),
+            tls_first: self.tls_first.or(below.tls_first),
+            inbox_prefix: self.inbox_prefix.or(below.inbox_prefix),
+        }
+    }
+
+    fn names_login(&self) -> bool {
+        self.user.is_some() || self.token.is_some() || self.creds.is_some() || self.nkey.is_some()
+    }
+}
+
+/// Says nothing that could be a secret: a user may be a token, a URL may hold a login.
+impl fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectOptions")
+            .field("server", &self.server.as_deref().map(without_logins))
+            .field("context", &self.context)
+            .field("creds", &self.creds)
+            .field("nkey", &self.nkey)
+            .finish_non_exhaustive()
     }
 }
 

@@ -354,7 +354,10 @@ fn contexts_that_cannot_be_used() {
             context: Some(name.into()),
             ..ConnectOptions::default()
         };
-        let error = resolve(&options, Some(dir.path())).unwrap_err().0;
+        let error = resolve(&options, Some(dir.path()))
+            .map(|_| ())
+            .unwrap_err()
+            .0;
         assert!(error.contains(expect), "{name}: {error}");
     }
 }

@@ -57,6 +57,13 @@ pub struct RuntimeOptions {
 }
 
 impl RuntimeOptions {
+    /// Default of [`drain_deadline`](Self::drain_deadline).
+    pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+    /// Default of [`max_instances`](Self::max_instances).
+    pub const MAX_INSTANCES: u32 = 512;
+    /// Default of [`max_memory`](Self::max_memory), bytes.
+    pub const MAX_MEMORY: u64 = 256 << 20;
+
     /// Serves every app of the client's account, with the defaults of `pelton run`.
     pub fn new(client: Client) -> Self {
         Self {
@@ -64,10 +71,10 @@ impl RuntimeOptions {
             publisher: None,
             apps: Vec::new(),
             cache_dir: cache_dir(),
-            drain_deadline: Duration::from_secs(10),
+            drain_deadline: Self::DRAIN_DEADLINE,
             node_name: "pelton".into(),
-            max_instances: 512,
-            max_memory: 256 << 20,
+            max_instances: Self::MAX_INSTANCES,
+            max_memory: Self::MAX_MEMORY,
             http: None,
         }
     }

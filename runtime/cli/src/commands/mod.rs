@@ -9,6 +9,7 @@ pub mod dead_letter;
 pub mod deploy;
 mod deploy_text;
 pub mod dev;
+pub mod docs;
 pub mod function;
 pub mod hold;
 pub mod logs;
@@ -49,5 +50,6 @@ pub async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::DeadLetter(args) => dead_letter::run(args, global).await,
         Command::Completions(args) => completions::run(args, global).await,
         Command::Schema(args) => schema::run(args, global).await,
+        Command::Docs(args) => docs::run(args, global).await,
     }
 }

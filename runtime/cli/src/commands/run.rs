@@ -11,68 +11,88 @@ use pelton_runtime::config;
 use pelton_runtime::nats;
 use pelton_runtime::runtime::{Runtime, RuntimeOptions};
 
-use crate::global::Global;
+use crate::global::{self, Global};
 use crate::logging::{self, LogFormat};
+use crate::node::{Node, show};
 
 /// Run a node that serves deployed functions
 ///
 /// Start as many as you like: they share the work. SIGTERM or Ctrl-C stops it cleanly: it takes nothing more, finishes
 /// or hands back what runs, and leaves. A second signal ends it at once.
+///
+/// Every setting may also be given by a variable or in a file (--config). A flag counts before its variable, a
+/// variable before the file.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pelton run\n  \
     pelton run --http 127.0.0.1:9090\n  \
     pelton run --app shop --server nats://10.0.0.5:4222 --log-format json\n  \
+    pelton run --config node.toml --print-config\n  \
     RUST_LOG=pelton_runtime=debug pelton run")]
 pub struct RunArgs {
+    /// The node's file: every setting may stand in it. Default: /etc/pelton/node.toml, if it is there.
+    #[arg(long, value_name = "FILE", env = "PELTON_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Show all settings and where each comes from, and do not run. Secrets are hidden.
+    #[arg(long)]
+    pub print_config: bool,
     /// Serve only this app; may be repeated. Default: all of the account.
-    #[arg(long, value_name = "NAME")]
-    app: Vec<String>,
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "PELTON_APPS",
+        value_delimiter = ',',
+        value_parser = app
+    )]
+    pub app: Vec<String>,
     /// The node's name in listings. Default: the machine's name.
-    #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-    /// How long running attempts may take to finish when the node stops.
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
-    drain: Duration,
+    #[arg(long, value_name = "NAME", env = "PELTON_NODE_NAME", value_parser = config::node_name)]
+    pub name: Option<String>,
+    /// How long running attempts may take to finish when the node stops. Default: 10s.
+    #[arg(long, value_name = "DURATION", env = "PELTON_DRAIN", value_parser = config::node_drain)]
+    pub drain: Option<Duration>,
     /// Folder for compiled components. Default: the user's cache folder.
     #[arg(long, value_name = "DIR", env = "PELTON_CACHE")]
-    cache: Option<PathBuf>,
-    /// Instances at once, over all functions.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    max_instances: Option<u32>,
+    pub cache: Option<PathBuf>,
+    /// Instances at once, over all functions. Default: 512.
+    #[arg(long, value_name = "N", env = "PELTON_MAX_INSTANCES", value_parser = config::node_instances)]
+    pub max_instances: Option<u32>,
     /// Most memory that a function may ask for, such as 1GiB. Default: 256MiB. The node reserves address space for
     /// that much in every instance.
-    #[arg(long, value_name = "SIZE", value_parser = memory)]
-    max_memory: Option<u64>,
+    #[arg(long, value_name = "SIZE", env = "PELTON_MAX_MEMORY", value_parser = config::node_memory)]
+    pub max_memory: Option<u64>,
     /// Show metrics and health over HTTP at this address: /metrics, /healthz, /readyz. Port 0 takes any that is free, and the log says
     /// which. Default: nowhere. There is no login: give a private address.
-    #[arg(long, value_name = "ADDR", env = "PELTON_HTTP", value_parser = address)]
-    http: Option<SocketAddr>,
-    /// How log lines look.
-    #[arg(long, value_enum, default_value_t)]
-    log_format: LogFormat,
+    #[arg(long, value_name = "ADDR", env = "PELTON_HTTP", value_parser = config::node_http)]
+    pub http: Option<SocketAddr>,
+    /// Which log lines: a level, or TARGET=LEVEL for a part. Default: info,async_nats=warn.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", value_parser = logging::level)]
+    pub log_level: Option<String>,
+    /// How log lines look. Default: text.
+    #[arg(long, value_enum, env = "PELTON_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
 }
 
 /// Serves until a signal comes.
 pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
-    logging::init(args.log_format, "info,async_nats=warn");
-    let client = global.connect().await?;
-    let publisher = nats::connect(&global.connect_options(), "pelton-publisher").await?;
-    let mut options = RuntimeOptions::new(client);
-    options.publisher = Some(publisher);
-    options.apps = args.app;
-    options.cache_dir = match args.cache {
-        Some(folder) => folder,
-        None => cache_dir()?,
-    };
-    options.drain_deadline = args.drain;
-    options.node_name = args.name.unwrap_or_else(host_name);
-    if let Some(instances) = args.max_instances {
-        options.max_instances = instances;
+    let node = Node::read(&args, global)?;
+    if args.print_config {
+        let output = global.output();
+        let settings = show::settings(&node)?;
+        return output.document(&settings, |settings| show::text(settings, &output));
     }
-    if let Some(memory) = args.max_memory {
-        options.max_memory = memory;
+    logging::init_with(node.log_format.value, &node.log_level.value);
+    if let Some(file) = &node.file {
+        tracing::info!(file = %file.file().display(), "settings read");
     }
-    options.http = args.http;
+    let mut options = RuntimeOptions::new(global::connect(&node.nats).await?);
+    options.publisher = Some(nats::connect(&node.nats, "pelton-publisher").await?);
+    options.apps = node.apps.value;
+    options.cache_dir = node.cache.value;
+    options.drain_deadline = node.drain.value;
+    options.node_name = node.name.value;
+    options.max_instances = node.max_instances.value;
+    options.max_memory = node.max_memory.value;
+    options.http = node.http.value;
     let runtime = Runtime::start(options).await?;
     tokio::select! {
         () = runtime.stopped() => anyhow::bail!("the node stopped by itself; its log says why"),
@@ -86,17 +106,13 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     }
 }
 
-/// An address to listen at.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| "an IP address and a port, such as 127.0.0.1:9090 or [::1]:9090".into())
-}
-
-/// Bytes, within what a function's `memory` may say.
-fn memory(text: &str) -> Result<u64, String> {
-    config::parse_size(text)
-        .filter(|bytes| (1 << 20..=4 << 30).contains(bytes))
-        .ok_or_else(|| "a size from 1MiB to 4GiB, such as 512MiB".into())
+/// An app's name.
+fn app(text: &str) -> Result<String, String> {
+    if config::is_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("the name of an app is 1 to 32 characters of a-z 0-9 -".into())
+    }
 }
 
 /// Where compiled components are kept between runs.

@@ -44,6 +44,10 @@ fn schemas() -> BTreeMap<&'static str, Schema> {
         ("build", schema_for!(Vec<super::build::BuiltFunction>)),
         ("check", schema_for!(super::check::CheckReport)),
         ("dev", schema_for!(super::dev::DevEvent)),
+        (
+            "run-print-config",
+            schema_for!(crate::node::show::NodeSettings),
+        ),
         ("deploy", schema_for!(super::deploy::DeployReport)),
         ("rollback", schema_for!(super::rollback::RollbackReport)),
         ("rollout", schema_for!(super::rollout::RolloutStatus)),
