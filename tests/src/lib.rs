@@ -4,12 +4,14 @@
 //! see is what a user sees. Every wait is for a condition and has a deadline ([`wait`]).
 
 pub mod build;
+pub mod certificates;
 pub mod client;
 pub mod foreign;
 pub mod http;
 pub mod modules;
 pub mod node;
 pub mod old_server;
+pub mod operator;
 pub mod orders;
 pub mod pelton;
 pub mod project;
@@ -20,9 +22,11 @@ pub mod scrape;
 pub mod server;
 pub mod wait;
 
+pub use certificates::Certificates;
 pub use client::{Dead, Nats};
 pub use foreign::foreign;
 pub use node::Node;
+pub use operator::Operator;
 pub use pelton::{Output, Pelton};
 pub use project::Project;
 pub use scene::Scene;

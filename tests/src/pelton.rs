@@ -23,7 +23,8 @@ pub struct Pelton {
     folder: PathBuf,
     /// Contexts of the `nats` CLI that the user may have must not reach a test.
     config: TempDir,
-    envs: Vec<(String, String)>,
+    /// What is none is not set.
+    envs: Vec<(String, Option<String>)>,
 }
 
 /// What a command came to.
@@ -57,7 +58,12 @@ impl Pelton {
 
     /// Sets an environment variable of every command started from here on.
     pub fn set_env(&mut self, name: &str, value: impl Into<String>) {
-        self.envs.push((name.to_owned(), value.into()));
+        self.envs.push((name.to_owned(), Some(value.into())));
+    }
+
+    /// Takes an environment variable away, `NATS_URL` for one: what the server is then has to be said otherwise.
+    pub fn unset_env(&mut self, name: &str) {
+        self.envs.push((name.to_owned(), None));
     }
 
     /// A command that is not started yet.
@@ -74,9 +80,16 @@ impl Pelton {
             .env("XDG_CACHE_HOME", build::cache()?)
             .env("PELTON_NATS_SERVER", server::binary()?)
             .env("NO_COLOR", "1")
-            .envs(self.envs.iter().map(|(name, value)| (name, value)))
+            // As little as contexts: the machine may have a file for its own node.
+            .env("PELTON_CONFIG", "/dev/null")
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        for (name, value) in &self.envs {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         Ok(command)
     }
 

@@ -30,6 +30,14 @@ impl NatsServer {
     /// # Errors
     /// No nats-server binary, or it does not come up.
     pub async fn start() -> Result<Self> {
+        Self::start_with("").await
+    }
+
+    /// As [`start`](Self::start), with `config` as its configuration file: what it demands of its clients.
+    ///
+    /// # Errors
+    /// No nats-server binary, or it does not come up.
+    pub async fn start_with(config: &str) -> Result<Self> {
         let permit = SERVERS.acquire().await?;
         let mut server = Self {
             folder: tempfile::tempdir()?,
@@ -37,6 +45,9 @@ impl NatsServer {
             child: None,
             _permit: permit,
         };
+        if !config.is_empty() {
+            std::fs::write(server.config(), config)?;
+        }
         server.spawn("-1").await?;
         Ok(server)
     }
@@ -77,7 +88,11 @@ impl NatsServer {
     async fn spawn(&mut self, port: &str) -> Result<()> {
         let folder = self.folder.path();
         let log = File::create(folder.join("server.log"))?;
-        let child = Command::new(binary()?)
+        let mut command = Command::new(binary()?);
+        if self.config().is_file() {
+            command.arg("-c").arg(self.config());
+        }
+        let child = command
             .args(["-js", "-a", "127.0.0.1", "-p", port, "-sd"])
             .arg(folder.join("data"))
             .arg("--ports_file_dir")
@@ -94,6 +109,10 @@ impl NatsServer {
         });
         self.port = ready.await.with_context(|| self.log())?;
         Ok(())
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.path().join("server.conf")
     }
 
     fn log(&self) -> String {

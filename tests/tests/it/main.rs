@@ -25,6 +25,7 @@ mod retry;
 mod rollback;
 mod safeguards;
 mod scaffold;
+mod security;
 mod state;
 mod streams;
 mod switch;
