@@ -8,7 +8,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use pelton_runtime::config::Manifest;
 use pelton_runtime::control::functions;
-use pelton_runtime::nats::{self, ConnectOptions};
+use pelton_runtime::nats::{self, ConnectOptions, Denials};
 
 use crate::node::layers::{Given, Source};
 use crate::output::{Output, failure};
@@ -41,6 +41,9 @@ pub struct Global {
     /// Which of all arguments were given, and how.
     #[arg(skip)]
     pub given: Given,
+    /// What the server does not permit to this command's connections.
+    #[arg(skip)]
+    pub denials: Denials,
 }
 
 /// Connection flags and variables, as the `nats` CLI has them.
@@ -151,6 +154,7 @@ impl Global {
             tls_ca: path("tls_ca", from.tls_ca),
             tls_first: self.given.by(source, "tls_first", from.tls_first),
             inbox_prefix: text("inbox_prefix", from.inbox_prefix),
+            denials: self.denials.clone(),
         }
     }
 

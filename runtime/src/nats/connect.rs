@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{ConnectErrorKind, Event, ServerAddr};
+use async_nats::{ConnectErrorKind, Event, ServerAddr, ServerError};
 use percent_encoding::percent_decode_str;
 
 use super::context::{Resolved, config_dir, resolve};
-use super::{ConnectOptions, NatsError};
+use super::{ConnectOptions, Denials, Denied, NatsError};
 
 /// How long the first connection may take; below the 3 s after which every command has said what is wrong.
 pub const CONNECT_LIMIT: Duration = Duration::from_millis(2500);
@@ -38,7 +38,14 @@ pub async fn connect(
     let servers = servers(&resolved.server)?;
     let place = place(&servers, resolved.context.as_deref());
     let connected = Arc::new(AtomicBool::new(false));
-    let settings = authenticate(client_settings(name, &connected), &resolved, &servers)?;
+    let refusals = Refusals {
+        denials: options.denials.clone(),
+        place: place.clone(),
+        // Without a password it is a token, which belongs in no message.
+        user: resolved.password.as_ref().and(resolved.user.clone()),
+    };
+    let settings = client_settings(name, &connected, refusals);
+    let settings = authenticate(settings, &resolved, &servers)?;
     let settings = encrypt(settings, &resolved)?;
     let in_url = servers.iter().any(|server| server.username().is_some());
     let addresses: Vec<ServerAddr> = servers.into_iter().map(without_login).collect();
@@ -53,7 +60,18 @@ pub async fn connect(
     Ok(client)
 }
 
-fn client_settings(name: &str, connected: &Arc<AtomicBool>) -> async_nats::ConnectOptions {
+/// Where what the server does not permit is kept, and what is said with it.
+struct Refusals {
+    denials: Denials,
+    place: String,
+    user: Option<String>,
+}
+
+fn client_settings(
+    name: &str,
+    connected: &Arc<AtomicBool>,
+    refusals: Refusals,
+) -> async_nats::ConnectOptions {
     let first_done = Arc::clone(connected);
     let lost = AtomicBool::new(false);
     async_nats::ConnectOptions::new()
@@ -69,7 +87,7 @@ fn client_settings(name: &str, connected: &Arc<AtomicBool>) -> async_nats::Conne
             }
         })
         .event_callback(move |event| {
-            log(&event, &lost);
+            log(&event, &lost, &refusals);
             std::future::ready(())
         })
 }
@@ -86,7 +104,7 @@ fn reconnect_delay(attempt: usize) -> Duration {
 }
 
 /// That the first connection was made is for its caller to say, or why it is of no use: this comes at any moment after.
-fn log(event: &Event, lost: &AtomicBool) {
+fn log(event: &Event, lost: &AtomicBool, refusals: &Refusals) {
     match event {
         Event::Connected if lost.swap(false, Ordering::Relaxed) => {
             tracing::info!("connected to NATS again");
@@ -99,6 +117,17 @@ fn log(event: &Event, lost: &AtomicBool) {
         Event::LameDuckMode => tracing::info!("NATS server is about to stop; moving to another"),
         Event::SlowConsumer(id) => {
             tracing::warn!(subscription = id, "messages were dropped: slow consumer")
+        }
+        Event::ServerError(ServerError::Other(said)) => {
+            let Refusals {
+                denials,
+                place,
+                user,
+            } = refusals;
+            match Denied::read(said, place, user.as_deref()) {
+                Some(denied) => denials.note(denied),
+                None => tracing::warn!(error = said, "NATS server reported an error"),
+            }
         }
         Event::ServerError(error) => tracing::warn!(%error, "NATS server reported an error"),
         Event::ClientError(error) => tracing::warn!(%error, "NATS client reported an error"),

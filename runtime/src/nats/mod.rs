@@ -3,6 +3,7 @@
 mod check;
 mod connect;
 mod context;
+mod denied;
 mod headers;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 pub use check::{check_server, check_version};
 pub use connect::{CONNECT_LIMIT, REQUEST_TIMEOUT, connect, without_logins};
 pub use context::{config_dir, saved};
+pub use denied::{Denials, Denied};
 pub(crate) use headers::{header_map, headers};
 
 /// Where NATS is when nobody says otherwise.
@@ -45,6 +47,8 @@ pub struct ConnectOptions {
     pub tls_first: Option<bool>,
     /// Prefix of the subjects on which answers come.
     pub inbox_prefix: Option<String>,
+    /// Where it is kept what the server does not permit.
+    pub denials: Denials,
 }
 
 impl ConnectOptions {
@@ -84,6 +88,7 @@ impl ConnectOptions {
             tls_ca: self.tls_ca.or(below.tls_ca),
             tls_first: self.tls_first.or(below.tls_first),
             inbox_prefix: self.inbox_prefix.or(below.inbox_prefix),
+            denials: self.denials,
         }
     }
 

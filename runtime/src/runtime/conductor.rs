@@ -33,12 +33,14 @@ pub(super) struct Conductor {
 impl Conductor {
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut look = every(LOOK);
+        let mut failing = BTreeSet::new();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = look.tick() => {}
             }
             let trials = self.trials.borrow().clone();
+            failing.retain(|key| trials.contains(key));
             if trials.is_empty() {
                 continue;
             }
@@ -53,8 +55,17 @@ impl Conductor {
                 if !self.conducts(&nodes, &app, &function) {
                     continue;
                 }
-                if let Err(error) = self.move_on(&nodes, &app, &function).await {
-                    tracing::debug!(%error, app, function, "a rollout does not move on");
+                let key = (app, function);
+                match self.move_on(&nodes, &key.0, &key.1).await {
+                    Ok(()) => {
+                        failing.remove(&key);
+                    }
+                    // Said once, until it goes well again: a version that is worse keeps its share.
+                    Err(error) if failing.insert(key.clone()) => {
+                        let (app, function) = key;
+                        tracing::warn!(%error, app, function, "a rollout does not move on; `pelton rollout` does it by hand");
+                    }
+                    Err(error) => tracing::debug!(%error, "a rollout does not move on"),
                 }
             }
         }

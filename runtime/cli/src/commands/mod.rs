@@ -29,8 +29,18 @@ mod strategy;
 use crate::cli::Command;
 use crate::global::Global;
 
-/// Runs the chosen subcommand to its end.
+/// Runs the chosen subcommand to its end, or until the server refuses something that it does: that has no answer, and would only
+/// ever be late. A node and `dev` go on, and log it.
 pub async fn run(command: Command, global: &Global) -> anyhow::Result<()> {
+    let goes_on = matches!(command, Command::Run(_) | Command::Dev(_));
+    tokio::select! {
+        biased;
+        denied = global.denials.first(), if !goes_on => Err(denied.into()),
+        ended = dispatch(command, global) => ended,
+    }
+}
+
+async fn dispatch(command: Command, global: &Global) -> anyhow::Result<()> {
     match command {
         Command::New(args) => new::run(args, global).await,
         Command::Add(args) => add::run(args, global).await,

@@ -1,5 +1,7 @@
 //! `pelton publish`: puts an event where a function will find it, and says where it was stored.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use async_nats::jetstream;
 use bytes::Bytes;
@@ -10,6 +12,9 @@ use tokio::io::AsyncReadExt;
 
 use crate::global::Global;
 use crate::output::failure;
+
+/// From the connection's task to us, after the answer is here.
+const PASSED_ON: Duration = Duration::from_millis(50);
 
 /// Publish an event and wait until a stream has stored it
 #[derive(Debug, Args)]
@@ -70,7 +75,21 @@ pub async fn run(args: PublishArgs, global: &Global) -> anyhow::Result<()> {
         .flush()
         .await
         .context("the last messages may not have reached the server")?;
+    if args.no_ack {
+        refused(&js, global).await?;
+    }
     Ok(())
+}
+
+/// Whether the server refused what nobody waits for. It says so before it answers what is asked later.
+async fn refused(js: &jetstream::Context, global: &Global) -> anyhow::Result<()> {
+    js.query_account()
+        .await
+        .context("the server may not have taken the messages")?;
+    match tokio::time::timeout(PASSED_ON, global.denials.first()).await {
+        Ok(denied) => Err(denied.into()),
+        Err(_) => Ok(()),
+    }
 }
 
 fn text(published: &Published) -> String {

@@ -84,16 +84,12 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     if let Some(file) = &node.file {
         tracing::info!(file = %file.file().display(), "settings read");
     }
-    let mut options = RuntimeOptions::new(global::connect(&node.nats).await?);
-    options.publisher = Some(nats::connect(&node.nats, "pelton-publisher").await?);
-    options.apps = node.apps.value;
-    options.cache_dir = node.cache.value;
-    options.drain_deadline = node.drain.value;
-    options.node_name = node.name.value;
-    options.max_instances = node.max_instances.value;
-    options.max_memory = node.max_memory.value;
-    options.http = node.http.value;
-    let runtime = Runtime::start(options).await?;
+    // What a node needs to start it needs to serve; what is refused later it logs, and goes on with the rest.
+    let runtime = tokio::select! {
+        biased;
+        denied = global.denials.first() => return Err(denied.into()),
+        started = start(node) => started?,
+    };
     tokio::select! {
         () = runtime.stopped() => anyhow::bail!("the node stopped by itself; its log says why"),
         signal = stop_signal() => tracing::info!(signal = signal?, "stopping"),
@@ -104,6 +100,19 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
             "{} came again: left at once; what still ran comes again after its ack wait of 30 s", signal?
         ),
     }
+}
+
+async fn start(node: Node) -> anyhow::Result<Runtime> {
+    let mut options = RuntimeOptions::new(global::connect(&node.nats).await?);
+    options.publisher = Some(nats::connect(&node.nats, "pelton-publisher").await?);
+    options.apps = node.apps.value;
+    options.cache_dir = node.cache.value;
+    options.drain_deadline = node.drain.value;
+    options.node_name = node.name.value;
+    options.max_instances = node.max_instances.value;
+    options.max_memory = node.max_memory.value;
+    options.http = node.http.value;
+    Ok(Runtime::start(options).await?)
 }
 
 /// An app's name.

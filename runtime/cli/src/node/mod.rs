@@ -103,7 +103,10 @@ impl Node {
             log_format: given
                 .over("log_format", args.log_format, format)
                 .unwrap_or_else(|| Setting::default(LogFormat::default())),
-            nats: laid(&layers),
+            nats: ConnectOptions {
+                denials: global.denials.clone(),
+                ..laid(&layers)
+            },
             layers,
             file,
         })
@@ -154,6 +157,7 @@ fn options(file: &NodeConnection) -> ConnectOptions {
         tls_ca: file.tls_ca,
         tls_first: file.tls_first,
         inbox_prefix: file.inbox_prefix,
+        ..ConnectOptions::default()
     }
 }
 
