@@ -9,6 +9,7 @@ use async_nats::jetstream::{self, consumer::PullConsumer, kv, stream};
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::production;
 use crate::wait::{SOON, eventually, within};
 
 /// A client of one server.
@@ -63,7 +64,22 @@ impl Nats {
     /// # Errors
     /// The server is not there.
     pub async fn connect(url: &str) -> Result<Self> {
-        let core = async_nats::ConnectOptions::new()
+        Self::with(url, async_nats::ConnectOptions::new()).await
+    }
+
+    /// As [`connect`](Self::connect), as the user that has this role in `deploy/nats`.
+    ///
+    /// # Errors
+    /// The server is not there, or does not know the user.
+    pub async fn connect_as(url: &str, role: &str) -> Result<Self> {
+        let options = async_nats::ConnectOptions::new()
+            .user_and_password(role.to_owned(), production::password(role))
+            .custom_inbox_prefix(production::inbox(role));
+        Self::with(url, options).await
+    }
+
+    async fn with(url: &str, options: async_nats::ConnectOptions) -> Result<Self> {
+        let core = options
             .request_timeout(Some(Duration::from_secs(5)))
             .connect(url.split(',').collect::<Vec<_>>())
             .await?;

@@ -14,6 +14,7 @@ pub mod old_server;
 pub mod operator;
 pub mod orders;
 pub mod pelton;
+pub mod production;
 pub mod project;
 pub mod proxy;
 pub mod rates;

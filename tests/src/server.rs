@@ -21,8 +21,13 @@ pub struct NatsServer {
     folder: TempDir,
     port: u16,
     child: Option<Child>,
+    /// Of a server with a configuration file of its own: the variables that the file reads.
+    envs: Option<Vec<(String, String)>>,
     _permit: SemaphorePermit<'static>,
 }
+
+/// The configuration file, in the server's folder.
+const CONFIG: &str = "server.conf";
 
 impl NatsServer {
     /// Starts a server on a free port, when one of the few places for servers is free.
@@ -39,15 +44,41 @@ impl NatsServer {
     /// No nats-server binary, or it does not come up.
     pub async fn start_with(config: &str) -> Result<Self> {
         let permit = SERVERS.acquire().await?;
+        let folder = tempfile::tempdir()?;
+        if config.is_empty() {
+            return Self::begin(folder, None, permit).await;
+        }
+        std::fs::write(folder.path().join(CONFIG), config)?;
+        Self::begin(folder, Some(Vec::new()), permit).await
+    }
+
+    /// As [`start`](Self::start), each in a folder that holds its `server.conf`, with the variables that this reads. All at once: they
+    /// may wait for each other. At most three.
+    ///
+    /// # Errors
+    /// One does not come up.
+    pub async fn configured(servers: Vec<(TempDir, Vec<(String, String)>)>) -> Result<Vec<Self>> {
+        let mut permits = SERVERS.acquire_many(u32::try_from(servers.len())?).await?;
+        let mut begun = Vec::new();
+        for (folder, envs) in servers {
+            let permit = permits.split(1).context("more servers than places")?;
+            begun.push(Self::begin(folder, Some(envs), permit));
+        }
+        futures::future::try_join_all(begun).await
+    }
+
+    async fn begin(
+        folder: TempDir,
+        envs: Option<Vec<(String, String)>>,
+        permit: SemaphorePermit<'static>,
+    ) -> Result<Self> {
         let mut server = Self {
-            folder: tempfile::tempdir()?,
+            folder,
             port: 0,
             child: None,
+            envs,
             _permit: permit,
         };
-        if !config.is_empty() {
-            std::fs::write(server.config(), config)?;
-        }
         server.spawn("-1").await?;
         Ok(server)
     }
@@ -89,8 +120,9 @@ impl NatsServer {
         let folder = self.folder.path();
         let log = File::create(folder.join("server.log"))?;
         let mut command = Command::new(binary()?);
-        if self.config().is_file() {
-            command.arg("-c").arg(self.config());
+        if let Some(envs) = &self.envs {
+            command.arg("-c").arg(folder.join(CONFIG));
+            command.envs(envs.iter().map(|(name, value)| (name, value)));
         }
         let child = command
             .args(["-js", "-a", "127.0.0.1", "-p", port, "-sd"])
@@ -111,11 +143,8 @@ impl NatsServer {
         Ok(())
     }
 
-    fn config(&self) -> PathBuf {
-        self.folder.path().join("server.conf")
-    }
-
-    fn log(&self) -> String {
+    /// What it has logged so far; empty when that cannot be read.
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default()
     }
 }

@@ -17,7 +17,8 @@ pub use sample::Sample;
 pub use schedule::Schedule;
 
 pub use node::{
-    NodeConnection, NodeFile, node_drain, node_http, node_instances, node_keys, node_memory, node_name,
+    NodeConnection, NodeFile, node_drain, node_http, node_instances, node_keys, node_memory,
+    node_name,
 };
 
 pub use manifest::{ConfigError, FunctionManifest, Manifest, StreamManifest};

@@ -33,7 +33,10 @@ struct State {
 impl NodeFunction {
     /// Whether the version that is deployed runs, or is ready to.
     pub(super) fn is_ready(&self) -> bool {
-        matches!(self.status.as_str(), "running" | "ready" | "pausing" | PAUSED)
+        matches!(
+            self.status.as_str(),
+            "running" | "ready" | "pausing" | PAUSED
+        )
     }
 }
 

@@ -22,6 +22,7 @@ mod positions;
 mod redeploy;
 mod reset;
 mod retry;
+mod roles;
 mod rollback;
 mod safeguards;
 mod scaffold;

@@ -1,0 +1,107 @@
+//! `deploy/nats` as it stands: its accounts, roles and cluster, on ports of this machine and with passwords filled in.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::build;
+use crate::pelton::Pelton;
+use crate::server::NatsServer;
+
+/// Users of `accounts.conf`, each called by its role.
+const USERS: [&str; 7] = [
+    "node", "deployer", "operator", "reader", "producer", "caller", "system",
+];
+
+/// The password that a server started here has for a user.
+pub fn password(user: &str) -> String {
+    format!("{user}Secret1")
+}
+
+/// Where answers to a role come.
+pub fn inbox(role: &str) -> String {
+    format!("_INBOX_{role}")
+}
+
+/// One server with the accounts and roles of `deploy/nats`. `change` gets the text of `permissions.conf`, for what that tells its reader
+/// to change.
+///
+/// # Errors
+/// It does not come up.
+pub async fn single(change: impl Fn(String) -> String) -> Result<NatsServer> {
+    let folder = tempfile::tempdir()?;
+    copy("accounts.conf", folder.path(), |text| text)?;
+    copy("permissions.conf", folder.path(), change)?;
+    std::fs::write(
+        folder.path().join("server.conf"),
+        "include \"accounts.conf\"\n",
+    )?;
+    let servers = NatsServer::configured(vec![(folder, variables("single"))]).await?;
+    servers.into_iter().next().context("no server")
+}
+
+/// The three servers of `server.conf`.
+///
+/// # Errors
+/// One of them does not come up.
+pub async fn cluster() -> Result<Vec<NatsServer>> {
+    let names = ["nats-1", "nats-2", "nats-3"];
+    // Held until all are known, so that they differ.
+    let listeners = names.map(|_| TcpListener::bind("127.0.0.1:0"));
+    let mut ports = Vec::new();
+    for listener in listeners {
+        ports.push(listener?.local_addr()?.port());
+    }
+    let mut servers: Vec<(TempDir, Vec<(String, String)>)> = Vec::new();
+    for (name, own) in names.iter().zip(&ports) {
+        let folder = tempfile::tempdir()?;
+        for file in ["accounts.conf", "permissions.conf"] {
+            copy(file, folder.path(), |text| text)?;
+        }
+        copy("server.conf", folder.path(), |mut text| {
+            for (other, port) in names.iter().zip(&ports) {
+                text = text.replace(&format!("{other}:6222"), &format!("127.0.0.1:{port}"));
+            }
+            let text = text.replace("0.0.0.0:6222", &format!("127.0.0.1:{own}"));
+            text.replace("127.0.0.1:8222", "127.0.0.1:-1")
+        })?;
+        servers.push((folder, variables(name)));
+    }
+    NatsServer::configured(servers).await
+}
+
+/// Commands in `folder` as the user that has this role.
+///
+/// # Errors
+/// No temporary folder can be made.
+pub fn pelton(url: &str, folder: &Path, role: &str) -> Result<Pelton> {
+    let mut pelton = Pelton::new(url, folder)?;
+    pelton.set_env("NATS_USER", role);
+    pelton.set_env("NATS_PASSWORD", password(role));
+    pelton.set_env("NATS_INBOX_PREFIX", inbox(role));
+    Ok(pelton)
+}
+
+/// What the files read from the environment.
+fn variables(name: &str) -> Vec<(String, String)> {
+    let passwords = USERS.iter().map(|user| {
+        let variable = format!("PELTON_{}_PASSWORD", user.to_uppercase());
+        (variable, password(user))
+    });
+    let own = [
+        ("PELTON_SERVER_NAME", name),
+        ("PELTON_ROUTE_PASSWORD", "routeSecret1"),
+    ];
+    let own = own.map(|(variable, value)| (variable.to_owned(), value.to_owned()));
+    passwords.chain(own).collect()
+}
+
+fn copy(file: &str, to: &Path, change: impl Fn(String) -> String) -> Result<()> {
+    let path = build::root()?.join("deploy/nats").join(file);
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("{} cannot be read", path.display()))?;
+    ensure!(!text.is_empty(), "{} is empty", path.display());
+    Ok(std::fs::write(to.join(file), change(text))?)
+}
