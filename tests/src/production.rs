@@ -65,6 +65,8 @@ pub async fn cluster() -> Result<Vec<NatsServer>> {
                 text = text.replace(&format!("{other}:6222"), &format!("127.0.0.1:{port}"));
             }
             let text = text.replace("0.0.0.0:6222", &format!("127.0.0.1:{own}"));
+            // Where it stores is told to the server by a flag here.
+            let text = text.replace("store_dir: \"/var/lib/nats\"", "");
             text.replace("127.0.0.1:8222", "127.0.0.1:-1")
         })?;
         servers.push((folder, variables(name)));

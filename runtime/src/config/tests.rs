@@ -112,6 +112,7 @@ instance = "fresh"
 secrets = ["API_KEY"]
 config = { text = "t", number = 7, float = 1.5, flag = true }
 schedule = { cron = "0 */5 * * * *", timezone = "Europe/Zurich" }
+sample = { subject = "orders.o-1.created", data = "{}" }
 [functions.f.retry]
 max-attempts = 0
 initial-delay = "1ms"
@@ -173,6 +174,10 @@ http = ["API.example.com", "10.0.0.1:8080", "[::1]:80"]
                     "[::1]:80".into()
                 ],
             },
+            sample: Some(Sample {
+                subject: "orders.o-1.created".into(),
+                data: "{}".into(),
+            }),
             schedule: Some(Schedule {
                 cron: "0 */5 * * * *".into(),
                 timezone: "Europe/Zurich".into(),

@@ -3,6 +3,7 @@
 //!
 //! Nothing of it may be under way meanwhile: it is paused, by all nodes, until its positions are written.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
@@ -14,13 +15,15 @@ use serde_json::json;
 
 use super::deploy::{before_time, request};
 use super::progress::{Place, Progress, records, rewrite};
-use super::scan::{Scan, ordered};
+use super::scan::{Scan, ordered, scan};
 use super::{ControlError, functions, hold, open, rollout};
 use crate::config::DeliveryMode;
 use crate::names::AppNames;
 use crate::records::{FunctionRecord, Input, PositionRecord};
 use crate::source;
 
+/// Events that are read to count those that are done among others: the window of each partition, at most.
+const MAX_READ: u64 = 65_536;
 /// Purges of the park on their way at the same time.
 const AT_ONCE: usize = 8;
 
@@ -143,14 +146,16 @@ async fn look(
         function: &record.function,
         stream: name,
     };
+    let mut mixed = Mixed::default();
     let (from, begun_anew) = match record.settings.delivery {
         DeliveryMode::ExactlyOnce => {
             let positions = records(js, place).await?;
-            let parked = positions
-                .values()
-                .flat_map(PositionRecord::parked_sequences);
+            let progress = Progress::new(input.start, &positions);
+            mixed = Mixed::of(&stream, record, input, &progress, to).await?;
+            let parked = positions.values();
+            let parked = parked.flat_map(PositionRecord::parked_sequences);
             let beyond = parked.filter(|at| *at > to).count() as u64;
-            (Progress::new(input.start, &positions).floor(), beyond)
+            (progress.floor(), beyond)
         }
         DeliveryMode::AtLeastOnce => {
             let consumer = names.consumer(&record.function);
@@ -163,14 +168,66 @@ async fn look(
     let between = count(&stream, input, low)
         .await?
         .saturating_sub(count(&stream, input, high).await?);
+    let (again, passed_by) = match to < from {
+        true => (between, 0),
+        false => (0, between),
+    };
     Ok(InputReset {
         stream: name.clone(),
         from,
         to,
-        again: if to < from { between } else { 0 },
-        passed_by: if to > from { between } else { 0 },
+        again: (again + mixed.done_beyond).saturating_sub(begun_anew),
+        passed_by: passed_by.saturating_sub(mixed.done_before),
         begun_anew,
     })
+}
+
+/// What lies where some events are done and some are not: behind the first that is not.
+#[derive(Debug, Default)]
+struct Mixed {
+    /// Done, up to where everything will count as done.
+    done_before: u64,
+    /// Done, beyond that.
+    done_beyond: u64,
+}
+
+impl Mixed {
+    async fn of(
+        stream: &Stream,
+        record: &FunctionRecord,
+        input: &Input,
+        progress: &Progress,
+        to: u64,
+    ) -> Result<Self, ControlError> {
+        let behind = Scan {
+            filters: input.subjects.clone(),
+            from: DeliverPolicy::ByStartSequence {
+                start_sequence: progress.floor() + 1,
+            },
+            headers_only: false,
+        };
+        let doing = format!("read stream {}", input.stream);
+        let name = input.stream.as_str().into();
+        let (mut mixed, mut read) = (Self::default(), 0);
+        scan(stream, behind, |message| {
+            let info = message.info();
+            let info = info.map_err(|error| ControlError::nats(&doing, error))?;
+            let message = source::message(message, &info, &name);
+            read += 1;
+            if message.sequence > progress.end() || read > MAX_READ {
+                return Ok(ControlFlow::Break(()));
+            }
+            if progress.is_done(record.settings.key.as_ref(), &message) {
+                match message.sequence <= to {
+                    true => mixed.done_before += 1,
+                    false => mixed.done_beyond += 1,
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+        .await?;
+        Ok(mixed)
+    }
 }
 
 /// Events of an input beyond a sequence; the server counts them.

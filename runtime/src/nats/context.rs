@@ -121,6 +121,7 @@ impl File {
             tls_ca: path(&self.ca),
             tls_first: self.tls_first.then_some(true),
             inbox_prefix: given(&self.inbox_prefix),
+            ..ConnectOptions::default()
         }
     }
 }

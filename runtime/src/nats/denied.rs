@@ -68,6 +68,15 @@ impl Denied {
 #[derive(Debug, Clone, Default)]
 pub struct Denials(Arc<Kept>);
 
+/// What was refused so far is no setting: connections that are made in the same way are the same.
+impl PartialEq for Denials {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Denials {}
+
 #[derive(Debug, Default)]
 struct Kept {
     first: watch::Sender<Option<Denied>>,

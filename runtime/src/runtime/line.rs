@@ -75,11 +75,6 @@ impl Line {
         }
     }
 
-    /// One for each attempt that may be inside a handler.
-    pub(super) fn handlers(&self) -> Arc<Semaphore> {
-        self.switch.lineup().active.handlers.clone()
-    }
-
     pub(super) fn endpoint(&self) -> Endpoint {
         self.endpoint.clone()
     }

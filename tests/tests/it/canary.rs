@@ -300,7 +300,8 @@ async fn blue_and_green_are_switched_when_all_nodes_are_ready() -> Result<()> {
         .pelton
         .ok(&[deploy.as_slice(), &["--keep-warm", "1h"]].concat())
         .await?;
-    scene.nats.serving("hostile", Some(2), 2).await?;
+    // The number of what was withdrawn is used up.
+    scene.nats.serving("hostile", Some(3), 2).await?;
     let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
     ensure!(info["record"]["warm_until"].is_string(), "{info}");
     let began = Instant::now();

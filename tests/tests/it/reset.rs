@@ -6,9 +6,18 @@ use pelton_tests::{Nats, Scene, build, eventually, project};
 use serde_json::json;
 
 fn manifest(more: &str) -> Result<String> {
+    manifest_of(project::keyed(
+        "hostile",
+        &build::component("hostile")?,
+        3,
+        more,
+    ))
+}
+
+fn manifest_of(function: String) -> Result<String> {
     let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
     text += "[streams.OUT]\nsubjects = [\"out.>\"]\n";
-    text += &project::keyed("hostile", &build::component("hostile")?, 3, more);
+    text += &function;
     text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\nemit = [\"out.>\"]\n";
     Ok(text)
 }
@@ -42,9 +51,8 @@ async fn at_rest(scene: &Scene) -> Result<()> {
     .await
 }
 
-async fn resets(delivery: &str) -> Result<()> {
-    let retry = "retry = { max-attempts = 5, initial-delay = \"6s\", max-delay = \"6s\" }";
-    let scene = Scene::start(&manifest(&format!("{delivery}\n{retry}"))?).await?;
+async fn resets(manifest: &str) -> Result<()> {
+    let scene = Scene::start(manifest).await?;
     let _second = scene.node()?;
     scene.nats.serving("hostile", Some(1), 2).await?;
     let nats = &scene.nats;
@@ -105,12 +113,13 @@ async fn resets(delivery: &str) -> Result<()> {
 
 #[tokio::test]
 async fn a_function_of_positions_begins_elsewhere() -> Result<()> {
-    resets("").await
+    resets(&manifest("")?).await
 }
 
 #[tokio::test]
 async fn a_function_of_the_queue_begins_elsewhere() -> Result<()> {
-    resets("delivery = \"at-least-once\"").await
+    let function = project::function("hostile", &build::component("hostile")?, "");
+    resets(&manifest_of(function)?).await
 }
 
 #[tokio::test]

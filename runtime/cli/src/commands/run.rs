@@ -82,7 +82,7 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     }
     logging::init_with(node.log_format.value, &node.log_level.value);
     if let Some(file) = &node.file {
-        tracing::info!(file = %file.file().display(), "settings read");
+        tracing::debug!(file = %file.file().display(), "settings read");
     }
     // What a node needs to start it needs to serve; what is refused later it logs, and goes on with the rest.
     let runtime = tokio::select! {
