@@ -17,7 +17,7 @@ use pelton_tests::proxy::Mode;
 /// How long a server may take to end when asked to.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Seconds of a run for each fault of a kind, at the most as many as it should see.
-const SECONDS_FOR_EACH: [(Kind, u64); 12] = [
+const SECONDS_FOR_EACH: [(Kind, u64); 15] = [
     (Kind::KillNode, 4),
     (Kind::KillServer, 12),
     (Kind::PauseNode, 12),
@@ -30,6 +30,9 @@ const SECONDS_FOR_EACH: [(Kind, u64); 12] = [
     (Kind::Deploy, 20),
     (Kind::Full, 20),
     (Kind::Narrow, 45),
+    (Kind::Canary, 25),
+    (Kind::Rollback, 40),
+    (Kind::Suspend, 30),
 ];
 
 /// What may happen.
@@ -59,6 +62,12 @@ pub(crate) enum Kind {
     Full,
     /// Functions may not emit to a target any more, and then again.
     Narrow,
+    /// New versions get a share of the keys, and then all of them or none.
+    Canary,
+    /// New versions of all functions, and one of those is taken back.
+    Rollback,
+    /// No node takes events of a function for a while.
+    Suspend,
 }
 
 /// One fault, with all that chance decides.
@@ -155,8 +164,8 @@ fn deck(rng: &mut Rng, seconds: u64) -> Vec<Fault> {
                 Kind::PauseNode => rng.u64(3500..6500),
                 Kind::PauseServer => rng.u64(1500..5000),
                 Kind::Cut | Kind::Hold | Kind::Delay => rng.u64(500..6000),
-                Kind::Full | Kind::Narrow => rng.u64(500..5000),
-                Kind::Deploy => 0,
+                Kind::Full | Kind::Narrow | Kind::Canary | Kind::Suspend => rng.u64(500..5000),
+                Kind::Deploy | Kind::Rollback => 0,
                 Kind::Rolling => 1000,
             };
             deck.push(Fault {
@@ -176,7 +185,12 @@ fn deck(rng: &mut Rng, seconds: u64) -> Vec<Fault> {
 async fn happen(field: Field, fault: Fault) -> Result<()> {
     match fault.kind {
         Kind::KillServer | Kind::PauseServer | Kind::Rolling => to_server(&field, &fault).await,
-        Kind::Deploy | Kind::Full | Kind::Narrow => to_app(&field, &fault).await,
+        Kind::Deploy
+        | Kind::Full
+        | Kind::Narrow
+        | Kind::Canary
+        | Kind::Rollback
+        | Kind::Suspend => to_app(&field, &fault).await,
         _ => to_node(&field, &fault).await,
     }
 }
@@ -188,6 +202,9 @@ async fn to_app(field: &Field, fault: &Fault) -> Result<()> {
     match kind {
         Kind::Full => operator.fill(fault.target, lasts).await,
         Kind::Narrow => operator.narrow_for(lasts).await,
+        Kind::Canary => operator.canary(fault.lost, lasts).await,
+        Kind::Rollback => operator.roll_back(fault.target).await,
+        Kind::Suspend => operator.suspend(fault.target, lasts).await,
         _ => operator.deploy().await,
     }
 }

@@ -1,5 +1,5 @@
-//! Whoever operates the app while all of this goes on: deploys new versions, takes a right to emit and gives it back, fills a target
-//! and makes room again.
+//! Whoever operates the app while all of this goes on: deploys new versions, at once or to a share of the keys, and takes them back; takes
+//! a right to emit and gives it back; pauses functions; fills a target and makes room again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ use anyhow::{Result, bail, ensure};
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use pelton_tests::{Nats, Pelton, Project};
 
-use crate::settings;
+use crate::settings::{self, FUNCTIONS};
 use crate::world::APP;
 
 /// How long something is tried again: longer than any outage here.
@@ -20,6 +20,9 @@ const PAUSE: Duration = Duration::from_millis(300);
 const HEARD: Duration = Duration::from_secs(10);
 /// What functions emit to, the dead letters among it.
 const TARGETS: [&str; 4] = ["OUT", "AUDIT", "CHAIN", "PELTON_DEAD_faults"];
+
+/// It is done, and nodes that are away have not said so.
+const UNHEARD: &[&str] = &["not confirmed by"];
 
 /// One at a time: two that deploy would only wait for each other.
 pub(crate) struct Operator {
@@ -71,6 +74,50 @@ impl Operator {
     pub(crate) async fn deploy(&self) -> Result<()> {
         let _busy = self.busy.lock().await;
         self.versions(true).await
+    }
+
+    /// New versions of all functions get a share of the keys for a while, and then all of them or, if `lost`, none.
+    ///
+    /// # Errors
+    /// They are refused for good.
+    pub(crate) async fn canary(&self, lost: bool, lasts: Duration) -> Result<()> {
+        let _busy = self.busy.lock().await;
+        self.write(true)?;
+        let deploy = ["deploy", "--canary", "40%", "--no-judge", "--no-wait"];
+        self.does(&deploy, &[]).await?;
+        tokio::time::sleep(lasts).await;
+        let end = if lost { "abort" } else { "promote" };
+        for (function, _) in FUNCTIONS {
+            // One that was ended by a try whose answer was lost.
+            let over = ["no version", "not confirmed by"];
+            self.does(&["rollout", function, end], &over).await?;
+        }
+        Ok(())
+    }
+
+    /// New versions of all functions, twice, and the last one of a function is taken back.
+    ///
+    /// # Errors
+    /// They are refused for good.
+    pub(crate) async fn roll_back(&self, function: usize) -> Result<()> {
+        let _busy = self.busy.lock().await;
+        // The one before may emit as this one does.
+        self.versions(true).await?;
+        self.versions(true).await?;
+        let rollback = ["rollback", name(function), "--wait", "1s"];
+        self.does(&rollback, UNHEARD).await
+    }
+
+    /// No node takes events of a function for a while.
+    ///
+    /// # Errors
+    /// It is refused for good.
+    pub(crate) async fn suspend(&self, function: usize, lasts: Duration) -> Result<()> {
+        let _busy = self.busy.lock().await;
+        let say = |what: &'static str| ["function", what, name(function), "--wait", "1s"];
+        self.does(&say("pause"), UNHEARD).await?;
+        tokio::time::sleep(lasts).await;
+        self.does(&say("resume"), UNHEARD).await
     }
 
     /// Functions may not emit to `out.*` for a while.
@@ -136,17 +183,34 @@ impl Operator {
     }
 
     async fn versions(&self, out: bool) -> Result<()> {
+        self.write(out)?;
+        // A node that is away does not confirm, and need not.
+        self.does(&["deploy", "--no-wait"], &[]).await
+    }
+
+    /// Writes the manifest of the next versions.
+    fn write(&self, out: bool) -> Result<()> {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let text = settings::manifest(self.replicas, generation, out)?;
         self.project.file("pelton.toml", text.as_bytes())?;
+        Ok(())
+    }
+
+    /// A command, until it goes well or says one of these.
+    async fn does(&self, args: &[&str], or: &[&str]) -> Result<()> {
         again(|| async {
-            // A node that is away does not confirm, and need not.
-            let deployed = self.pelton.run(&["deploy", "--no-wait"]).await?;
-            ensure!(deployed.code == Some(0), "{deployed:#?}");
+            let said = self.pelton.run(args).await?;
+            let well = said.code == Some(0) || or.iter().any(|one| said.stderr.contains(one));
+            ensure!(well, "{said:#?}");
             Ok(())
         })
         .await
     }
+}
+
+/// One of the functions, counted round.
+fn name(function: usize) -> &'static str {
+    FUNCTIONS[function % FUNCTIONS.len()].0
 }
 
 async fn again<T, F: Future<Output = Result<T>>>(mut what: impl FnMut() -> F) -> Result<T> {

@@ -86,6 +86,13 @@ fn number(name: &str, default: u64) -> Result<u64> {
 /// Bytes that a told event may have.
 const MAX_TOLD: usize = 256 << 10;
 
+/// Its functions, and what each takes.
+pub(crate) const FUNCTIONS: [(&str, &str); 3] = [
+    ("ledger", "work.*.*"),
+    ("twin", "work.*.shared"),
+    ("link", "chain.*.*"),
+];
+
 /// The app: one component as three functions, over streams with so many copies. Another `generation` makes other versions;
 /// they may emit to `out.*` if `out` says so.
 ///
@@ -106,11 +113,7 @@ pub(crate) fn manifest(replicas: usize, generation: u64, out: bool) -> Result<St
         }
     }
     let out = if out { "\"out.*\", " } else { "" };
-    for (function, subject) in [
-        ("ledger", "work.*.*"),
-        ("twin", "work.*.shared"),
-        ("link", "chain.*.*"),
-    ] {
+    for (function, subject) in FUNCTIONS {
         text += &format!(
             "[functions.{function}]\ncomponent = {component:?}\nsubjects = [{subject:?}]\nkey = {{ token = 2 }}\nstart = \"all\"\n\
              retry = {{ max-attempts = 0, initial-delay = \"50ms\", max-delay = \"400ms\" }}\n\

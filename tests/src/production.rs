@@ -15,6 +15,9 @@ const USERS: [&str; 7] = [
     "node", "deployer", "operator", "reader", "producer", "caller", "system",
 ];
 
+/// What servers of a cluster tell each other.
+const ROUTE_PASSWORD: &str = "routeSecret1";
+
 /// The password that a server started here has for a user.
 pub fn password(user: &str) -> String {
     format!("{user}Secret1")
@@ -54,22 +57,25 @@ pub async fn cluster() -> Result<Vec<NatsServer>> {
     for listener in listeners {
         ports.push(listener?.local_addr()?.port());
     }
+    let routes = ports
+        .iter()
+        .map(|port| format!("nats://route:{ROUTE_PASSWORD}@127.0.0.1:{port}"));
+    let routes: Vec<String> = routes.collect();
     let mut servers: Vec<(TempDir, Vec<(String, String)>)> = Vec::new();
     for (name, own) in names.iter().zip(&ports) {
         let folder = tempfile::tempdir()?;
         for file in ["accounts.conf", "permissions.conf"] {
             copy(file, folder.path(), |text| text)?;
         }
-        copy("server.conf", folder.path(), |mut text| {
-            for (other, port) in names.iter().zip(&ports) {
-                text = text.replace(&format!("{other}:6222"), &format!("127.0.0.1:{port}"));
-            }
+        copy("server.conf", folder.path(), |text| {
             let text = text.replace("0.0.0.0:6222", &format!("127.0.0.1:{own}"));
             // Where it stores is told to the server by a flag here.
             let text = text.replace("store_dir: \"/var/lib/nats\"", "");
             text.replace("127.0.0.1:8222", "127.0.0.1:-1")
         })?;
-        servers.push((folder, variables(name)));
+        let mut variables = variables(name);
+        variables.push(("PELTON_ROUTES".to_owned(), format!("{routes:?}")));
+        servers.push((folder, variables));
     }
     NatsServer::configured(servers).await
 }
@@ -94,7 +100,7 @@ fn variables(name: &str) -> Vec<(String, String)> {
     });
     let own = [
         ("PELTON_SERVER_NAME", name),
-        ("PELTON_ROUTE_PASSWORD", "routeSecret1"),
+        ("PELTON_ROUTE_PASSWORD", ROUTE_PASSWORD),
     ];
     let own = own.map(|(variable, value)| (variable.to_owned(), value.to_owned()));
     passwords.chain(own).collect()

@@ -23,9 +23,11 @@ pub enum LogFormat {
 /// What would do.
 pub fn check(filter: &str) -> Result<(), String> {
     let fix = "write error, warn, info, debug or trace, or TARGET=LEVEL for a part, such as info,async_nats=debug";
-    // A bare word would be a target, all of whose lines are wanted; here it is a misspelt level.
-    let misspelt = |part: &str| !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err();
-    if filter.split(',').any(|part| misspelt(part.trim())) {
+    // A bare word would be a target, all of whose lines are wanted; here it is a misspelt level. Nothing would be the level error.
+    let misspelt = |part: &str| {
+        part.is_empty() || !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err()
+    };
+    if filter.split(',').any(misspelt) {
         return Err(fix.into());
     }
     match EnvFilter::try_new(filter) {
@@ -80,11 +82,17 @@ mod tests {
             "off",
             NODE_LEVEL,
             "pelton_runtime=debug",
-            "info, a[b]=trace",
+            "info,a[b]=trace",
         ] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
-        for bad in ["inof", "info,loud", "pelton_runtime=loud", ""] {
+        for bad in [
+            "inof",
+            "info,loud",
+            "pelton_runtime=loud",
+            "info, debug",
+            "",
+        ] {
             assert!(check(bad).is_err(), "{bad}");
         }
         assert_eq!(level(""), Ok(String::new()));

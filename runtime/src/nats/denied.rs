@@ -133,6 +133,7 @@ fn publishing(subject: &str) -> Option<String> {
             Some(format!("acknowledge what it took from stream {stream}"))
         }
         ["$PELTON", app, ..] => Some(format!("write what Pelton keeps of app {app}")),
+        ["pelton", "node", node] => Some(format!("tell node {node} what to do")),
         ["pelton", "call", app, function] => Some(format!("call function {function} of app {app}")),
         _ => None,
     }
@@ -206,6 +207,7 @@ mod tests {
                 "write what Pelton keeps of app shop (",
             ),
             ("pelton.call.shop.f", "call function f of app shop ("),
+            ("pelton.node.n1", "tell node n1 what to do ("),
         ] {
             let denied = read(&format!(
                 "Permissions Violation for Publish to \"{subject}\""

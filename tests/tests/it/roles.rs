@@ -169,6 +169,7 @@ async fn looks_at_everything(pelton: &Pelton, dead: u64) -> Result<()> {
         (vec!["state", "ls", "orders"], "orders.o-1"),
         (vec!["state", "get", "orders.o-1"], "completed"),
         (vec!["logs"], "hostile"),
+        (vec!["node", "ls"], "orders"),
         (vec!["dead-letter", "ls"], "payload-invalid"),
     ] {
         let said = pelton.ok(&args).await?;
@@ -177,7 +178,7 @@ async fn looks_at_everything(pelton: &Pelton, dead: u64) -> Result<()> {
     Ok(())
 }
 
-/// A new version while it runs, the former one again, and the kind of delivery, there and back.
+/// A new version while it runs, the former one again, the kind of delivery, there and back, and what is said to a function that runs.
 async fn deploys(scene: &Scene) -> Result<()> {
     let changed = manifest(1, "timeout = \"4s\"")?;
     scene.project.change(&changed)?;
@@ -194,14 +195,27 @@ async fn deploys(scene: &Scene) -> Result<()> {
         scene.deployer.ok(&["deploy"]).await?;
         scene.producer.step("o-4", "created").await?;
     }
+    for args in [
+        vec!["pause", "orders"],
+        vec!["resume", "orders"],
+        vec!["set", "orders", "--concurrency", "4"],
+        vec!["reset", "orders", "--to", "new", "--dry-run"],
+    ] {
+        let args: Vec<&str> = std::iter::once("function").chain(args).collect();
+        scene.deployer.ok(&args).await?;
+    }
     Ok(())
 }
 
-/// What the operator repairs: a state key, an event that never came, and what was given up on.
+/// What the operator repairs: a state key, a node that is to rest for a while, an event that never came, and what was given up on.
 async fn repairs(scene: &Scene) -> Result<()> {
     let operator = &scene.operator;
     operator.ok(&["state", "put", "spare.part", "1"]).await?;
     operator.ok(&["state", "del", "spare.part"]).await?;
+    let nodes = operator.json(&["node", "ls"]).await?;
+    let node = nodes[0]["node"].as_str().context("no node")?;
+    operator.ok(&["node", "drain", node]).await?;
+    operator.ok(&["node", "drain", node, "--undo"]).await?;
     let body = orders::body("o-5", "created").to_string();
     operator
         .ok(&["publish", "orders.o-5.created", body.as_str()])
@@ -287,17 +301,24 @@ async fn each_role_is_refused_the_rest() -> Result<()> {
     let replay: &[&str] = &["dead-letter", "replay", "--all"];
     scene.project.change(&manifest(1, "timeout = \"4s\"")?)?;
     let deploy: &[&str] = &["deploy"];
+    let pause: &[&str] = &["function", "pause", "orders"];
+    let nodes = scene.reader.json(&["node", "ls"]).await?;
+    let node = nodes[0]["node"].as_str().context("no node")?.to_owned();
+    let drain: &[&str] = &["node", "drain", &node];
     let changes = [
         (put, "write key spare.part of bucket shop"),
         (publish, "publish to orders.x.created"),
         (unasked, "publish to orders.x.created"),
         (call, "call function hostile of app shop"),
         (replay, "publish to orders.o-3.created"),
+        (drain, "tell node"),
     ];
     is_refused(&scene.reader, "reader", &changes).await?;
     is_refused(&scene.deployer, "deployer", &changes).await?;
     for (pelton, role) in [(&scene.reader, "reader"), (&scene.operator, "operator")] {
-        is_refused(pelton, role, &[(deploy, "OBJ_PELTON_MODULES")]).await?;
+        let record = "PELTON_REGISTRY";
+        let changes = [(deploy, "OBJ_PELTON_MODULES"), (pause, record)];
+        is_refused(pelton, role, &changes).await?;
     }
     ensure!(scene.nats.count("ORDERS").await? == before, "events came");
     let info = scene.reader.json(&["function", "info", "orders"]).await?;
@@ -312,16 +333,17 @@ async fn each_role_is_refused_the_rest() -> Result<()> {
     scene.node_was_refused_nothing()
 }
 
+/// What is in the registry, by its messages.
+async fn registry(scene: &Scene) -> Result<u64> {
+    scene.nats.count("KV_PELTON_REGISTRY").await
+}
+
 /// What the credentials of one role do when they are in other hands than `pelton`'s.
 #[tokio::test]
 async fn stolen_credentials_reach_no_further() -> Result<()> {
     let scene = Scene::single(&manifest(1, "")?).await?;
     let url = scene.servers[0].url();
-    let registry = |nats: &Nats| {
-        let reader = nats.clone();
-        async move { anyhow::Ok(reader.count("KV_PELTON_REGISTRY").await?) }
-    };
-    let before = registry(&scene.nats).await?;
+    let before = registry(&scene).await?;
     let subjects = [
         ("node", "$KV.PELTON_REGISTRY.function.shop.orders"),
         ("node", "$KV.PELTON_REGISTRY.version.shop.orders.9"),
@@ -350,12 +372,16 @@ async fn stolen_credentials_reach_no_further() -> Result<()> {
         })
         .await?;
     }
-    ensure!(
-        registry(&scene.nats).await? == before,
-        "the registry changed"
-    );
+    ensure!(registry(&scene).await? == before, "the registry changed");
+    Ok(())
+}
 
-    // A caller cannot have the node answer into a bucket; one who asks as it should is answered.
+/// A caller cannot have the node answer into a bucket; one who asks as it should is answered.
+#[tokio::test]
+async fn a_caller_has_no_node_write_for_it() -> Result<()> {
+    let scene = Scene::single(&manifest(1, "")?).await?;
+    let url = scene.servers[0].url();
+    let before = registry(&scene).await?;
     let caller = Nats::connect_as(&url, "caller").await?;
     let body = json!({ "do": "count", "counter": "c" }).to_string();
     let mut headers = async_nats::HeaderMap::new();
@@ -386,10 +412,7 @@ async fn stolen_credentials_reach_no_further() -> Result<()> {
             .then_some(()))
     })
     .await?;
-    ensure!(
-        registry(&scene.nats).await? == before,
-        "the registry changed"
-    );
+    ensure!(registry(&scene).await? == before, "the registry changed");
     Ok(())
 }
 

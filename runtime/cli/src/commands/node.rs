@@ -59,7 +59,7 @@ pub async fn run(args: NodeArgs, global: &Global) -> anyhow::Result<()> {
             let progress = output.progress(&format!("waiting for {}", found.host));
             let now = nodes::drain(&client, &js, &found.node, !undo, wait).await?;
             drop(progress);
-            output.document(&now, |now| drained(now))?;
+            output.document(&now, drained)?;
             match (undo, now.state()) {
                 (false, "drained") | (true, "serving") => Ok(()),
                 _ => Err(failure(

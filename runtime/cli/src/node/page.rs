@@ -57,7 +57,7 @@ mod tests {
     fn a_page_without_a_place_for_the_table_is_refused() {
         assert!(with_table("# Node\n").is_err());
         assert!(with_table(&format!("{BEGIN}\n")).is_err());
-        let whole = with_table(&format!("a\n{BEGIN}old\n{END}b\n")).unwrap();
-        assert!(whole.starts_with("a\n") && whole.ends_with("b\n") && !whole.contains("old"));
+        let whole = with_table(&format!("a\n{BEGIN}| stale |\n{END}b\n")).unwrap();
+        assert!(whole.starts_with("a\n") && whole.ends_with("b\n") && !whole.contains("| stale |"));
     }
 }
