@@ -2,7 +2,7 @@
 //! outbox. Made idempotently; what Pelton did not make is never altered unless the manifest says `adopt = true`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, stream};
 use serde_json::{Value, json};
@@ -17,6 +17,10 @@ use crate::records::FORMAT;
 const NOT_FOUND: u64 = 10059;
 /// Producers that publish to a target keep their dedupe window: a stream with sources has none unless it is set.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+
+/// How long a stream that was given more copies is waited for, and between two looks at it.
+const SETTLED: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Why a stream cannot take part: what, why, how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -324,7 +328,35 @@ pub async fn raise_replicas(
         return Ok(());
     }
     config["num_replicas"] = json!(replicas);
-    update(js, stream, &config).await
+    update(js, stream, &config).await?;
+    settled(js, stream, replicas).await
+}
+
+/// Waits until a stream that was given more copies has a leader and a majority of them: before, it may take nothing for some seconds.
+async fn settled(
+    js: &jetstream::Context,
+    stream: &str,
+    replicas: usize,
+) -> Result<(), StreamError> {
+    let began = Instant::now();
+    loop {
+        // Without a leader nobody answers.
+        let info = info(js, stream).await.ok().flatten().unwrap_or_default();
+        let others = info["cluster"]["replicas"].as_array();
+        let current = others.map_or(0, |all| {
+            all.iter().filter(|one| one["current"] == true).count()
+        });
+        if info["cluster"]["leader"].is_string() && 1 + current > replicas / 2 {
+            return Ok(());
+        }
+        if began.elapsed() > SETTLED {
+            let why = format!(
+                "no leader with a majority of its {replicas} copies within {SETTLED:?}; see `nats stream info {stream}`, then try again"
+            );
+            return Err(failed("copy", stream, why));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// A stream's info as the server gives it, so that settings this client does not know survive an update.

@@ -169,7 +169,7 @@ async fn looks_at_everything(pelton: &Pelton, dead: u64) -> Result<()> {
         (vec!["state", "ls", "orders"], "orders.o-1"),
         (vec!["state", "get", "orders.o-1"], "completed"),
         (vec!["logs"], "hostile"),
-        (vec!["node", "ls"], "orders"),
+        (vec!["node", "ls"], "serving"),
         (vec!["dead-letter", "ls"], "payload-invalid"),
     ] {
         let said = pelton.ok(&args).await?;
