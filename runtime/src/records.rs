@@ -90,6 +90,12 @@ impl FunctionRecord {
         self.generation.max(self.version)
     }
 
+    /// Where its events may go, and those of a version that is tried beside it.
+    pub fn all_targets(&self) -> impl Iterator<Item = &Target> {
+        let tried = self.trial.iter().flat_map(|trial| &trial.record.targets);
+        self.targets.iter().chain(tried)
+    }
+
     /// The version as it is kept: without what is said of it as the active one.
     pub fn alone(&self) -> Self {
         Self {

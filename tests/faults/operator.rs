@@ -83,14 +83,15 @@ impl Operator {
     pub(crate) async fn canary(&self, lost: bool, lasts: Duration) -> Result<()> {
         let _busy = self.busy.lock().await;
         self.write(true)?;
-        let deploy = ["deploy", "--canary", "40%", "--no-judge", "--no-wait"];
-        self.does(&deploy, &[]).await?;
+        // Nodes that sleep do not try it, and need not.
+        let deploy = ["deploy", "--canary", "40%", "--no-judge", "--wait", "3s"];
+        self.does(&deploy, &["error: deployed, but"], &[]).await?;
         tokio::time::sleep(lasts).await;
         let end = if lost { "abort" } else { "promote" };
         for (function, _) in FUNCTIONS {
-            // One that was ended by a try whose answer was lost.
-            let over = ["no version", "not confirmed by"];
-            self.does(&["rollout", function, end], &over).await?;
+            // It may have been ended by a try whose answer was lost.
+            let over = "is being tried";
+            self.does(&["rollout", function, end], &[], &[over]).await?;
         }
         Ok(())
     }
@@ -105,7 +106,7 @@ impl Operator {
         self.versions(true).await?;
         self.versions(true).await?;
         let rollback = ["rollback", name(function), "--wait", "1s"];
-        self.does(&rollback, UNHEARD).await
+        self.does(&rollback, &["error: deployed, but"], &[]).await
     }
 
     /// No node takes events of a function for a while.
@@ -115,9 +116,9 @@ impl Operator {
     pub(crate) async fn suspend(&self, function: usize, lasts: Duration) -> Result<()> {
         let _busy = self.busy.lock().await;
         let say = |what: &'static str| ["function", what, name(function), "--wait", "1s"];
-        self.does(&say("pause"), UNHEARD).await?;
+        self.does(&say("pause"), UNHEARD, &[]).await?;
         tokio::time::sleep(lasts).await;
-        self.does(&say("resume"), UNHEARD).await
+        self.does(&say("resume"), UNHEARD, &[]).await
     }
 
     /// Functions may not emit to `out.*` for a while.
@@ -185,7 +186,7 @@ impl Operator {
     async fn versions(&self, out: bool) -> Result<()> {
         self.write(out)?;
         // A node that is away does not confirm, and need not.
-        self.does(&["deploy", "--no-wait"], &[]).await
+        self.does(&["deploy", "--no-wait"], &[], &[]).await
     }
 
     /// Writes the manifest of the next versions.
@@ -196,11 +197,14 @@ impl Operator {
         Ok(())
     }
 
-    /// A command, until it goes well or says one of these.
-    async fn does(&self, args: &[&str], or: &[&str]) -> Result<()> {
+    /// A command, until it goes well, or says one of `or`; after the first try, one of `later`, too.
+    async fn does(&self, args: &[&str], or: &[&str], later: &[&str]) -> Result<()> {
+        let tries = AtomicU64::new(0);
         again(|| async {
+            let first = tries.fetch_add(1, Ordering::Relaxed) == 0;
             let said = self.pelton.run(args).await?;
-            let well = said.code == Some(0) || or.iter().any(|one| said.stderr.contains(one));
+            let says = |all: &[&str]| all.iter().any(|one| said.stderr.contains(one));
+            let well = said.code == Some(0) || says(or) || !first && says(later);
             ensure!(well, "{said:#?}");
             Ok(())
         })

@@ -242,31 +242,44 @@ async fn count(stream: &Stream, input: &Input, beyond: u64) -> Result<u64, Contr
     Ok(ordered(stream, scan).await?.cached_info().num_pending)
 }
 
-/// Carries it out. The record afterwards; nodes that have not confirmed by then follow.
+/// Carries it out; `to` is what it was found for. What it was in the end; nodes that have not confirmed by then follow.
 ///
 /// # Errors
 /// A node does not let go within `within`, and nothing was changed; NATS trouble: then the function stays paused, and resetting it again
 /// goes on.
 pub async fn carry_out(
     js: &jetstream::Context,
-    reset: &Reset,
+    mut reset: Reset,
+    to: &ResetTo,
     by: &str,
     within: Duration,
     mut step: impl FnMut(&str),
-) -> Result<FunctionRecord, ControlError> {
-    let (app, function) = (reset.app.as_str(), reset.function.as_str());
-    let names = AppNames::new(app);
+) -> Result<Reset, ControlError> {
+    let (app, function) = (reset.app.clone(), reset.function.clone());
+    let names = AppNames::new(app.as_str());
     step("waiting for the nodes to let go of it");
-    let (record, was_paused) = hold::at_rest(js, app, function, by, within).await?;
+    let (record, was_paused) = hold::at_rest(js, &app, &function, by, within).await?;
+    // What came and was handled until now is not to be handled again.
+    if matches!(to, ResetTo::New | ResetTo::Time(_)) {
+        for one in &mut reset.inputs {
+            let input = record
+                .inputs
+                .iter()
+                .find(|input| input.stream == one.stream);
+            if let Some(input) = input {
+                *one = look(js, &names, &record, input, to).await?;
+            }
+        }
+    }
     for input in &reset.inputs {
         step(&format!("writing where it is in stream {}", input.stream));
         place(js, &names, &record, input).await?;
     }
-    let changed = rollout::change(js, app, function, |record| {
+    let changed = rollout::change(js, &app, &function, |record| {
         let mut next = record.clone();
         let trial = next.trial.iter_mut().map(|trial| &mut trial.record.inputs);
         for inputs in std::iter::once(&mut next.inputs).chain(trial) {
-            moved(inputs, reset);
+            moved(inputs, &reset);
         }
         if !was_paused {
             next.controls.paused = None;
@@ -274,10 +287,8 @@ pub async fn carry_out(
         next.generation = record.generation() + 1;
         Ok(Some(next))
     });
-    match changed.await? {
-        Some(record) => Ok(record),
-        None => Ok(functions::record(js, app, function).await?.0),
-    }
+    changed.await?;
+    Ok(reset)
 }
 
 /// The inputs with their new begin, each in another life.

@@ -181,52 +181,55 @@ pub async fn wait_until_tried(
     }
 }
 
-/// Makes the version that is tried the active one.
+/// Makes the version that is tried the active one; only if it is this `version`, when one is named.
 ///
 /// # Errors
-/// Nothing is tried; see [`change`].
+/// Nothing is tried, or another one; see [`change`].
 pub async fn promote(
     js: &jetstream::Context,
     app: &str,
     function: &str,
+    version: Option<u64>,
     why: &str,
 ) -> Result<FunctionRecord, ControlError> {
     let nodes = nodes::list(js).await?;
-    ended(js, app, function, |record| {
+    ended(js, app, function, version, |record| {
         let both = Both::of(record, &nodes);
         promoted(record, why, Some(&both), OffsetDateTime::now_utc())
     })
     .await
 }
 
-/// Gives the version that is tried its next share.
+/// Gives the version that is tried its next share, if it is this `version`.
 ///
 /// # Errors
-/// Nothing is tried; see [`change`].
+/// Nothing is tried, or another one; see [`change`].
 pub async fn step(
     js: &jetstream::Context,
     app: &str,
     function: &str,
+    version: u64,
     why: &str,
 ) -> Result<FunctionRecord, ControlError> {
-    ended(js, app, function, |record| {
+    ended(js, app, function, Some(version), |record| {
         stepped(record, why, None, OffsetDateTime::now_utc())
     })
     .await
 }
 
-/// Takes the version back that is tried.
+/// Takes the version back that is tried; only if it is this `version`, when one is named.
 ///
 /// # Errors
-/// Nothing is tried; see [`change`].
+/// Nothing is tried, or another one; see [`change`].
 pub async fn abort(
     js: &jetstream::Context,
     app: &str,
     function: &str,
+    version: Option<u64>,
     why: &str,
 ) -> Result<FunctionRecord, ControlError> {
     let nodes = nodes::list(js).await?;
-    ended(js, app, function, |record| {
+    ended(js, app, function, version, |record| {
         let both = Both::of(record, &nodes);
         withdrawn(
             record,
@@ -239,7 +242,7 @@ pub async fn abort(
     .await
 }
 
-/// Removes a function whose first version no node could load, unless it is active by now.
+/// Removes a function whose first version, this one, no node could load, unless it is active by now.
 ///
 /// # Errors
 /// NATS trouble.
@@ -247,12 +250,13 @@ pub async fn discard(
     js: &jetstream::Context,
     app: &str,
     function: &str,
+    version: u64,
 ) -> Result<(), ControlError> {
     let failed = |why: &dyn std::fmt::Display| {
         ControlError::nats(format!("remove function {function}"), why)
     };
     let (record, revision) = functions::record(js, app, function).await?;
-    if !record.pending {
+    if !record.pending || record.version != version {
         return Ok(());
     }
     let store = js.get_key_value(REGISTRY_BUCKET).await;
@@ -266,14 +270,34 @@ async fn ended(
     js: &jetstream::Context,
     app: &str,
     function: &str,
+    version: Option<u64>,
     next: impl Fn(&FunctionRecord) -> Option<FunctionRecord>,
 ) -> Result<FunctionRecord, ControlError> {
-    let changed = change(js, app, function, |record| match next(record) {
-        Some(next) => Ok(Some(next)),
-        None => Err(ControlError::refused(
-            format!("no version of function {function} is being tried"),
-            "see `pelton rollout FN status`; `pelton rollback` makes an older version active",
-        )),
+    let changed = change(js, app, function, |record| {
+        let tried = match &record.trial {
+            Some(trial) => Some(trial.record.version),
+            None => record.pending.then_some(record.version),
+        };
+        if let Some((version, tried)) = version
+            .zip(tried)
+            .filter(|(version, tried)| version != tried)
+        {
+            return Err(ControlError::refused(
+                format!(
+                    "another deploy of function {function} has put version {tried} in the place of version {version}"
+                ),
+                format!(
+                    "see `pelton rollout {function} status`, and deploy again if that one is not to stay"
+                ),
+            ));
+        }
+        match next(record) {
+            Some(next) => Ok(Some(next)),
+            None => Err(ControlError::refused(
+                format!("no version of function {function} is being tried"),
+                "see `pelton rollout FN status`; `pelton rollback` makes an older version active",
+            )),
+        }
     });
     let record = changed.await?;
     let client = js.client();

@@ -27,7 +27,10 @@ struct State {
     accepted: Option<Instant>,
     functions: Vec<NodeFunction>,
     counted: Vec<Counted>,
+    /// It stops.
     draining: bool,
+    /// It was told to take nothing more.
+    resting: bool,
 }
 
 impl NodeFunction {
@@ -49,6 +52,7 @@ impl Health {
             functions: Vec::new(),
             counted: Vec::new(),
             draining: false,
+            resting: false,
         };
         Self {
             began,
@@ -101,8 +105,14 @@ impl Health {
         self.state().draining = true;
     }
 
+    /// The node is told to take nothing more, or to serve again.
+    pub(super) fn rests(&self, rests: bool) {
+        self.state().resting = rests;
+    }
+
     pub(super) fn is_draining(&self) -> bool {
-        self.state().draining
+        let state = self.state();
+        state.draining || state.resting
     }
 
     pub(super) fn functions(&self) -> Vec<NodeFunction> {
@@ -126,6 +136,9 @@ impl Health {
         let state = self.state();
         if state.draining {
             reasons.push("it is stopping: it takes nothing more".to_owned());
+        }
+        if state.resting {
+            reasons.push("it is drained, as asked for: it takes nothing more".to_owned());
         }
         if state.accepted.is_none_or(|at| at.elapsed() > ACCEPTED) {
             reasons.push("its heartbeat is not stored: other nodes do not know of it".to_owned());
@@ -179,6 +192,11 @@ mod tests {
         );
         health.saw(Vec::new());
         assert_eq!(health.reasons(false), ["it is not connected to NATS"]);
+        health.rests(true);
+        assert_eq!(health.reasons(true).len(), 1);
+        assert!(health.is_draining());
+        health.rests(false);
+        assert!(health.reasons(true).is_empty() && !health.is_draining());
         health.drains();
         assert_eq!(health.reasons(true).len(), 1);
         assert!(health.stalled().is_none());

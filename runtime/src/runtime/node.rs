@@ -217,6 +217,7 @@ impl Node {
             tracing::info!(node = %self.id, "{what}, as asked for");
         }
         self.draining = drain;
+        self.health.rests(drain);
         for running in self.functions.values_mut() {
             running.hold(drain);
         }

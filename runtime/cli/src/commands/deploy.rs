@@ -39,8 +39,8 @@ pub struct DeployArgs {
     /// How long to wait until all live nodes run the new versions.
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = humantime::parse_duration)]
     wait: Duration,
-    /// Do not wait for nodes.
-    #[arg(long, conflicts_with = "wait")]
+    /// Do not wait for nodes: the new versions are active at once, and no node has tried them.
+    #[arg(long, conflicts_with_all = ["wait", "canary", "blue_green"])]
     no_wait: bool,
 }
 
@@ -168,9 +168,14 @@ pub fn trouble(rollout: &Rollout, waited: Duration) -> Option<anyhow::Error> {
     if rollout.nodes == 0 || rollout.waiting.is_empty() {
         return None;
     }
+    let silent: Vec<&str> = rollout.silent.iter().map(String::as_str).collect();
+    let who = match silent.as_slice() {
+        [] => "some node".to_owned(),
+        silent => silent.join(", "),
+    };
     Some(failure(
         format!(
-            "deployed, but after {} some node does not run {} yet",
+            "deployed, but after {} {who} does not run {} yet",
             humantime::format_duration(waited),
             rollout.waiting.join(", ")
         ),

@@ -65,10 +65,10 @@ pub async fn run(args: ResetArgs, global: &Global) -> anyhow::Result<()> {
     confirm::ask(&question, args.consent)?;
     let progress = output.progress(&format!("resetting {function}"));
     let by = provenance::who();
-    reset::carry_out(&js, &report.reset, &by, args.wait, |step| {
+    let carried_out = reset::carry_out(&js, report.reset, &args.to, &by, args.wait, |step| {
         progress.step(step);
-    })
-    .await?;
+    });
+    report.reset = carried_out.await?;
     drop(progress);
     report.applied = true;
     output.document(&report, |report| text(&output, report))

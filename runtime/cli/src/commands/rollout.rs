@@ -95,11 +95,11 @@ pub async fn run(args: RolloutArgs, global: &Global) -> anyhow::Result<()> {
             tokio::time::sleep(LOOK).await;
         },
         RolloutCommand::Promote => {
-            let record = rollout::promote(&js, &app, function, "asked for").await?;
+            let record = rollout::promote(&js, &app, function, None, "asked for").await?;
             told(&output, &record)
         }
         RolloutCommand::Abort => {
-            let record = rollout::abort(&js, &app, function, "asked for").await?;
+            let record = rollout::abort(&js, &app, function, None, "asked for").await?;
             told(&output, &record)
         }
     }

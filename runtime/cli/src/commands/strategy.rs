@@ -137,8 +137,8 @@ pub async fn begin(
         if tried.nodes > 0 && tried.ready < enough {
             let why = reason(&tried, within);
             match previous_version {
-                Some(_) => drop(rollout::abort(js, app, function, &why).await?),
-                None => rollout::discard(js, app, function).await?,
+                Some(_) => drop(rollout::abort(js, app, function, Some(*version), &why).await?),
+                None => rollout::discard(js, app, function, *version).await?,
             }
             wanted.remove(function);
             failed.push(format!("{function} version {version}: {why}"));
@@ -149,8 +149,8 @@ pub async fn begin(
             nodes => format!("{} of {nodes} nodes have loaded it", tried.ready),
         };
         let record = match previous_version {
-            Some(_) => rollout::step(js, app, function, &why).await?,
-            None => rollout::promote(js, app, function, &why).await?,
+            Some(_) => rollout::step(js, app, function, *version, &why).await?,
+            None => rollout::promote(js, app, function, Some(*version), &why).await?,
         };
         let share = record.trial.as_ref().map_or(SHARES, |trial| trial.share);
         wanted.insert(function.to_owned(), Wanted::of(&record));

@@ -14,7 +14,7 @@ use crate::commit::stream;
 use crate::control::nodes::Wanted;
 use crate::control::{ControlError, functions, versions};
 use crate::names::{AppNames, MODULES_BUCKET};
-use crate::records::{Controls, FunctionRecord};
+use crate::records::{Controls, FunctionRecord, Input};
 
 /// A rollback that is to be carried out.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -74,18 +74,7 @@ pub async fn find(
         let what = format!("function {function} has no version {to}");
         return Err(ControlError::not_found(what, choice));
     };
-    if older.settings.delivery != active.settings.delivery {
-        return Err(ControlError::refused(
-            format!("version {to} of {function} takes its events by the other delivery mode"),
-            "deploy it from its manifest: a deploy hands the inputs over",
-        ));
-    }
-    if older.settings.key != active.settings.key {
-        return Err(ControlError::refused(
-            format!("version {to} of {function} orders events by another `key`"),
-            "deploy it from its manifest, as that says what becomes of the positions",
-        ));
-    }
+    fits(function, &active, &older, to)?;
     let record = again(&active, older);
     Ok(Rollback {
         app: app.to_owned(),
@@ -113,6 +102,38 @@ pub async fn find(
             record,
         },
     })
+}
+
+/// Refuses a version that takes its events in another way: they would be passed by, or handled twice.
+fn fits(
+    function: &str,
+    active: &FunctionRecord,
+    older: &FunctionRecord,
+    to: u64,
+) -> Result<(), ControlError> {
+    if older.settings.delivery != active.settings.delivery {
+        return Err(ControlError::refused(
+            format!("version {to} of {function} takes its events by the other delivery mode"),
+            "deploy it from its manifest: a deploy hands the inputs over",
+        ));
+    }
+    if older.settings.key != active.settings.key {
+        return Err(ControlError::refused(
+            format!("version {to} of {function} orders events by another `key`"),
+            "deploy it from its manifest, as that says what becomes of the positions",
+        ));
+    }
+    let unread = |input: &&Input| !active.inputs.iter().any(|one| one.stream == input.stream);
+    if let Some(input) = older.inputs.iter().find(unread) {
+        return Err(ControlError::refused(
+            format!(
+                "version {to} of {function} reads stream {}, which version {} does not: where it would begin there is not known",
+                input.stream, active.version
+            ),
+            "deploy it from its manifest, with `start`",
+        ));
+    }
+    Ok(())
 }
 
 /// The record that makes a version active again: what is done of its inputs stays done.

@@ -11,7 +11,7 @@ use super::coverage::cover;
 use super::survey::{Retention, StreamView, View};
 use super::{Change, Problem, streams};
 use crate::component::Component;
-use crate::config::{FunctionManifest, Manifest};
+use crate::config::{DeliveryMode, FunctionManifest, Manifest};
 use crate::control::handlers_match;
 use crate::control::nodes::Wanted;
 use crate::event::subject::beyond;
@@ -146,6 +146,12 @@ impl FunctionPlan {
             }
             () if old.schedule != new.schedule => Some("`schedule` changes"),
             () if old.max_in_flight != new.max_in_flight => Some("`max-in-flight` changes"),
+            // A queue is taken from by so many at once, whoever they are for.
+            () if old.delivery == DeliveryMode::AtLeastOnce
+                && previous.controls.concurrency.unwrap_or(old.concurrency) != new.concurrency =>
+            {
+                Some("`concurrency` changes")
+            }
             () => None,
         }
     }
@@ -259,7 +265,7 @@ pub fn plan(
 /// Targets of the app before, and those of them that it will not have any more.
 fn targets(functions: &[FunctionPlan], view: &View) -> (BTreeSet<String>, BTreeSet<String>) {
     let names = |record: &FunctionRecord| {
-        let targets = record.targets.iter();
+        let targets = record.all_targets();
         targets.map(|one| one.stream.clone()).collect::<Vec<_>>()
     };
     let deployed = view.functions.values();

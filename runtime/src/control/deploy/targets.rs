@@ -89,7 +89,7 @@ pub(super) async fn give_back(
 ) -> Result<(), ControlError> {
     let mut wanted: BTreeSet<&str> = records
         .iter()
-        .flat_map(|record| &record.targets)
+        .flat_map(FunctionRecord::all_targets)
         .map(|target| target.stream.as_str())
         .collect();
     let dead = names.dead_stream();

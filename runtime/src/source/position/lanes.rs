@@ -265,6 +265,8 @@ impl Lanes {
 
     /// What waits for another attempt is to have it now: another version will make it.
     pub(super) fn hurry(&mut self, now: Instant) {
+        // What is due already is woken as ever; of its lane nothing is early.
+        self.wake(now);
         self.timers.clear();
         for (place, lane) in &mut self.lanes {
             let early = lane.waiting.iter_mut().filter(|one| one.due > now);
@@ -439,6 +441,18 @@ mod tests {
         assert_eq!((both, lanes.next_due()), (vec![1, 3], None));
         lanes.end(&place("a"));
         assert_eq!(taken(&mut lanes, now), [2]);
+    }
+
+    #[test]
+    fn what_waits_for_another_attempt_has_it_at_once_when_it_is_hurried() {
+        let mut lanes = lanes("ab");
+        let now = Instant::now();
+        assert_eq!(taken(&mut lanes, now), [1, 2]);
+        lanes.put_back(place("a"), 1, Return::Retry, now + SOON);
+        lanes.put_back(place("b"), 2, Return::Retry, now + SOON + SOON);
+        // The first is due by then, and nobody has looked.
+        lanes.hurry(now + SOON);
+        assert_eq!(taken(&mut lanes, now + SOON), [1, 2]);
     }
 
     #[test]
