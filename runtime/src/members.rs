@@ -55,8 +55,8 @@ impl Heard {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Members {
     nodes: BTreeMap<String, Served>,
-    /// Those of them that show metrics.
-    measuring: BTreeSet<String>,
+    /// Those of them that show metrics, and the apps of what they have, be it paused.
+    measuring: BTreeMap<String, BTreeSet<String>>,
     /// Whether all that live have been heard.
     complete: bool,
 }
@@ -83,11 +83,9 @@ impl Members {
 
     /// The one of those that show metrics and serve an app that measures what is true of the whole cluster.
     pub(crate) fn measures(&self, app: &str) -> Option<&str> {
-        let serves = |node: &&String| {
-            let served = self.nodes.get(*node);
-            served.is_some_and(|served| served.iter().any(|(one, _)| one == app))
-        };
-        self.measuring.iter().find(serves).map(String::as_str)
+        let mut measuring = self.measuring.iter();
+        let found = measuring.find(|(_, apps)| apps.contains(app));
+        found.map(|(node, _)| node.as_str())
     }
 
     /// How many nodes serve anything of an app.
@@ -118,8 +116,8 @@ pub(crate) async fn follow(
     }
 }
 
-/// One node's latest beat: when it came, what it serves, whether it shows metrics.
-type Beat = (Instant, Served, bool);
+/// One node's latest beat: when it came, what it serves, and if it shows metrics, the apps of what it has.
+type Beat = (Instant, Served, Option<BTreeSet<String>>);
 
 async fn listen(
     mut beats: async_nats::Subscriber,
@@ -145,8 +143,7 @@ async fn listen(
                 .collect(),
             measuring: heard
                 .iter()
-                .filter(|(_, (.., metrics))| *metrics)
-                .map(|(node, _)| node.clone())
+                .filter_map(|(node, (.., apps))| Some((node.clone(), apps.clone()?)))
                 .collect(),
             complete: began.elapsed() > LISTEN,
         };
@@ -168,9 +165,11 @@ fn hear(heard: &mut BTreeMap<String, Beat>, beat: &Message, counted: &Heard) {
         return;
     };
     counted.note(record.counted);
+    let apps = record.functions.iter().map(|one| one.app.clone());
+    let apps = record.metrics.then(|| apps.collect());
     let functions = record.functions.into_iter().filter(|one| one.version > 0);
     let served = functions.map(|one| (one.app, one.function)).collect();
-    heard.insert(node.to_owned(), (Instant::now(), served, record.metrics));
+    heard.insert(node.to_owned(), (Instant::now(), served, apps));
 }
 
 #[cfg(test)]
@@ -193,7 +192,13 @@ mod tests {
         ]);
         let members = Members {
             nodes,
-            measuring: BTreeSet::from(["b".to_owned(), "c".to_owned()]),
+            measuring: BTreeMap::from([
+                (
+                    "b".to_owned(),
+                    BTreeSet::from(["shop".to_owned(), "bank".to_owned()]),
+                ),
+                ("c".to_owned(), BTreeSet::new()),
+            ]),
             complete: true,
         };
         let measures = ["shop", "bank", "zoo"].map(|app| members.measures(app));

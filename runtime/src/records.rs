@@ -174,6 +174,11 @@ pub struct Controls {
 }
 
 impl Controls {
+    /// Ends a passing pause.
+    pub fn go_on(&mut self) {
+        self.paused.take_if(|paused| paused.passing);
+    }
+
     /// Whether nothing is set.
     pub fn are_none(&self) -> bool {
         *self == Self::default()
@@ -187,6 +192,9 @@ pub struct Paused {
     pub at: String,
     /// User and host.
     pub by: String,
+    /// Whether it is only for as long as a reset or a removal takes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passing: bool,
 }
 
 /// Parts of all keys that a share is counted in.
@@ -222,7 +230,7 @@ pub struct Chapter {
     pub at: String,
     /// The version that is, or was, to be the active one.
     pub version: u64,
-    /// `begun`, `step`, `promoted`, `taken-back` or `aborted`.
+    /// `begun`, `step`, `promoted`, `taken-back`, `aborted`, `deployed` or `rolled-back`.
     pub what: String,
     /// The share of keys that it had from then on, of [`SHARES`].
     pub share: u32,
@@ -581,3 +589,7 @@ pub struct NodeTrial {
     /// How it fares here.
     pub figures: Figures,
 }
+
+#[cfg(test)]
+#[path = "records_tests.rs"]
+mod tests;

@@ -22,6 +22,14 @@ pub(crate) struct Lineup {
 }
 
 impl Lineup {
+    fn versions(&self) -> Versions {
+        let trial = self.trial.as_ref();
+        (
+            self.active.record.version,
+            trial.map(|(trial, _)| trial.record.version),
+        )
+    }
+
     /// The version for a key: the same on every node, and for as long as the share is the same.
     fn pick(&self, key: &str) -> &Arc<Worker> {
         match &self.trial {
@@ -36,37 +44,53 @@ fn is_among(key: &str, share: u32) -> bool {
     (xxh3_64(key.as_bytes()) >> LOWER_BITS) % u64::from(SHARES) < u64::from(share)
 }
 
+/// The active version, and the one that is tried.
+type Versions = (u64, Option<u64>);
+
 /// The versions that take a function's events on this node now; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Route(watch::Receiver<Arc<Lineup>>);
+pub(crate) struct Route {
+    lineup: watch::Receiver<Arc<Lineup>>,
+    /// As they were when [`turned`](Self::turned) was asked before.
+    known: Versions,
+}
 
 impl Route {
     /// A route and its switch.
     pub(crate) fn new(lineup: Lineup) -> (Switch, Self) {
-        let (sender, receiver) = watch::channel(Arc::new(lineup));
-        (Switch(sender), Self(receiver))
+        let known = lineup.versions();
+        let (sender, lineup) = watch::channel(Arc::new(lineup));
+        (Switch(sender), Self { lineup, known })
     }
 
     /// The active version: for what is not about one event.
     pub(crate) fn worker(&self) -> Arc<Worker> {
-        self.0.borrow().active.clone()
+        self.lineup.borrow().active.clone()
     }
 
     /// The version for a key. Whoever begins a delivery with it ends it with it.
     pub(crate) fn pick(&self, key: &str) -> Arc<Worker> {
-        self.0.borrow().pick(key).clone()
+        self.lineup.borrow().pick(key).clone()
     }
 
     /// Whether all events go to the active version.
     pub(crate) fn is_plain(&self) -> bool {
-        self.0.borrow().trial.is_none()
+        self.lineup.borrow().trial.is_none()
     }
 
-    /// Waits until other versions take the events than when this was asked before.
+    /// Waits until another version is active than when this was asked before, or one is not tried any more: what failed with the one may do
+    /// better with the other. A larger share, or more attempts at once, is no reason to try anything again.
     pub(crate) async fn turned(&mut self) {
-        if self.0.changed().await.is_err() {
-            // Nobody turns it any more.
-            std::future::pending::<()>().await;
+        loop {
+            if self.lineup.changed().await.is_err() {
+                // Nobody turns it any more.
+                std::future::pending::<()>().await;
+            }
+            let now = self.lineup.borrow_and_update().versions();
+            let before = std::mem::replace(&mut self.known, now);
+            if now.0 != before.0 || before.1.is_some() && now.1 != before.1 {
+                return;
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ use pelton_tests::{Nats, build, within};
 use crate::audit::{Known, Outside, Violation, audit};
 use crate::cluster::Cluster;
 use crate::history::{clock, history};
-use crate::nemesis::{Field, Log};
+use crate::nemesis::{Field, Kind, Log};
 use crate::nodes::Nodes;
 use crate::operator::Operator;
 use crate::publisher::Published;
@@ -153,6 +153,7 @@ async fn run(settings: &Settings) -> Result<()> {
     summary(&world, &log, &published);
     report(&violations, &world, &known.outside, &log, &folder)?;
     enough(settings, &world, &log)?;
+    shared(&field.operator, &log)?;
     drop((field, nodes, nats));
     drop(cluster);
     Ok(std::fs::remove_dir_all(&folder)?)
@@ -292,6 +293,20 @@ fn report(
         "{} violations; logs and data are in {}",
         violations.len(),
         folder.display()
+    );
+    Ok(())
+}
+
+/// Canaries so short that no node says how they fare prove nothing: of some, one is longer.
+fn shared(operator: &Operator, log: &Log) -> Result<()> {
+    let (old, new) = operator.shares();
+    println!(
+        "faults: during canaries {old} attempts of the active versions, {new} of those that were tried"
+    );
+    let canaries = log.counts().get(&Kind::Canary).copied().unwrap_or(0);
+    ensure!(
+        canaries < 3 || old > 0 && new > 0,
+        "{canaries} canaries, and not both versions had deliveries"
     );
     Ok(())
 }

@@ -32,6 +32,9 @@ pub(crate) struct Operator {
     replicas: usize,
     generation: AtomicU64,
     narrow: Mutex<Vec<(u64, u64)>>,
+    /// Attempts during canaries: see [`shares`](Self::shares).
+    old: AtomicU64,
+    new: AtomicU64,
     /// Held by who changes streams or functions: what one read the other must not change before it is written.
     busy: tokio::sync::Mutex<()>,
 }
@@ -52,6 +55,8 @@ impl Operator {
             replicas,
             generation: AtomicU64::new(0),
             narrow: Mutex::default(),
+            old: AtomicU64::new(0),
+            new: AtomicU64::new(0),
             busy: tokio::sync::Mutex::default(),
         })
     }
@@ -89,11 +94,28 @@ impl Operator {
         tokio::time::sleep(lasts).await;
         let end = if lost { "abort" } else { "promote" };
         for (function, _) in FUNCTIONS {
+            self.note_shares(function).await;
             // It may have been ended by a try whose answer was lost.
             let over = "is being tried";
-            self.does(&["rollout", function, end], &[], &[over]).await?;
+            let end = ["rollout", function, end, "--wait", "1s"];
+            self.does(&end, &["error: deployed, but"], &[over]).await?;
         }
         Ok(())
+    }
+
+    /// Adds what both versions of a function have tried, as far as the nodes say it now.
+    async fn note_shares(&self, function: &str) {
+        if let Ok(status) = self.pelton.json(&["rollout", function, "status"]).await {
+            let attempts = |which: &str| status["trial"][which]["attempts"].as_u64().unwrap_or(0);
+            self.old.fetch_add(attempts("old"), Ordering::Relaxed);
+            self.new.fetch_add(attempts("new"), Ordering::Relaxed);
+        }
+    }
+
+    /// Attempts during canaries: of the active versions, and of those that were tried.
+    pub(crate) fn shares(&self) -> (u64, u64) {
+        let load = |one: &AtomicU64| one.load(Ordering::Relaxed);
+        (load(&self.old), load(&self.new))
     }
 
     /// New versions of all functions, twice, and the last one of a function is taken back.

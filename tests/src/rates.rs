@@ -1,5 +1,4 @@
-//! The four rates of a cluster of three nodes, held against what was sent: what the test does for some seconds and the measurement for a
-//! minute.
+//! The four rates of a cluster of three nodes over a minute, held against what was sent: for the test, and for the measurement.
 
 use std::net::SocketAddr;
 use std::time::Duration;

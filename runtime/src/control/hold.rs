@@ -22,12 +22,12 @@ pub async fn pause(
     function: &str,
     by: &str,
 ) -> Result<FunctionRecord, ControlError> {
-    let paused = Paused {
-        at: rfc3339(OffsetDateTime::now_utc()),
-        by: by.to_owned(),
-    };
+    let paused = paused(by, false);
     set(js, app, function, |controls| {
-        controls.paused.get_or_insert_with(|| paused.clone());
+        // Whoever resets it at this moment does not have it take events again.
+        if controls.paused.as_ref().is_none_or(|now| now.passing) {
+            controls.paused = Some(paused.clone());
+        }
     })
     .await
 }
@@ -66,7 +66,16 @@ pub async fn set_concurrency(
     .await
 }
 
-/// Has nodes take no more events of a function, and waits until all live ones have confirmed. The record by then, and whether it was paused before.
+fn paused(by: &str, passing: bool) -> Paused {
+    Paused {
+        at: rfc3339(OffsetDateTime::now_utc()),
+        by: by.to_owned(),
+        passing,
+    }
+}
+
+/// Has nodes take no more events of a function, and waits until all live ones have confirmed. The record by then. If it was not paused
+/// before, the pause is a passing one.
 ///
 /// # Errors
 /// A node has not confirmed: then the function goes on if it did before; NATS trouble.
@@ -76,19 +85,19 @@ pub(super) async fn at_rest(
     function: &str,
     by: &str,
     within: Duration,
-) -> Result<(FunctionRecord, bool), ControlError> {
-    let (before, _) = functions::record(js, app, function).await?;
-    let was_paused = before.controls.paused.is_some();
-    let record = pause(js, app, function, by).await?;
+) -> Result<FunctionRecord, ControlError> {
+    let passing = paused(by, true);
+    let record = set(js, app, function, |controls| {
+        controls.paused.get_or_insert_with(|| passing.clone());
+    })
+    .await?;
     let wanted = BTreeMap::from([(function.to_owned(), Wanted::of(&record))]);
     let nodes = nodes::wait(js, app, &wanted, within).await?;
     // Those that failed cannot load it, and have nothing of it under way.
     if nodes.silent.is_empty() {
-        return Ok((record, was_paused));
+        return Ok(record);
     }
-    if !was_paused {
-        resume(js, app, function).await?;
-    }
+    set(js, app, function, Controls::go_on).await?;
     let silent: Vec<String> = nodes.silent.into_iter().collect();
     Err(ControlError::new(
         ErrorKind::Conflict,

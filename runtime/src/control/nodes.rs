@@ -199,6 +199,8 @@ pub struct Wanted {
     pub generation: u64,
     /// Whether it is to take no events.
     pub paused: bool,
+    /// Whether no other version is to be tried beside it.
+    pub alone: bool,
 }
 
 impl Wanted {
@@ -208,19 +210,29 @@ impl Wanted {
             version: record.version,
             generation: record.generation(),
             paused: record.controls.paused.is_some(),
+            alone: record.trial.is_none(),
         }
+    }
+
+    /// Whether a node is to do it: those that serve, and of a pause also those that drain, which still end attempts.
+    fn is_for(self, node: &NodeRecord, app: &str, function: &str) -> bool {
+        let ends = || node.draining && node.function(app, function).is_some();
+        node.serves(app) || self.paused && ends()
     }
 
     /// Whether a node that speaks of it has done what is wanted.
     fn is_met_by(self, entry: &NodeFunction) -> bool {
         match self.paused {
             true => entry.status == PAUSED,
-            false => entry.version == entry.deployed && entry.status == "running",
+            false => {
+                let alone = !self.alone || entry.trial.is_none();
+                alone && entry.version == entry.deployed && entry.status == "running"
+            }
         }
     }
 
     /// Whether a node speaks of it, or of a later one.
-    fn is_known_to(self, entry: &NodeFunction) -> bool {
+    pub(crate) fn is_known_to(self, entry: &NodeFunction) -> bool {
         match entry.generation {
             0 => entry.deployed >= self.version,
             generation => generation >= self.generation,
@@ -274,14 +286,16 @@ pub async fn settled(
 }
 
 fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, Wanted>) -> Rollout {
-    let serving: Vec<&NodeRecord> = nodes.iter().filter(|node| node.serves(app)).collect();
-    let mut rollout = Rollout {
-        nodes: serving.len(),
-        ..Rollout::default()
-    };
+    let mut rollout = Rollout::default();
+    let mut asked = BTreeSet::new();
     for (function, wanted) in versions {
-        let (mut running, mut failed) = (0, 0);
-        for node in &serving {
+        let (mut running, mut failed, mut all) = (0, 0, 0);
+        for node in nodes
+            .iter()
+            .filter(|node| wanted.is_for(node, app, function))
+        {
+            all += 1;
+            asked.insert(node.node.as_str());
             let entry = node.function(app, function);
             let entry = entry.filter(|entry| wanted.is_known_to(entry));
             if let Some(why) = entry.and_then(NodeFunction::failure) {
@@ -299,12 +313,13 @@ fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, Wanted>) -
                 rollout.silent.insert(name);
             }
         }
-        if running + failed < serving.len() {
+        if running + failed < all {
             rollout.waiting.push(function.clone());
         } else if failed == 0 {
             rollout.running.push(function.clone());
         }
     }
+    rollout.nodes = asked.len();
     rollout
 }
 
@@ -339,6 +354,7 @@ mod tests {
             version,
             generation: version,
             paused: false,
+            alone: true,
         };
         let versions = BTreeMap::from([("a".to_owned(), wanted(2)), ("b".to_owned(), wanted(1))]);
         let nodes = [
@@ -360,12 +376,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_confirmed_by_nodes_that_rest_and_not_by_those_that_drain() {
+    fn a_pause_is_confirmed_by_nodes_that_rest_and_by_those_that_drain() {
         let wanted = |paused| {
             let one = Wanted {
                 version: 1,
                 generation: 1,
                 paused,
+                alone: true,
             };
             BTreeMap::from([("a".to_owned(), one)])
         };
@@ -378,8 +395,14 @@ mod tests {
         assert_eq!((leaving.state(), running.state()), ("drained", "serving"));
         let nodes = [resting, running, leaving];
         let paused = judge(&nodes, "shop", &wanted(true));
-        assert_eq!((paused.nodes, paused.silent.len()), (2, 1));
+        assert_eq!((paused.nodes, paused.silent.len()), (3, 1));
         assert!(paused.silent.contains("h (n2)"), "{paused:?}");
+        let ending = NodeRecord {
+            draining: true,
+            ..node("n4", &[], &[("a", 1, "pausing")])
+        };
+        let paused = judge(&[ending], "shop", &wanted(true));
+        assert_eq!(paused.waiting, ["a"], "it still ends attempts");
         let resumed = judge(&nodes, "shop", &wanted(false));
         assert!(resumed.silent.contains("h (n1)"), "{resumed:?}");
     }

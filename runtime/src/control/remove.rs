@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::deploy::{clean_up, clear};
 use super::functions::{self, FunctionStatus};
-use super::{ControlError, hold, versions};
+use super::{ControlError, ErrorKind, hold, versions};
 use crate::config::DeliveryMode;
 use crate::names::{AppNames, REGISTRY_BUCKET};
 use crate::records::FunctionRecord;
@@ -32,7 +32,7 @@ pub struct Removal {
     pub versions: usize,
 }
 
-/// What a removal would do. Changes nothing.
+/// What a removal would do. Changes nothing. Of one that was cut off, what is left to do.
 ///
 /// # Errors
 /// There is no such function; NATS trouble.
@@ -41,6 +41,15 @@ pub async fn find(
     app: &str,
     function: &str,
 ) -> Result<Removal, ControlError> {
+    let info = match functions::info(js, app, function).await {
+        Err(error) if error.kind == ErrorKind::NotFound => {
+            return match versions::left_of(js, app, function).await? {
+                Some(left) => Ok(Removal::of_what_is_left(&left)),
+                None => Err(error),
+            };
+        }
+        info => info?,
+    };
     let FunctionStatus {
         version,
         pending,
@@ -48,7 +57,7 @@ pub async fn find(
         deferred,
         dead_letters,
         ..
-    } = functions::info(js, app, function).await?.status;
+    } = info.status;
     Ok(Removal {
         app: app.to_owned(),
         function: function.to_owned(),
@@ -60,10 +69,24 @@ pub async fn find(
     })
 }
 
+impl Removal {
+    fn of_what_is_left(record: &FunctionRecord) -> Self {
+        Self {
+            app: record.app.clone(),
+            function: record.function.clone(),
+            version: record.version,
+            unhandled: 0,
+            waiting: 0,
+            dead_letters: 0,
+            versions: 0,
+        }
+    }
+}
+
 /// Removes it.
 ///
 /// # Errors
-/// A node does not let go within `within`, and nothing was changed; somebody deployed it meanwhile; NATS trouble: removing it again goes on.
+/// A node does not let go within `within`, and nothing was changed; somebody changed it meanwhile; NATS trouble: removing it again goes on.
 pub async fn carry_out(
     js: &jetstream::Context,
     removal: &Removal,
@@ -72,22 +95,52 @@ pub async fn carry_out(
     mut step: impl FnMut(&str),
 ) -> Result<(), ControlError> {
     let (app, function) = (removal.app.as_str(), removal.function.as_str());
+    let record = match unregister(js, app, function, by, within, &mut step).await {
+        // Its removal was cut off behind this.
+        Err(error) if error.kind == ErrorKind::NotFound => {
+            let left = versions::left_of(js, app, function).await?;
+            left.ok_or(error)?
+        }
+        record => record?,
+    };
+    step("removing what only it had");
+    let names = AppNames::new(app);
+    clear(js, &names, &without_inputs(record.clone()), &mut step).await?;
+    clean_up(js, app).await?;
+    // Last: as long as they are there, it can be removed again.
+    versions::forget(js, &record).await
+}
+
+/// Has the nodes let go of it and takes it out of the registry. The record that it had.
+async fn unregister(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    by: &str,
+    within: Duration,
+    step: &mut impl FnMut(&str),
+) -> Result<FunctionRecord, ControlError> {
     let failed = |why: &dyn std::fmt::Display| {
         ControlError::nats(format!("remove function {function}"), why)
     };
     step("waiting for the nodes to let go of it");
-    hold::at_rest(js, app, function, by, within).await?;
+    let rested = hold::at_rest(js, app, function, by, within).await?;
     let (record, revision) = functions::record(js, app, function).await?;
-    let names = AppNames::new(app);
+    if record != rested {
+        return Err(ControlError::new(
+            ErrorKind::Conflict,
+            format!(
+                "function {function} was changed by somebody else at the same time; nothing was removed"
+            ),
+            format!("see `pelton function info {function}`, then remove it again if it is to go"),
+        ));
+    }
     let store = js.get_key_value(REGISTRY_BUCKET).await;
     let store = store.map_err(|error| failed(&error))?;
-    let key = names.registry_function(function);
+    let key = AppNames::new(app).registry_function(function);
     let removed = store.delete_expect_revision(key, Some(revision)).await;
     removed.map_err(|error| failed(&error))?;
-    step("removing what only it had");
-    clear(js, &names, &without_inputs(record), &mut step).await?;
-    versions::forget(js, app, function).await?;
-    clean_up(js, app).await
+    Ok(record)
 }
 
 /// The record as of a function that reads by positions nothing, so that none of them is left for it.

@@ -258,7 +258,7 @@ pub async fn carry_out(
     let (app, function) = (reset.app.clone(), reset.function.clone());
     let names = AppNames::new(app.as_str());
     step("waiting for the nodes to let go of it");
-    let (record, was_paused) = hold::at_rest(js, &app, &function, by, within).await?;
+    let record = hold::at_rest(js, &app, &function, by, within).await?;
     // What came and was handled until now is not to be handled again.
     if matches!(to, ResetTo::New | ResetTo::Time(_)) {
         for one in &mut reset.inputs {
@@ -281,9 +281,7 @@ pub async fn carry_out(
         for inputs in std::iter::once(&mut next.inputs).chain(trial) {
             moved(inputs, &reset);
         }
-        if !was_paused {
-            next.controls.paused = None;
-        }
+        next.controls.go_on();
         next.generation = record.generation() + 1;
         Ok(Some(next))
     });

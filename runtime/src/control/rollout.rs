@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::{ControlError, ErrorKind, functions, nodes};
+use super::{ControlError, ErrorKind, functions, nodes, versions};
 use crate::names::{AppNames, REGISTRY_BUCKET};
 use crate::records::{Chapter, FORMAT, FunctionRecord, NodeRecord, SHARES};
 use crate::rollout::{Both, Summary, promoted, stepped, withdrawn};
@@ -263,7 +263,8 @@ pub async fn discard(
     let store = store.map_err(|error| failed(&error))?;
     let key = AppNames::new(app).registry_function(function);
     let removed = store.delete_expect_revision(key, Some(revision)).await;
-    removed.map_err(|error| failed(&error))
+    removed.map_err(|error| failed(&error))?;
+    versions::forget(js, &record).await
 }
 
 async fn ended(

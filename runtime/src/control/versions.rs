@@ -179,28 +179,41 @@ pub async fn prune(js: &jetstream::Context, app: &str) -> Result<(), ControlErro
     drop_components(js, gone).await
 }
 
-/// Removes all versions of a function that is no more, and components that no version needs.
+/// Removes all versions of a function that is no more, and components that no version needs; not those of another one that has its name
+/// by now.
 ///
 /// # Errors
 /// NATS trouble. Calling it again goes on.
 pub(super) async fn forget(
     js: &jetstream::Context,
-    app: &str,
-    function: &str,
+    gone: &FunctionRecord,
 ) -> Result<(), ControlError> {
+    let (app, function) = (gone.app.as_str(), gone.function.as_str());
     let failed = |why: &dyn std::fmt::Display| {
         ControlError::nats(format!("remove the versions of {function}"), why)
     };
     let store = js.get_key_value(REGISTRY_BUCKET).await;
     let store = store.map_err(|error| failed(&error))?;
     let names = AppNames::new(app);
-    let mut gone = BTreeSet::new();
-    for version in all(js, app, Some(function)).await? {
+    let mut digests = BTreeSet::new();
+    for (_, version) in of_instance(all(js, app, Some(function)).await?, gone) {
         let key = names.registry_version(function, version.version);
         store.purge(key).await.map_err(|error| failed(&error))?;
-        gone.insert(version.digest);
+        digests.insert(version.digest);
     }
-    drop_components(js, gone).await
+    drop_components(js, digests).await
+}
+
+/// The latest version of a function that is no more, and of which its versions are left: its removal was cut off.
+///
+/// # Errors
+/// NATS trouble.
+pub(super) async fn left_of(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+) -> Result<Option<FunctionRecord>, ControlError> {
+    Ok(all(js, app, Some(function)).await?.pop())
 }
 
 /// Removes those of these components, by digest, that no version of any app needs.

@@ -5,7 +5,7 @@ mod steps;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::steps::{Both, decided, promoted, stepped, tried, withdrawn};
+pub use self::steps::{Both, at_once, decided, promoted, stepped, tried, withdrawn};
 
 /// Buckets of durations: the n-th counts those below `2^(n/2)` times 100 µs; the last, whatever is longer (about 100 s).
 pub const BUCKETS: usize = 40;

@@ -49,6 +49,20 @@ impl Both {
     }
 }
 
+/// The record of a version that is the active one at once, with what happened before.
+pub fn at_once(
+    active: Option<&FunctionRecord>,
+    record: FunctionRecord,
+    what: &str,
+    why: &str,
+    now: OffsetDateTime,
+) -> FunctionRecord {
+    let version = record.version;
+    let story = active.map_or_else(Vec::new, |active| active.story.clone());
+    let record = FunctionRecord { story, ..record };
+    told(record, what, version, SHARES, why, None, now)
+}
+
 /// The record with this version tried beside the active one, on no event yet; of a function without one, itself, pending.
 pub fn tried(
     active: Option<&FunctionRecord>,

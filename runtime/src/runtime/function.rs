@@ -97,7 +97,7 @@ impl Running {
             status: status.clone(),
             shared,
             line: None,
-            resting: None,
+            resting: Vec::new(),
             loaded: BTreeMap::new(),
         };
         let host = tokio::spawn(host.run(known, stop.clone()));
@@ -223,8 +223,8 @@ struct Host {
     shared: Arc<Shared>,
     /// What takes the events: with the version that is deployed or, until that is ready, with one before.
     line: Option<Line>,
-    /// One that comes to rest, for the function is paused.
-    resting: Option<JoinHandle<()>>,
+    /// Those that come to rest, for the function is paused, or was.
+    resting: Vec<JoinHandle<()>>,
     /// What is loaded, by version.
     loaded: BTreeMap<u64, Function>,
 }
@@ -339,15 +339,18 @@ impl Host {
     /// Takes no events any more, and says so when what was under way has ended.
     async fn rest(&mut self) {
         if let Some(line) = self.line.take() {
-            lock(&self.status).text = "pausing".into();
-            self.resting = Some(line.retire(&self.shared));
+            self.resting.push(line.retire(&self.shared));
+            let mut status = lock(&self.status);
+            // Other nodes may take its partitions over, one by one as they come to rest.
+            (status.serving, status.lost) = (0, Lost::default());
+            status.text = "pausing".into();
         }
-        if let Some(resting) = &mut self.resting {
+        // One by one: this is dropped when something else is wanted, and goes on when a pause is wanted again.
+        while let Some(resting) = self.resting.last_mut() {
             let _ = resting.await;
-            self.resting = None;
+            self.resting.pop();
         }
         let mut status = lock(&self.status);
-        (status.serving, status.lost) = (0, Lost::default());
         status.handlers = None;
         status.text = PAUSED.into();
     }

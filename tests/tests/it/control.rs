@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pelton_tests::http::HttpServer;
-use pelton_tests::{Nats, Node, Scene, build, eventually, project};
+use pelton_tests::{Nats, Node, Scene, build, eventually, project, within};
 use serde_json::{Value, json};
 
 const KEYS: u64 = 20;
+/// From a change among the nodes until `node ls` tells it.
+const RIGHT: Duration = Duration::from_secs(5);
 
 fn manifest(tag: &str, http: &str) -> Result<String> {
     let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
@@ -226,7 +228,7 @@ async fn one_node_is_killed_one_drained_and_one_added_under_load() -> Result<()>
             all.sort();
             all
         };
-        eventually("`node ls` to be right", || async {
+        within(RIGHT, "`node ls` to be right", || async {
             let mut found = states(&scene).await?;
             found.sort();
             ensure!(found == expected, "{found:?}");

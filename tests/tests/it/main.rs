@@ -33,3 +33,4 @@ mod switch;
 mod tidy;
 mod timers;
 mod unreachable;
+mod upgrade;

@@ -11,8 +11,9 @@ use pelton_tests::scrape::{self, Answer, ask, scrape};
 use pelton_tests::{Node, Scene, build, eventually, project};
 use serde_json::{Value, json};
 
-/// Events of a short load, and how many a second.
+/// Events of a short load and of one of a minute, and how many a second.
 const EVENTS: u64 = 3000;
+const EVENTS_OF_A_MINUTE: u64 = 30_000;
 const PER_SECOND: u64 = 500;
 /// How far a counter may be from what was sent.
 const TOLERANCE: f64 = 0.01;
@@ -48,8 +49,8 @@ fn reasons(answer: &Answer) -> Result<Vec<String>> {
 #[tokio::test]
 async fn four_counters_on_three_nodes_agree_with_what_was_sent() -> Result<()> {
     let cluster = Cluster::start(3).await?;
-    cluster.load(EVENTS, PER_SECOND).await?;
-    let (all, wanted) = (&cluster.addresses, Rates::of(EVENTS));
+    cluster.load(EVENTS_OF_A_MINUTE, PER_SECOND).await?;
+    let (all, wanted) = (&cluster.addresses, Rates::of(EVENTS_OF_A_MINUTE));
     let near = |rates: &Rates| rates.off(&wanted).iter().all(|off| *off <= TOLERANCE);
     let rates = cluster.at_rest(all, near).await?;
     ensure!(near(&rates), "{rates:?}, should be {wanted:?}");

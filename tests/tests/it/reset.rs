@@ -213,3 +213,54 @@ async fn a_function_is_removed_and_what_stays_is_said() -> Result<()> {
     counted(nats, 15).await?;
     Ok(())
 }
+
+/// As after a removal that was killed when the function was out of the registry, and nothing else was done yet.
+#[tokio::test]
+async fn a_removal_that_was_cut_off_goes_on() -> Result<()> {
+    let scene = Scene::start(&manifest("start = \"all\"")?).await?;
+    let nats = &scene.nats;
+    count(nats, 3).await?;
+    counted(nats, 3).await?;
+    let registry = nats.js.get_key_value("PELTON_REGISTRY").await?;
+    registry.delete("function.shop.hostile").await?;
+    let positions = "$PELTON.shop.pos.hostile.HOSTILE.>";
+    ensure!(
+        nats.count_below("KV_shop", positions).await? > 0,
+        "positions"
+    );
+    let rm = ["function", "rm", "hostile", "--yes", "--app", "shop"];
+    scene.pelton.ok(&rm).await?;
+    assert_eq!(nats.count_below("KV_shop", positions).await?, 0);
+    let gone = ["no function hostile"];
+    scene.pelton.refused(&rm, &gone).await?;
+    Ok(())
+}
+
+/// A reset that was killed leaves its own pause behind, and the next one ends it; somebody else's pause it does not end.
+#[tokio::test]
+async fn a_reset_ends_its_own_pause_and_no_other() -> Result<()> {
+    let scene = Scene::start(&manifest("start = \"all\"")?).await?;
+    let nats = &scene.nats;
+    count(nats, 3).await?;
+    counted(nats, 3).await?;
+    let registry = nats.js.get_key_value("PELTON_REGISTRY").await?;
+    let key = "function.shop.hostile";
+    let record = registry.get(key).await?.context("it is deployed")?;
+    let mut record: serde_json::Value = serde_json::from_slice(&record)?;
+    record["controls"] =
+        json!({ "paused": { "at": "2026-01-01T00:00:00Z", "by": "a@b", "passing": true } });
+    record["generation"] = json!(record["generation"].as_u64().unwrap_or(1) + 1);
+    registry
+        .put(key, serde_json::to_vec(&record)?.into())
+        .await?;
+    let reset = ["function", "reset", "hostile", "--to", "start", "--yes"];
+    scene.pelton.ok(&reset).await?;
+    counted(nats, 6).await?;
+    scene.pelton.ok(&["function", "pause", "hostile"]).await?;
+    scene.pelton.ok(&reset).await?;
+    let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
+    ensure!(info["record"]["controls"]["paused"].is_object(), "{info}");
+    scene.pelton.ok(&["function", "resume", "hostile"]).await?;
+    counted(nats, 9).await?;
+    Ok(())
+}

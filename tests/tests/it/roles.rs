@@ -333,6 +333,9 @@ async fn each_role_is_refused_the_rest() -> Result<()> {
     scene.node_was_refused_nothing()
 }
 
+/// What the function `notifier` asks its consumer for.
+const QUEUE: &str = "$JS.API.CONSUMER.MSG.NEXT.ORDERS.pelton_shop_notifier";
+
 /// What is in the registry, by its messages.
 async fn registry(scene: &Scene) -> Result<u64> {
     scene.nats.count("KV_PELTON_REGISTRY").await
@@ -358,6 +361,9 @@ async fn stolen_credentials_reach_no_further() -> Result<()> {
         ("deployer", "$JS.API.STREAM.DELETE.ORDERS"),
         ("deployer", "$KV.shop.orders.o-1"),
         ("reader", "$KV.shop.orders.o-1"),
+        ("reader", QUEUE),
+        ("operator", QUEUE),
+        ("deployer", QUEUE),
         ("reader", "$JS.API.STREAM.MSG.DELETE.PELTON_DEAD_shop"),
         ("producer", "pelton.call.shop.orders"),
         ("caller", "orders.o-1.created"),

@@ -20,8 +20,9 @@ use crate::output::{Output, failure};
 
 /// Build and deploy functions
 ///
-/// Prints what it will do, then does it: creates declared streams that are missing, stores the components, registers
-/// new versions, and waits until every live node runs them.
+/// Prints what it will do, then does it: creates declared streams that are missing, stores the components, and has every live node load the
+/// new versions and handle their `sample` events. What none can load never becomes active; the others become so, and it waits until every
+/// live node runs them.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  pelton deploy --dry-run\n  pelton deploy\n  \

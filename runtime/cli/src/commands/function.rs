@@ -17,7 +17,7 @@ use crate::output::{Output, duration_ms};
 /// Digits of a digest or a commit that a person compares.
 const SHORT: usize = 12;
 
-/// Look at deployed functions
+/// Look at deployed functions; pause, resume, set, reset and remove them
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  pelton function ls\n  pelton function info orders\n  \

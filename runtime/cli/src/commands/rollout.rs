@@ -1,15 +1,18 @@
 //! `pelton rollout`: how far a new version is, and what ends its trial.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::jetstream;
 use clap::{Args, Subcommand};
-use pelton_runtime::control::{functions, nodes, rollout};
+use pelton_runtime::control::nodes::{self, Wanted};
+use pelton_runtime::control::{functions, rollout};
 use pelton_runtime::records::{Chapter, FunctionRecord, SHARES};
 use pelton_runtime::rollout::{Both, Summary};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::deploy::trouble;
 use crate::global::Global;
 use crate::output::Output;
 
@@ -44,12 +47,20 @@ enum RolloutCommand {
         #[arg(long, short)]
         follow: bool,
     },
-    /// Make the version that is being tried the active one
+    /// Make the version that is being tried the active one, and wait until every live node runs it
     #[command(after_help = "Examples:\n  pelton rollout orders promote")]
-    Promote,
-    /// Take the version that is being tried back
+    Promote {
+        /// How long to wait until all live nodes run it.
+        #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = humantime::parse_duration)]
+        wait: Duration,
+    },
+    /// Take the version that is being tried back, and wait until no live node gives it events
     #[command(after_help = "Examples:\n  pelton rollout orders abort")]
-    Abort,
+    Abort {
+        /// How long to wait until all live nodes have taken it back.
+        #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = humantime::parse_duration)]
+        wait: Duration,
+    },
 }
 
 /// How far a rollout is.
@@ -94,18 +105,28 @@ pub async fn run(args: RolloutArgs, global: &Global) -> anyhow::Result<()> {
             }
             tokio::time::sleep(LOOK).await;
         },
-        RolloutCommand::Promote => {
+        RolloutCommand::Promote { wait } => {
             let record = rollout::promote(&js, &app, function, None, "asked for").await?;
-            told(&output, &record)
+            told(&js, &output, &record, wait).await
         }
-        RolloutCommand::Abort => {
+        RolloutCommand::Abort { wait } => {
             let record = rollout::abort(&js, &app, function, None, "asked for").await?;
-            told(&output, &record)
+            told(&js, &output, &record, wait).await
         }
     }
 }
 
-fn told(output: &Output, record: &FunctionRecord) -> anyhow::Result<()> {
+/// Says what happened when all nodes have followed.
+async fn told(
+    js: &jetstream::Context,
+    output: &Output,
+    record: &FunctionRecord,
+    wait: Duration,
+) -> anyhow::Result<()> {
+    let wanted = BTreeMap::from([(record.function.clone(), Wanted::of(record))]);
+    let progress = output.progress("waiting for the nodes");
+    let nodes = nodes::wait(js, &record.app, &wanted, wait).await?;
+    drop(progress);
     let status = RolloutStatus {
         version: record.version,
         trial: None,
@@ -114,7 +135,8 @@ fn told(output: &Output, record: &FunctionRecord) -> anyhow::Result<()> {
     output.document(&status, |status| {
         let last = status.story.last().map(rollout::text);
         last.unwrap_or_else(|| format!("version {} is active", status.version))
-    })
+    })?;
+    trouble(&nodes, wait).map_or(Ok(()), Err)
 }
 
 async fn status(

@@ -20,11 +20,11 @@ use super::{gone, leftovers};
 use crate::commit::stream::{self, StreamError};
 use crate::component::Component;
 use crate::config::{DeliveryMode, Manifest};
-use crate::control::{ControlError, ErrorKind, rfc3339, versions};
+use crate::control::{ControlError, ErrorKind, rfc3339, rollout, versions};
 use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
 use crate::records::{AppRecord, FORMAT, FunctionRecord, TrialRecord};
 use crate::registry;
-use crate::rollout::{Bounds, tried};
+use crate::rollout::{Bounds, at_once, tried};
 use crate::source;
 
 /// How new versions begin.
@@ -153,7 +153,7 @@ pub(super) async fn apply_function(
         } else {
             &Way::AtOnce
         };
-        register(js, names, function, record, way).await?;
+        register(js, names, function, component, record, way).await?;
     }
     Ok(())
 }
@@ -269,6 +269,7 @@ async fn register(
     js: &jetstream::Context,
     names: &AppNames,
     function: &FunctionPlan,
+    component: Option<&Component>,
     mut record: FunctionRecord,
     way: &Way,
 ) -> Result<(), ControlError> {
@@ -280,7 +281,13 @@ async fn register(
         record.deployed_at = record.activated_at.clone();
     }
     let entry = match way {
-        Way::AtOnce => record.clone(),
+        Way::AtOnce => {
+            let (what, why) = match function.action {
+                FunctionAction::Back => ("rolled-back", "asked for"),
+                _ => ("deployed", "at once"),
+            };
+            at_once(function.previous.as_ref(), record.clone(), what, why, now)
+        }
         Way::Tried(steps) => tried(function.previous.as_ref(), trial(&record, steps), now),
     };
     let (key, body) = (names.registry_function(name), json_bytes(&entry)?);
@@ -299,6 +306,10 @@ async fn register(
     if function.action != FunctionAction::Back && !versions::keep(&store, names, &record).await? {
         return Err(lost());
     }
+    // From here on nobody prunes it; who did it before did not know of this version.
+    if let Some(component) = component {
+        ensure_stored(js, component).await?;
+    }
     let failed = |why: String| ControlError::nats(format!("register function {name}"), why);
     let damaged = || async {
         let entry = store.entry(key.as_str()).await.ok().flatten()?;
@@ -311,24 +322,33 @@ async fn register(
         None => damaged().await,
     };
     match revision {
-        None => store.create(&key, body).await.map(|_| ()).map_err(|error| {
+        None => store.create(&key, body).await.map_err(|error| {
             if error.kind() == kv::CreateErrorKind::AlreadyExists {
                 lost()
             } else {
                 failed(error.to_string())
             }
-        }),
-        Some(revision) => store
-            .update(&key, body, revision)
-            .await
-            .map(|_| ())
-            .map_err(|error| {
-                if error.kind() == kv::UpdateErrorKind::WrongLastRevision {
-                    lost()
-                } else {
-                    failed(error.to_string())
-                }
-            }),
+        })?,
+        Some(revision) => store.update(&key, body, revision).await.map_err(|error| {
+            if error.kind() == kv::UpdateErrorKind::WrongLastRevision {
+                lost()
+            } else {
+                failed(error.to_string())
+            }
+        })?,
+    };
+    rollout::publish(&js.client(), &entry).await;
+    Ok(())
+}
+
+/// Stores a component that is not there, or not any more.
+async fn ensure_stored(js: &jetstream::Context, component: &Component) -> Result<(), ControlError> {
+    let store = js.get_object_store(MODULES_BUCKET).await.map_err(|error| {
+        ControlError::nats(format!("store component {}", component.digest), error)
+    })?;
+    match store.info(&component.digest).await {
+        Ok(stored) if is_whole(&stored, component) => Ok(()),
+        _ => upload(js, component).await,
     }
 }
 

@@ -129,7 +129,7 @@ impl FunctionPlan {
 
     /// Whether the new version takes its events as the one before does, so that it can have a share of them; what stands in the way.
     pub fn obstacle(&self) -> Option<&'static str> {
-        let Some(previous) = &self.previous else {
+        let Some(previous) = self.previous.as_ref().filter(|one| !one.pending) else {
             return Some("there is no version beside which it could be tried");
         };
         let (old, new) = (&previous.settings, &self.record.settings);
@@ -328,6 +328,8 @@ impl Planner<'_> {
         let changes = previous.map_or_else(Vec::new, |one| between(&one.record, &record));
         let action = match previous {
             None => FunctionAction::New,
+            // A first version that was tried, and whoever was to make it the active one is gone.
+            Some(one) if one.record.pending => FunctionAction::New,
             Some(_) if changes.is_empty() => FunctionAction::Unchanged,
             Some(_) => FunctionAction::Changed,
         };
@@ -338,7 +340,10 @@ impl Planner<'_> {
         };
         (record.generation, record.previous) = match (previous, action) {
             (Some(one), FunctionAction::Unchanged) => (one.record.generation, one.record.previous),
-            (Some(one), _) => (one.record.generation() + 1, Some(one.record.version)),
+            (Some(one), _) => {
+                let before = (!one.record.pending).then_some(one.record.version);
+                (one.record.generation() + 1, before)
+            }
             (None, _) => (0, None),
         };
         record.generation = record.generation().max(record.generation);

@@ -92,6 +92,13 @@ impl Claims {
         foreign
     }
 
+    /// None of the partitions is this node's any more; they are let go by [`let_go`](Self::let_go).
+    pub(super) fn leave(&mut self) -> BTreeMap<u16, Partition> {
+        let all = std::mem::take(&mut self.held);
+        self.leaving.extend(all.clone());
+        all
+    }
+
     /// Lets go of what is to leave and has come to rest.
     pub(super) async fn let_go(&mut self, context: &Context) {
         let resting = self

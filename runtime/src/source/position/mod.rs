@@ -206,8 +206,15 @@ impl PositionSource {
     /// Until `stop`, then until what is under way has ended, then lets everything go.
     pub(crate) async fn run(mut self, stop: &CancellationToken) -> Result<(), SourceError> {
         let ended = self.serve(stop).await;
+        // What waits is the next owner's, and so is each partition as soon as nothing of it is under way.
+        for (number, partition) in self.claims.leave() {
+            self.upcoming.drop_partition(number);
+            partition.abandon(&self.lanes.drop_partition(number));
+        }
+        self.claims.let_go(&self.context).await;
         while let Some(ended) = self.jobs.join_next().await {
             self.end(ended);
+            self.claims.let_go(&self.context).await;
         }
         self.claims.let_go_of_all(&self.context).await;
         ended
