@@ -31,6 +31,7 @@ const FINISHED: usize = 512;
 /// Environment variables that hold secrets begin so.
 const SECRET_PREFIX: &str = "PELTON_SECRET_";
 const STARTING: &str = "starting";
+const PAUSING: &str = "pausing";
 
 /// A function that this node serves, or tries to.
 pub(super) struct Running {
@@ -184,6 +185,15 @@ impl Running {
                 status: trial.text.clone(),
                 figures: trial.counters.figures(),
             }),
+        }
+    }
+
+    /// What the heartbeat says of it while it stops.
+    pub(super) fn as_it_stops(&self) -> NodeFunction {
+        NodeFunction {
+            version: 0,
+            status: PAUSING.into(),
+            ..self.report()
         }
     }
 
@@ -343,7 +353,7 @@ impl Host {
             let mut status = lock(&self.status);
             // Other nodes may take its partitions over, one by one as they come to rest.
             (status.serving, status.lost) = (0, Lost::default());
-            status.text = "pausing".into();
+            status.text = PAUSING.into();
         }
         // One by one: this is dropped when something else is wanted, and goes on when a pause is wanted again.
         while let Some(resting) = self.resting.last_mut() {

@@ -45,6 +45,8 @@ pub(super) struct Node {
     started_at: String,
     shared: Arc<Shared>,
     functions: BTreeMap<Key, Running>,
+    /// What of them is said while the node stops.
+    stopping: Vec<NodeFunction>,
     /// For the janitor.
     apps: watch::Sender<Apps>,
     /// For the conductor.
@@ -87,6 +89,7 @@ impl Node {
             started_at,
             shared,
             functions: BTreeMap::new(),
+            stopping: Vec::new(),
             apps: watch::Sender::new(Apps::new()),
             trials: watch::Sender::new(Trials::new()),
             members: Some(members),
@@ -250,8 +253,12 @@ impl Node {
 
     fn record(&self) -> NodeRecord {
         // Before what leaves is asked for: a version leaves before its successor says that it runs.
-        let functions: Vec<NodeFunction> = self.functions.values().map(Running::report).collect();
-        self.health.saw(functions.clone());
+        let mut functions: Vec<NodeFunction> =
+            self.functions.values().map(Running::report).collect();
+        if self.stopping.is_empty() {
+            self.health.saw(functions.clone());
+        }
+        functions.extend(self.stopping.iter().cloned());
         NodeRecord {
             format: FORMAT,
             node: self.id.to_string(),
@@ -317,6 +324,8 @@ impl Node {
         let deadline = self.options.drain_deadline;
         let hurry = self.shared.hurry.clone();
         let functions = std::mem::take(&mut self.functions);
+        self.draining = true;
+        self.stopping = functions.values().map(Running::as_it_stops).collect();
         let stops = functions
             .into_values()
             .map(|running| running.stop(deadline, hurry.clone()));
@@ -330,7 +339,16 @@ impl Node {
                 self.shared.retiring.wait().await;
             }
         };
-        tokio::join!(futures::future::join_all(stops), retiring);
+        let stopped = async { tokio::join!(futures::future::join_all(stops), retiring) };
+        tokio::pin!(stopped);
+        // It lives, and what runs is its own until it has ended: others take each partition when it is let go.
+        let mut heartbeat = every(HEARTBEAT);
+        loop {
+            tokio::select! {
+                _ = &mut stopped => break,
+                _ = heartbeat.tick() => self.beat().await,
+            }
+        }
         // NATS may be away: the entry then expires by itself.
         let _ = tokio::time::timeout(HEARTBEAT, self.leave()).await;
     }

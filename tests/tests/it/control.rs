@@ -282,3 +282,56 @@ async fn nodes_are_found_by_the_service_protocol() -> Result<()> {
         .await?;
     Ok(())
 }
+
+/// Longer than others take a node for alive that says nothing.
+const BEATS: usize = 4;
+
+#[tokio::test]
+async fn a_node_that_stops_keeps_what_runs_and_leaves_the_rest() -> Result<()> {
+    let gate = HttpServer::closed().await?;
+    let text = manifest("v1", &gate.host())?;
+    let text = text.replace(
+        "key = { token = 3 }",
+        "key = { token = 3 }\ntimeout = \"30s\"",
+    );
+    let Scene {
+        mut node,
+        nats,
+        pelton,
+        project: _project,
+        server: _server,
+    } = Scene::start_with(&text, &[("PELTON_DRAIN", "30s")]).await?;
+    let body = json!({ "do": "http", "url": gate.url() }).to_string();
+    let slow = nats.publish("hostile.act.slow", body).await?;
+    gate.asked(1).await?;
+    let _second = Node::start(&pelton, &[])?;
+    nats.serving("hostile", Some(1), 2).await?;
+
+    let pid = u64::from(node.pid());
+    let others = async {
+        use futures::StreamExt;
+        let mut beats = nats.core.subscribe("$KV.PELTON_NODES.*").await?;
+        // All keys but that one are the other's at once.
+        let began = std::time::Instant::now();
+        count(&nats, 40).await?;
+        counted_to(&nats, 40).await?;
+        eprintln!("counted after {:?}", began.elapsed());
+        let mut seen = 0;
+        while seen < BEATS {
+            let beat = tokio::time::timeout(Duration::from_secs(10), beats.next()).await?;
+            let beat: Value = serde_json::from_slice(&beat.context("a beat")?.payload)?;
+            seen += usize::from(beat["pid"] == pid && beat["draining"] == true);
+        }
+        gate.open();
+        anyhow::Ok(())
+    };
+    let (stopped, others) = tokio::join!(node.terminate(Duration::from_secs(40)), others);
+    others?;
+    ensure!(stopped?.success(), "it did not end well");
+    let done = nats
+        .value("shop", &format!("done.HOSTILE=3A{slow}"))
+        .await?;
+    assert_eq!(done.context("it was done before it left")?["attempt"], 1);
+    assert_eq!(gate.requests(), 1, "another node has tried it, too");
+    Ok(())
+}
