@@ -191,20 +191,20 @@ impl Cluster {
 /// # Errors
 /// One is not stored.
 pub async fn publish(nats: &Nats, count: u64, per_second: u64) -> Result<()> {
-    let mut acks = Vec::new();
     let mut tick = tokio::time::interval(BURST);
     let burst = (per_second * BURST.as_millis() as u64 / 1000).max(1);
     let mut sent = 0;
     while sent < count {
         tick.tick().await;
+        let mut acks = Vec::new();
         for n in sent..(sent + burst).min(count) {
             let subject = format!("tally.k{}", n % KEYS);
             acks.push(nats.js.publish(subject, "".into()).await?);
         }
         sent += burst;
-    }
-    for ack in acks {
-        ack.await?;
+        for ack in acks {
+            ack.await?;
+        }
     }
     Ok(())
 }

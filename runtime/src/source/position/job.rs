@@ -309,7 +309,7 @@ impl Job {
 
     fn received(&self, message: Message) -> Received {
         let internal = self.context.internal;
-        let source = self.context.worker.record.settings.key.as_ref();
+        let source = self.context.key.as_ref();
         // Of a call that was stored before the function had a `key`; where it is done it says itself.
         let late = || event::key(source.filter(|_| internal)?, &message).map(Arc::from);
         let key = self.place.1.name().cloned().or_else(late);
