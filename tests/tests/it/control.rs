@@ -302,7 +302,8 @@ async fn a_node_that_stops_keeps_what_runs_and_leaves_the_rest() -> Result<()> {
         server: _server,
     } = Scene::start_with(&text, &[("PELTON_DRAIN", "30s")]).await?;
     let body = json!({ "do": "http", "url": gate.url() }).to_string();
-    let slow = nats.publish("hostile.act.w", body).await?;
+    // Of a partition that none of the counted keys has: they would have to wait for it.
+    let slow = nats.publish("hostile.act.a", body).await?;
     gate.asked(1).await?;
     let _second = Node::start(&pelton, &[])?;
     nats.serving("hostile", Some(1), 2).await?;
