@@ -51,7 +51,7 @@ pub(super) async fn see_to(
             stream,
         };
         if is_gone(js, input).await? {
-            let count = give_up(js, place, version, input.created).await?;
+            let count = give_up(js, place, version, input.life(input.created)).await?;
             if count > 0 {
                 step(&format!(
                     "stream {stream} was deleted, or made anew: {count} events of the former one that waited are dead letters ({INPUT_REPLACED})"
@@ -99,13 +99,13 @@ async fn nothing_waits(js: &jetstream::Context, place: Place<'_>) -> Result<(), 
     ))
 }
 
-/// Gives up everything that waits of an input; how many there were. `function` is the version that put it off, and `created` says when the
-/// stream was made that it read, nanoseconds since 1970.
+/// Gives up everything that waits of an input; how many there were. `function` is the version that put it off, and `life` says which life of the
+/// stream it read (`Input::life`).
 async fn give_up(
     js: &jetstream::Context,
     place: Place<'_>,
     function: &FunctionRecord,
-    created: i64,
+    life: i64,
 ) -> Result<usize, ControlError> {
     let positions = records(js, place).await?;
     let waiting = positions.iter().filter(|(_, one)| !one.parked.is_empty());
@@ -122,9 +122,9 @@ async fn give_up(
     let gone = Gone {
         place,
         function,
-        created,
+        life,
         max_payload: client.server_info().max_payload,
-        committer: Committer::start(client, state, names, members.subscribe()),
+        committer: Committer::start(client, state, names, members.subscribe(), Arc::default()),
         commit,
     };
     let mut given_up = 0;
@@ -137,8 +137,8 @@ async fn give_up(
 struct Gone<'a> {
     place: Place<'a>,
     function: &'a FunctionRecord,
-    /// When the stream was made that is gone.
-    created: i64,
+    /// Which life of the stream it was (`Input::life`).
+    life: i64,
     max_payload: usize,
     committer: Committer,
     commit: Stream,
@@ -232,7 +232,7 @@ impl Gone<'_> {
         let txn = Txn {
             instance: self.function.instance,
             stream: stream.clone(),
-            created: self.created,
+            life: self.life,
             sequence,
         }
         .id();
