@@ -84,11 +84,12 @@ pub(super) async fn of(
         subjects: input.subjects.clone(),
         ..InputStatus::default()
     };
-    let Some(stream) = open(js, &input.stream).await? else {
-        return Ok(status);
-    };
+    let stream = open(js, &input.stream).await?;
     match record.settings.delivery {
         DeliveryMode::AtLeastOnce => {
+            let Some(stream) = stream else {
+                return Ok(status);
+            };
             status.consumer = Some(names.consumer(&record.function));
             queue(&stream, &mut status).await;
             recorded(js, names, record, &mut status).await?;
@@ -100,7 +101,11 @@ pub(super) async fn of(
                 stream: &input.stream,
             };
             let positions = progress::records(js, place).await?;
+            // What waits does so whether its stream is there or not.
             let waiting = parked(js, names, record, &positions, &mut status).await?;
+            let Some(stream) = stream else {
+                return Ok(status);
+            };
             let progress = Progress::new(input.start, &positions);
             let behind = behind(&stream, record, input, &progress, &mut status).await?;
             status.pending = Some(waiting + behind);

@@ -318,13 +318,21 @@ fn input(input: &InputStatus) -> Vec<String> {
         input.subjects.join(", "),
         input
             .pending
-            .map_or_else(|| "no consumer".into(), |n| n.to_string()),
+            .map_or_else(|| missing(input), |n| n.to_string()),
         input
             .in_flight
             .map_or_else(|| "-".into(), |n| n.to_string()),
         oldest,
         input.consumer.clone().unwrap_or_else(|| "none".into()),
     ]
+}
+
+/// What an input lacks of which nobody can say what is pending.
+fn missing(input: &InputStatus) -> String {
+    match input.consumer {
+        None => "no such stream".into(),
+        Some(_) => "no consumer".into(),
+    }
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
