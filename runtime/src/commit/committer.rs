@@ -201,19 +201,11 @@ impl Committer {
             sequence: 0,
             txn: "".into(),
         };
-        let transaction = Transaction {
-            origin,
-            fence: Fence::Position {
-                partition,
-                stored: None,
-            },
-            effects: Effects::default(),
-            dead: None,
-            clear_attempts: false,
-            parking: None,
-            answered: None,
-            followers: Vec::new(),
+        let fence = Fence::Position {
+            partition,
+            stored: None,
         };
+        let transaction = Transaction::new(origin, fence);
         self.commit(Arc::new(transaction)).await
     }
 

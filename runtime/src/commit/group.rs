@@ -291,14 +291,8 @@ mod tests {
             txn: format!("t{sequence}").into(),
         };
         let transaction = Transaction {
-            origin,
-            fence,
             effects,
-            dead: None,
-            clear_attempts: false,
-            parking: None,
-            answered: None,
-            followers: Vec::new(),
+            ..Transaction::new(origin, fence)
         };
         Entry::new(Arc::new(transaction), &AppNames::new("app"), ())
     }

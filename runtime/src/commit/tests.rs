@@ -156,14 +156,8 @@ fn transaction(sequence: u64, reads: &[(&str, u64)], writes: &[&str]) -> Transac
         txn: format!("txn{sequence}").into(),
     };
     Transaction {
-        origin,
-        fence: Fence::Marker,
         effects,
-        dead: None,
-        clear_attempts: false,
-        parking: None,
-        answered: None,
-        followers: Vec::new(),
+        ..Transaction::new(origin, Fence::Marker)
     }
 }
 

@@ -129,6 +129,20 @@ pub struct Transaction {
 }
 
 impl Transaction {
+    /// One without effects.
+    pub fn new(origin: Origin, fence: Fence) -> Self {
+        Self {
+            origin,
+            fence,
+            effects: Effects::default(),
+            dead: None,
+            clear_attempts: false,
+            parking: None,
+            answered: None,
+            followers: Vec::new(),
+        }
+    }
+
     /// The subjects of the state keys that it read, of its copy that waits, and of records of timers.
     pub(super) fn rests_on(&self, names: &AppNames) -> impl Iterator<Item = String> {
         let reads = self.effects.reads.keys().map(|key| names.state(key));
@@ -504,14 +518,8 @@ mod tests {
             txn: "t".into(),
         };
         Transaction {
-            origin,
-            fence: Fence::Marker,
             effects,
-            dead: None,
-            clear_attempts: false,
-            parking: None,
-            answered: None,
-            followers: Vec::new(),
+            ..Transaction::new(origin, Fence::Marker)
         }
     }
 

@@ -158,9 +158,8 @@ impl Case {
     ) -> Transaction {
         effects.timers.extend(self.timers.clone());
         let parking = self.park.as_ref().filter(|_| self.stored);
+        let origin = origin(worker, received, effects.txn.take());
         Transaction {
-            origin: origin(worker, received, effects.txn.take()),
-            fence: self.fence.clone(),
             effects,
             dead,
             clear_attempts: self.stored && self.park.is_none(),
@@ -169,8 +168,7 @@ impl Case {
                 revision: park.revision,
                 message: None,
             }),
-            answered: None,
-            followers: Vec::new(),
+            ..Transaction::new(origin, self.fence.clone())
         }
     }
 

@@ -18,7 +18,7 @@ use crate::commit::{
 use crate::config::DeliveryMode;
 use crate::control::progress::{Place, read, records};
 use crate::control::{ControlError, ErrorKind, open};
-use crate::effects::{Effects, Failure};
+use crate::effects::Failure;
 use crate::members::Members;
 use crate::names::{AppNames, INPUT_GONE, INPUT_REPLACED, Txn};
 use crate::records::{FunctionRecord, Input, PositionRecord};
@@ -258,27 +258,24 @@ impl Gone<'_> {
             &parked.record.errors,
             self.max_payload,
         );
+        let origin = Origin {
+            function: self.place.function.into(),
+            stream,
+            sequence,
+            txn,
+        };
+        let fence = Fence::Position {
+            partition: partition.clone(),
+            stored: None,
+        };
         Ok(Transaction {
-            origin: Origin {
-                function: self.place.function.into(),
-                stream,
-                sequence,
-                txn,
-            },
-            fence: Fence::Position {
-                partition: partition.clone(),
-                stored: None,
-            },
-            effects: Effects::default(),
             dead: Some(letter),
-            clear_attempts: false,
             parking: Some(Parking {
                 subject,
                 revision,
                 message: None,
             }),
-            answered: None,
-            followers: Vec::new(),
+            ..Transaction::new(origin, fence)
         })
     }
 }

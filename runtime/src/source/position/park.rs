@@ -15,7 +15,6 @@ use super::job::Ended;
 use super::lanes::{Key, Place};
 use super::{Context, SourceError};
 use crate::commit::{CommitError, Fence, Origin, Parking, Partition, Transaction};
-use crate::effects::Effects;
 use crate::names::Txn;
 use crate::records::{AttemptsRecord, FORMAT, PositionRecord};
 use crate::settle::{LOOK_AGAIN, park as parked};
@@ -88,20 +87,17 @@ pub(super) async fn restore(
         None => parked::write(&record, &parked::lost(input, sequence).message, 0),
     };
     let named = key.name().map(Arc::as_ref);
+    let origin = Origin {
+        function: function.clone(),
+        stream: input.clone(),
+        sequence,
+        txn,
+    };
+    let fence = Fence::Position {
+        partition: partition.clone(),
+        stored: None,
+    };
     let transaction = Transaction {
-        origin: Origin {
-            function: function.clone(),
-            stream: input.clone(),
-            sequence,
-            txn,
-        },
-        fence: Fence::Position {
-            partition: partition.clone(),
-            stored: None,
-        },
-        effects: Effects::default(),
-        dead: None,
-        clear_attempts: false,
         parking: Some(Parking {
             subject: context
                 .names
@@ -109,8 +105,7 @@ pub(super) async fn restore(
             revision: upon,
             message: Some(message),
         }),
-        answered: None,
-        followers: Vec::new(),
+        ..Transaction::new(origin, fence)
     };
     match worker.committer.commit(Arc::new(transaction)).await {
         Ok(()) => {
