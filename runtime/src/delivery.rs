@@ -234,7 +234,9 @@ pub(crate) async fn attempt(
         }
     };
     let (logs, began) = (call.logs.clone(), Instant::now());
+    let in_handler = worker.counters.in_handler();
     let attempt = worker.function.invoke(call).await;
+    drop(in_handler);
     let failed = attempt
         .result
         .as_ref()

@@ -4,11 +4,12 @@ use std::ops::ControlFlow;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::{self};
+use futures::TryStreamExt;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::lag::{self, InputStatus};
-use super::scan::{Scan, ordered, scan};
+use super::scan::{Scan, scan};
 use super::{ControlError, nodes, open};
 use crate::commit::transport;
 use crate::names::{AppNames, REGISTRY_BUCKET};
@@ -106,8 +107,12 @@ pub struct FunctionStatus {
     pub app: String,
     /// The function's name.
     pub function: String,
-    /// The newest version.
+    /// The active version.
     pub version: u64,
+    /// Whether no event goes to it yet: nodes load it, or its deploy was cut off.
+    pub tried: bool,
+    /// Whether somebody paused it.
+    pub paused: bool,
     /// When that was deployed, RFC 3339.
     pub deployed_at: String,
     /// What the live nodes say of it.
@@ -150,23 +155,24 @@ pub struct OnNode {
     pub host: String,
     /// The version that takes events there; 0: none.
     pub version: u64,
-    /// `running`, `starting`, or `failed: ` and why.
+    /// `running`, `starting`, `pausing`, `paused`, or `failed: ` and why.
     pub status: String,
+    /// Whether the node drains: it takes no events, whatever is deployed.
+    pub draining: bool,
 }
 
 impl FunctionStatus {
-    /// In a word: `running`, `paused`, `failed`, `starting`, or `no node`.
+    /// In a word: `running`, `pausing`, `paused`, `failed`, `starting`, `tried`, or `no node`. Nodes that drain do not count.
     pub fn summary(&self) -> &'static str {
-        let has = |wanted: &str| {
-            self.nodes
-                .iter()
-                .any(|node| node.status.starts_with(wanted))
-        };
+        let nodes = || self.nodes.iter().filter(|node| !node.draining);
+        let rests = |node: &OnNode| node.status == PAUSED;
         match () {
-            () if self.nodes.is_empty() => "no node",
-            () if has("failed") => "failed",
-            () if self.nodes.iter().all(|node| node.status == PAUSED) => "paused",
-            () if self.nodes.iter().all(|node| node.version == self.version) => "running",
+            () if self.paused && self.nodes.iter().all(rests) => "paused",
+            () if self.paused => "pausing",
+            () if nodes().next().is_none() => "no node",
+            () if nodes().any(|node| node.status.starts_with("failed")) => "failed",
+            () if self.tried => "tried",
+            () if nodes().all(|node| node.version == self.version) => "running",
             () => "starting",
         }
     }
@@ -225,6 +231,7 @@ pub(crate) async fn status(
             host: node.host.clone(),
             version: entry.version,
             status: entry.status.clone(),
+            draining: node.draining,
         })
     });
     let mut inputs = Vec::new();
@@ -240,6 +247,8 @@ pub(crate) async fn status(
         app: app.clone(),
         function: function.clone(),
         version: record.version,
+        tried: record.pending,
+        paused: record.controls.paused.is_some(),
         deployed_at: record.deployed_at.clone(),
         nodes: on_nodes.collect(),
         pending: inputs.iter().filter_map(|one| one.pending).sum(),
@@ -270,16 +279,19 @@ async fn target(
     })
 }
 
-/// How many messages a stream keeps under a subject filter; the server counts, nothing is read.
-async fn count(js: &jetstream::Context, stream: &str, filter: &str) -> Result<u64, ControlError> {
-    let Some(stream) = open(js, stream).await? else {
+/// How many messages a stream keeps under a subject. By its state and not by a reader: a node may not read what was given up.
+async fn count(js: &jetstream::Context, stream: &str, subject: &str) -> Result<u64, ControlError> {
+    let Some(opened) = open(js, stream).await? else {
         return Ok(0);
     };
-    let everything = Scan {
-        filters: vec![filter.to_owned()],
-        from: DeliverPolicy::All,
-        headers_only: true,
+    let failed = |why: &dyn std::fmt::Display| {
+        ControlError::nats(format!("count what stream {stream} holds"), why)
     };
-    let consumer = ordered(&stream, everything).await?;
-    Ok(consumer.cached_info().num_pending)
+    let subjects = opened.info_with_subjects(subject).await;
+    let subjects: Vec<(String, usize)> = subjects
+        .map_err(|error| failed(&error))?
+        .try_collect()
+        .await
+        .map_err(|error| failed(&error))?;
+    Ok(subjects.iter().map(|(_, count)| *count as u64).sum())
 }

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::nodes::{self, Wanted};
 use super::{ControlError, ErrorKind, functions, rfc3339, rollout};
 use crate::config::MAX_CONCURRENCY;
 use crate::records::{Controls, FunctionRecord, Paused};
+
+/// A reset or a removal that began so long ago was cut off.
+const CUT_OFF: Duration = Duration::from_secs(600);
 
 /// Has nodes take no more events of a function; what comes waits in its stream. The record afterwards.
 ///
@@ -74,39 +78,156 @@ fn paused(by: &str, passing: bool) -> Paused {
     }
 }
 
-/// Has nodes take no more events of a function, and waits until all live ones have confirmed. The record by then. If it was not paused
-/// before, the pause is a passing one.
+/// A function of which no node has anything under way, until somebody resumes it.
+pub(super) struct Rest {
+    app: String,
+    /// The record by then.
+    pub(super) record: FunctionRecord,
+    /// The pause that it rests on.
+    pause: Paused,
+}
+
+impl Rest {
+    /// Whether it still rests on this pause.
+    ///
+    /// # Errors
+    /// Somebody has resumed it.
+    pub(super) fn holds(&self, record: &FunctionRecord) -> Result<(), ControlError> {
+        if record.controls.paused.as_ref() == Some(&self.pause) {
+            return Ok(());
+        }
+        let function = &record.function;
+        Err(ControlError::new(
+            ErrorKind::Conflict,
+            format!(
+                "function {function} was resumed, reset or removed by somebody else at the same time"
+            ),
+            format!("see `pelton function info {function}`, then try again"),
+        ))
+    }
+
+    /// Has it go on, unless it was paused before.
+    ///
+    /// # Errors
+    /// It was resumed by somebody else meanwhile; NATS trouble.
+    pub(super) async fn end(
+        &self,
+        js: &jetstream::Context,
+    ) -> Result<FunctionRecord, ControlError> {
+        if !self.pause.passing {
+            return Ok(functions::record(js, &self.app, &self.record.function)
+                .await?
+                .0);
+        }
+        let (app, function) = (&self.app, &self.record.function);
+        let ended = rollout::change(js, app, function, |record| {
+            self.holds(record)?;
+            let mut next = record.clone();
+            next.controls.paused = None;
+            next.generation = record.generation() + 1;
+            Ok(Some(next))
+        });
+        // It always changes something.
+        match ended.await? {
+            Some(record) => Ok(record),
+            None => Ok(self.record.clone()),
+        }
+    }
+
+    /// What failed before anything was changed: it goes on.
+    pub(super) async fn undone(
+        &self,
+        js: &jetstream::Context,
+        error: ControlError,
+    ) -> ControlError {
+        match self.end(js).await {
+            Err(trouble) if trouble.kind == ErrorKind::Nats => self.unfinished(error),
+            _ => error,
+        }
+    }
+
+    /// What failed half-way.
+    pub(super) fn unfinished(&self, mut error: ControlError) -> ControlError {
+        let function = &self.record.function;
+        error.fix = format!(
+            "{}; function {function} is paused meanwhile: do this again, or let it go on with `pelton function resume {function}`",
+            error.fix
+        );
+        error
+    }
+}
+
+/// Has nodes take no more events of a function, and waits until all live ones have confirmed. If it was not paused before, the pause is a
+/// passing one.
 ///
 /// # Errors
-/// A node has not confirmed: then the function goes on if it did before; NATS trouble.
+/// Somebody else resets or removes it; a node has not confirmed: then the function goes on if it did before; NATS trouble.
 pub(super) async fn at_rest(
     js: &jetstream::Context,
     app: &str,
     function: &str,
     by: &str,
     within: Duration,
-) -> Result<FunctionRecord, ControlError> {
+) -> Result<Rest, ControlError> {
     let passing = paused(by, true);
-    let record = set(js, app, function, |controls| {
-        controls.paused.get_or_insert_with(|| passing.clone());
-    })
-    .await?;
-    let wanted = BTreeMap::from([(function.to_owned(), Wanted::of(&record))]);
-    let nodes = nodes::wait(js, app, &wanted, within).await?;
+    let changed = rollout::change(js, app, function, |record| {
+        let mut next = record.clone();
+        match &record.controls.paused {
+            Some(pause) if !pause.passing => return Ok(None),
+            Some(pause) if is_under_way(pause, by) => return Err(taken(function, pause)),
+            _ => next.controls.paused = Some(passing.clone()),
+        }
+        next.generation = record.generation() + 1;
+        Ok(Some(next))
+    });
+    let record = match changed.await? {
+        Some(record) => record,
+        None => functions::record(js, app, function).await?.0,
+    };
+    let rest = Rest {
+        app: app.to_owned(),
+        pause: record.controls.paused.clone().unwrap_or_default(),
+        record,
+    };
+    let wanted = BTreeMap::from([(function.to_owned(), Wanted::of(&rest.record))]);
+    let nodes = match nodes::wait(js, app, &wanted, within).await {
+        Ok(nodes) => nodes,
+        Err(error) => return Err(rest.undone(js, error).await),
+    };
     // Those that failed cannot load it, and have nothing of it under way.
     if nodes.silent.is_empty() {
-        return Ok(record);
+        return Ok(rest);
     }
-    set(js, app, function, Controls::go_on).await?;
     let silent: Vec<String> = nodes.silent.into_iter().collect();
-    Err(ControlError::new(
+    let error = ControlError::new(
         ErrorKind::Conflict,
         format!(
             "function {function} did not come to rest within {within:?} on {}; nothing was changed",
             silent.join(", ")
         ),
         "see `pelton node ls` and their logs, or wait longer with --wait",
-    ))
+    );
+    Err(rest.undone(js, error).await)
+}
+
+/// Whether a passing pause is somebody else's who is still at it; one's own is of a command that was cut off.
+fn is_under_way(pause: &Paused, by: &str) -> bool {
+    let since = OffsetDateTime::parse(&pause.at, &Rfc3339);
+    let young = since.is_ok_and(|since| OffsetDateTime::now_utc() - since < CUT_OFF);
+    young && pause.by != by
+}
+
+fn taken(function: &str, pause: &Paused) -> ControlError {
+    ControlError::new(
+        ErrorKind::Conflict,
+        format!(
+            "{} resets or removes function {function} since {}",
+            pause.by, pause.at
+        ),
+        format!(
+            "wait for that to end; if it was cut off, `pelton function resume {function}` ends its pause"
+        ),
+    )
 }
 
 async fn set(

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{ControlError, open};
 use crate::names::{self, NODES_BUCKET};
-use crate::records::{FunctionRecord, NodeFunction, NodeOrder, NodeRecord, PAUSED};
+use crate::records::{FunctionRecord, NodeFunction, NodeOrder, NodeRecord, PAUSED, READY};
 
 /// Nodes that an error names.
 const MAX_NAMED: usize = 20;
@@ -25,7 +25,12 @@ const PATIENCE: Duration = Duration::from_secs(7);
 impl NodeRecord {
     /// Whether it serves functions of this app: one that drains serves none.
     pub fn serves(&self, app: &str) -> bool {
-        !self.draining && (self.apps.is_empty() || self.apps.iter().any(|name| name == app))
+        !self.draining && self.knows(app)
+    }
+
+    /// Whether this app is one of those that it is for.
+    pub fn knows(&self, app: &str) -> bool {
+        self.apps.is_empty() || self.apps.iter().any(|name| name == app)
     }
 
     /// `serving`, `draining` while something is under way, or `drained`.
@@ -38,19 +43,20 @@ impl NodeRecord {
         }
     }
 
+    /// Whether it has let go of all it holds, or takes events of all it serves.
+    pub fn is_settled(&self, drained: bool) -> bool {
+        let starts = |one: &NodeFunction| one.status == "starting";
+        match drained {
+            true => self.state() == "drained",
+            false => self.state() == "serving" && !self.functions.iter().any(starts),
+        }
+    }
+
     /// What it says of a function.
     pub fn function(&self, app: &str, function: &str) -> Option<&NodeFunction> {
         self.functions
             .iter()
             .find(|entry| entry.app == app && entry.function == function)
-    }
-}
-
-impl NodeFunction {
-    /// Why the newest version does not run here, if that is so.
-    pub fn failure(&self) -> Option<&str> {
-        let why = self.status.strip_prefix("failed")?;
-        Some(why.trim_start_matches([':', ' ']))
     }
 }
 
@@ -152,10 +158,7 @@ pub async fn drain(
                 "see `pelton node ls`",
             ));
         };
-        let wanted = if drain { "drained" } else { "serving" };
-        let starts = |one: &NodeFunction| one.status == "starting";
-        let there = node.state() == wanted && (drain || !node.functions.iter().any(starts));
-        if there || start.elapsed() >= within {
+        if node.is_settled(drain) || start.elapsed() >= within {
             return Ok(node);
         }
         tokio::time::sleep(LOOK).await;
@@ -201,6 +204,8 @@ pub struct Wanted {
     pub paused: bool,
     /// Whether no other version is to be tried beside it.
     pub alone: bool,
+    /// A version that is to have this share, of which nodes say whether they run it.
+    pub trial: Option<(u64, u32)>,
 }
 
 impl Wanted {
@@ -211,6 +216,11 @@ impl Wanted {
             generation: record.generation(),
             paused: record.controls.paused.is_some(),
             alone: record.trial.is_none(),
+            trial: record
+                .trial
+                .as_ref()
+                .filter(|trial| trial.share > 0)
+                .map(|trial| (trial.record.version, trial.share)),
         }
     }
 
@@ -226,14 +236,29 @@ impl Wanted {
             true => entry.status == PAUSED,
             false => {
                 let alone = !self.alone || entry.trial.is_none();
-                alone && entry.version == entry.deployed && entry.status == "running"
+                let shares = self.trial.is_none_or(|(version, share)| {
+                    entry.trial.as_ref().is_some_and(|trial| {
+                        (trial.version, trial.share) == (version, share) && trial.status == READY
+                    })
+                });
+                alone && shares && entry.version == entry.deployed && entry.status == "running"
             }
         }
+    }
+
+    /// Why a node does not run what is wanted, if it says so.
+    fn failure_on(self, entry: &NodeFunction) -> Option<&str> {
+        let (version, _) = self.trial.unzip();
+        let trial = entry.trial.as_ref();
+        let trial = trial.filter(|trial| Some(trial.version) == version);
+        entry.failure().or_else(|| trial?.failure())
     }
 
     /// Whether a node speaks of it, or of a later one.
     pub(crate) fn is_known_to(self, entry: &NodeFunction) -> bool {
         match entry.generation {
+            // Its release knows no activations: of a version that is active once more it says what it said before.
+            0 if self.generation > self.version => entry.deployed == self.version,
             0 => entry.deployed >= self.version,
             generation => generation >= self.generation,
         }
@@ -298,7 +323,15 @@ fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, Wanted>) -
             asked.insert(node.node.as_str());
             let entry = node.function(app, function);
             let entry = entry.filter(|entry| wanted.is_known_to(entry));
-            if let Some(why) = entry.and_then(NodeFunction::failure) {
+            // Its release knows no shares, and leaves all keys to the active version.
+            let wanted = match node.tries {
+                true => *wanted,
+                false => Wanted {
+                    trial: None,
+                    ..*wanted
+                },
+            };
+            if let Some(why) = entry.and_then(|entry| wanted.failure_on(entry)) {
                 failed += 1;
                 rollout.failed.push(RolloutFailure {
                     function: function.clone(),
@@ -355,6 +388,7 @@ mod tests {
             generation: version,
             paused: false,
             alone: true,
+            trial: None,
         };
         let versions = BTreeMap::from([("a".to_owned(), wanted(2)), ("b".to_owned(), wanted(1))]);
         let nodes = [
@@ -383,6 +417,7 @@ mod tests {
                 generation: 1,
                 paused,
                 alone: true,
+                trial: None,
             };
             BTreeMap::from([("a".to_owned(), one)])
         };

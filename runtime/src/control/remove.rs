@@ -120,13 +120,26 @@ async fn unregister(
     within: Duration,
     step: &mut impl FnMut(&str),
 ) -> Result<FunctionRecord, ControlError> {
+    step("waiting for the nodes to let go of it");
+    let rest = hold::at_rest(js, app, function, by, within).await?;
+    match take_out(js, app, function, &rest.record).await {
+        Ok(record) => Ok(record),
+        Err(error) => Err(rest.undone(js, error).await),
+    }
+}
+
+/// Takes it out of the registry, if its record is still as it was when nodes let go of it.
+async fn take_out(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    rested: &FunctionRecord,
+) -> Result<FunctionRecord, ControlError> {
     let failed = |why: &dyn std::fmt::Display| {
         ControlError::nats(format!("remove function {function}"), why)
     };
-    step("waiting for the nodes to let go of it");
-    let rested = hold::at_rest(js, app, function, by, within).await?;
     let (record, revision) = functions::record(js, app, function).await?;
-    if record != rested {
+    if record != *rested {
         return Err(ControlError::new(
             ErrorKind::Conflict,
             format!(
@@ -144,7 +157,7 @@ async fn unregister(
 }
 
 /// The record as of a function that reads by positions nothing, so that none of them is left for it.
-fn without_inputs(mut record: FunctionRecord) -> FunctionRecord {
+pub(super) fn without_inputs(mut record: FunctionRecord) -> FunctionRecord {
     if record.settings.delivery == DeliveryMode::ExactlyOnce {
         record.inputs.clear();
     }

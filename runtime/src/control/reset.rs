@@ -242,11 +242,11 @@ async fn count(stream: &Stream, input: &Input, beyond: u64) -> Result<u64, Contr
     Ok(ordered(stream, scan).await?.cached_info().num_pending)
 }
 
-/// Carries it out; `to` is what it was found for. What it was in the end; nodes that have not confirmed by then follow.
+/// Carries it out; `to` is what it was found for. What it was in the end, and the record that nodes follow then.
 ///
 /// # Errors
-/// A node does not let go within `within`, and nothing was changed; NATS trouble: then the function stays paused, and resetting it again
-/// goes on.
+/// A node does not let go within `within`, and nothing was changed; somebody else resumes or resets it meanwhile; NATS trouble: the error
+/// says so if the function stays paused, and resetting it again goes on.
 pub async fn carry_out(
     js: &jetstream::Context,
     mut reset: Reset,
@@ -254,39 +254,42 @@ pub async fn carry_out(
     by: &str,
     within: Duration,
     mut step: impl FnMut(&str),
-) -> Result<Reset, ControlError> {
+) -> Result<(Reset, FunctionRecord), ControlError> {
     let (app, function) = (reset.app.clone(), reset.function.clone());
     let names = AppNames::new(app.as_str());
     step("waiting for the nodes to let go of it");
-    let record = hold::at_rest(js, &app, &function, by, within).await?;
+    let rest = hold::at_rest(js, &app, &function, by, within).await?;
     // What came and was handled until now is not to be handled again.
-    if matches!(to, ResetTo::New | ResetTo::Time(_)) {
-        for one in &mut reset.inputs {
-            let input = record
-                .inputs
-                .iter()
-                .find(|input| input.stream == one.stream);
-            if let Some(input) = input {
-                *one = look(js, &names, &record, input, to).await?;
-            }
+    for one in &mut reset.inputs {
+        let mut inputs = rest.record.inputs.iter();
+        if let Some(input) = inputs.find(|input| input.stream == one.stream) {
+            *one = match look(js, &names, &rest.record, input, to).await {
+                Ok(found) => found,
+                Err(error) => return Err(rest.undone(js, error).await),
+            };
         }
     }
-    for input in &reset.inputs {
-        step(&format!("writing where it is in stream {}", input.stream));
-        place(js, &names, &record, input).await?;
-    }
+    // First: should somebody resume it too early, what it handles again is another delivery all the same.
     let changed = rollout::change(js, &app, &function, |record| {
+        rest.holds(record)?;
         let mut next = record.clone();
         let trial = next.trial.iter_mut().map(|trial| &mut trial.record.inputs);
         for inputs in std::iter::once(&mut next.inputs).chain(trial) {
             moved(inputs, &reset);
         }
-        next.controls.go_on();
         next.generation = record.generation() + 1;
         Ok(Some(next))
     });
-    changed.await?;
-    Ok(reset)
+    if let Err(error) = changed.await {
+        return Err(rest.undone(js, error).await);
+    }
+    for input in &reset.inputs {
+        step(&format!("writing where it is in stream {}", input.stream));
+        let placed = place(js, &names, &rest.record, input).await;
+        placed.map_err(|error| rest.unfinished(error))?;
+    }
+    let record = rest.end(js).await.map_err(|error| rest.unfinished(error))?;
+    Ok((reset, record))
 }
 
 /// The inputs with their new begin, each in another life.

@@ -9,9 +9,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::deploy::clear;
+use super::remove::without_inputs;
 use super::{ControlError, ErrorKind, functions, nodes, versions};
 use crate::names::{AppNames, REGISTRY_BUCKET};
-use crate::records::{Chapter, FORMAT, FunctionRecord, NodeRecord, SHARES};
+use crate::records::{Chapter, FORMAT, FunctionRecord, NodeRecord, PAUSED, READY, SHARES};
 use crate::rollout::{Both, Summary, promoted, stepped, withdrawn};
 use crate::telemetry::LogRecord;
 
@@ -119,8 +121,10 @@ pub fn text(chapter: &Chapter) -> String {
 /// What nodes say of a version that they were asked to try.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Tried {
-    /// Live nodes that serve the app and try versions.
+    /// Live nodes that serve the app and try versions; where all drain, those.
     pub nodes: usize,
+    /// Live nodes of a release that tries none.
+    pub older: usize,
     /// Of those, the ones that loaded it.
     pub ready: usize,
     /// Those that cannot, by name, and why.
@@ -134,8 +138,14 @@ impl Tried {
     }
 
     fn of(nodes: &[NodeRecord], app: &str, function: &str, version: u64) -> Self {
-        let mut tried = Self::default();
-        for node in nodes.iter().filter(|node| node.tries && node.serves(app)) {
+        let older = nodes.iter().filter(|node| !node.tries && node.serves(app));
+        let mut tried = Self {
+            older: older.count(),
+            ..Self::default()
+        };
+        let all = || nodes.iter().filter(|node| node.tries && node.knows(app));
+        let all_drain = all().all(|node| node.draining);
+        for node in all().filter(|node| all_drain || !node.draining) {
             tried.nodes += 1;
             let Some(entry) = node.function(app, function) else {
                 continue;
@@ -152,7 +162,8 @@ impl Tried {
                     let name = format!("{} ({})", node.host, node.node);
                     tried.failed.insert(name, why.to_owned());
                 }
-                None if status == "ready" => tried.ready += 1,
+                // One that drains, or a function that is paused, could as well.
+                None if [READY, PAUSED].contains(&status) => tried.ready += 1,
                 None => {}
             }
         }
@@ -264,6 +275,9 @@ pub async fn discard(
     let key = AppNames::new(app).registry_function(function);
     let removed = store.delete_expect_revision(key, Some(revision)).await;
     removed.map_err(|error| failed(&error))?;
+    // A consumer, for one, that was made for it: it would keep others out of a work queue.
+    let names = AppNames::new(app);
+    clear(js, &names, &without_inputs(record.clone()), &mut |_| {}).await?;
     versions::forget(js, &record).await
 }
 
@@ -294,6 +308,15 @@ async fn ended(
         }
         match next(record) {
             Some(next) => Ok(Some(next)),
+            None if record.pending => Err(ControlError::refused(
+                format!(
+                    "version {} of function {function} is its first, and no event has gone to it",
+                    record.version
+                ),
+                format!(
+                    "`pelton function rm {function}` removes it, and deploying again goes on with a new one"
+                ),
+            )),
             None => Err(ControlError::refused(
                 format!("no version of function {function} is being tried"),
                 "see `pelton rollout FN status`; `pelton rollback` makes an older version active",

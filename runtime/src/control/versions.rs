@@ -14,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use super::scan::{Scan, scan};
 use super::{ControlError, functions, nodes, open};
 use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
-use crate::records::{FORMAT, FunctionRecord, NodeRecord};
+use crate::records::{FORMAT, FunctionRecord, NodeFunction, NodeRecord};
 
 /// So many of the newest versions of a function are kept, however old.
 pub const KEPT: usize = 10;
@@ -83,13 +83,18 @@ pub async fn list(
     versions.entry(active.version).or_insert(active.clone());
     let running = |version| {
         let on = nodes.iter().filter_map(|node| node.function(app, function));
-        on.filter(|entry| entry.version == version).count()
+        let trial = |entry: &NodeFunction| {
+            let trial = entry.trial.as_ref();
+            trial.is_some_and(|trial| trial.version == version && trial.share > 0)
+        };
+        on.filter(|entry| entry.version == version || trial(entry))
+            .count()
     };
     let versions = versions.into_iter().rev();
     Ok(versions
         .map(|(version, record)| VersionStatus {
             version,
-            active: version == active.version,
+            active: version == active.version && !active.pending,
             nodes: running(version),
             record,
         })

@@ -5,6 +5,8 @@ mod steps;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::records::SHARES;
+
 pub use self::steps::{Both, at_once, decided, promoted, stepped, tried, withdrawn};
 
 /// Buckets of durations: the n-th counts those below `2^(n/2)` times 100 µs; the last, whatever is longer (about 100 s).
@@ -75,10 +77,38 @@ pub enum Judgement {
     Fails,
     /// Its attempts take longer.
     Slow,
+    /// Its attempts, which have not ended, leave the active version too few.
+    Holds,
+}
+
+/// Attempts inside handlers at one moment, over all nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AtOnce {
+    /// Of the new version.
+    pub new: u32,
+    /// Of both.
+    pub all: u32,
+    /// How many there may be.
+    pub most: u32,
+}
+
+impl AtOnce {
+    /// Whether the new version, with this share of the keys, holds more than half of what there may be, and so many that each must take more
+    /// than `factor` times as long as one of the old version. Attempts that hang are in no figures before they end.
+    fn is_held(&self, share: u32, factor: f64) -> bool {
+        let share = f64::from(share) / f64::from(SHARES);
+        let (new, old) = (
+            f64::from(self.new),
+            f64::from(self.all.saturating_sub(self.new)),
+        );
+        self.new * 2 > self.most && new * (1.0 - share) > factor * old * share
+    }
 }
 
 /// A difference in p99 below this is noise, milliseconds.
 const NOISE_MS: f64 = 5.0;
+/// So many attempts have to be slow: one may be an instance's first, or one pause of the machine.
+const SLOW: u64 = 3;
 
 impl Figures {
     /// Those of both.
@@ -114,6 +144,13 @@ impl Figures {
         }
     }
 
+    /// Attempts that took at least so long, milliseconds, as buckets tell.
+    fn longer_than(&self, ms: f64) -> u64 {
+        let durations = self.durations.iter().enumerate();
+        let longer = durations.filter(|(n, _)| *n > 0 && bound_ms(n - 1) >= ms);
+        longer.map(|(_, count)| count).sum()
+    }
+
     /// What 99 of 100 attempts stayed below, milliseconds, to the next bucket's bound.
     pub fn p99_ms(&self) -> f64 {
         let all: u64 = self.durations.iter().sum();
@@ -143,17 +180,28 @@ pub(crate) fn bound_ms(bucket: usize) -> f64 {
 }
 
 /// Compares the new version's figures with those of the old one in the same time.
-pub fn judge(old: &Figures, new: &Figures, bounds: &Bounds) -> Judgement {
+pub fn judge(
+    old: &Figures,
+    new: &Figures,
+    at_once: AtOnce,
+    share: u32,
+    bounds: &Bounds,
+) -> Judgement {
+    if at_once.is_held(share, bounds.p99) {
+        return Judgement::Holds;
+    }
     if new.attempts < bounds.least {
         return Judgement::Unknown;
     }
     if new.failure_rate() > old.failure_rate() + bounds.failures {
         return Judgement::Fails;
     }
-    let (before, now) = (old.p99_ms(), new.p99_ms());
+    let before = old.p99_ms();
     // Nothing to compare with: the old one had too little to do.
     let comparable = old.attempts >= bounds.least;
-    if comparable && now > before * bounds.p99 && now - before > NOISE_MS {
+    let slow = new.longer_than((before * bounds.p99).max(before + NOISE_MS));
+    // More than one of a hundred: its p99 is beyond that, too.
+    if comparable && slow >= SLOW && slow * 100 > new.attempts {
         return Judgement::Slow;
     }
     Judgement::Fine
@@ -179,6 +227,8 @@ mod tests {
     fn who_is_worse() {
         let old = figures(1000, 10, 2);
         let bounds = Bounds::default();
+        let told =
+            |old: &Figures, new: &Figures| judge(old, new, AtOnce::default(), SHARES / 10, &bounds);
         for (new, expected, why) in [
             (figures(49, 49, 2), Judgement::Unknown, "too few"),
             (figures(50, 3, 2), Judgement::Fine, "1 % against 6 %"),
@@ -190,11 +240,35 @@ mod tests {
             ),
             (figures(50, 0, 40), Judgement::Slow, "twenty times as long"),
         ] {
-            assert_eq!(judge(&old, &new, &bounds), expected, "{why}");
+            assert_eq!(told(&old, &new), expected, "{why}");
         }
         let idle = Figures::default();
-        assert_eq!(judge(&idle, &figures(50, 0, 900), &bounds), Judgement::Fine);
-        assert_eq!(judge(&idle, &figures(50, 25, 1), &bounds), Judgement::Fails);
+        assert_eq!(told(&idle, &figures(50, 0, 900)), Judgement::Fine);
+        assert_eq!(told(&idle, &figures(50, 25, 1)), Judgement::Fails);
+        let mut few = figures(50, 0, 2);
+        few.add(&figures(2, 0, 400));
+        assert_eq!(told(&old, &few), Judgement::Fine, "two may be chance");
+        few.add(&figures(1, 0, 400));
+        assert_eq!(told(&old, &few), Judgement::Slow);
+    }
+
+    #[test]
+    fn who_holds_what_the_other_needs() {
+        let fifth = SHARES / 5;
+        let held = |new, all| {
+            let at_once = AtOnce { new, all, most: 64 };
+            at_once.is_held(fifth, 2.0)
+        };
+        assert!(!held(20, 20), "there is room");
+        assert!(!held(13, 64), "its share of a busy node");
+        assert!(held(33, 64), "four times as long as the others");
+        assert!(held(64, 64));
+        let at_once = AtOnce {
+            new: 58,
+            all: 64,
+            most: 64,
+        };
+        assert!(!at_once.is_held(9000, 2.0), "nearly all keys are its");
     }
 
     #[test]

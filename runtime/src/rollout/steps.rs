@@ -5,9 +5,9 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Figures, Judgement, judge};
+use super::{AtOnce, Figures, Judgement, judge};
 use crate::control::rfc3339;
-use crate::records::{Chapter, Controls, FunctionRecord, NodeRecord, SHARES, TrialRecord};
+use crate::records::{Chapter, Controls, FunctionRecord, NodeRecord, READY, SHARES, TrialRecord};
 
 /// Chapters that a function's record keeps: the latest.
 const MAX_CHAPTERS: usize = 30;
@@ -19,31 +19,34 @@ pub struct Both {
     pub old: Figures,
     /// The one that is tried.
     pub new: Figures,
+    /// What both have under way.
+    pub at_once: AtOnce,
 }
 
 impl Both {
     /// As the nodes say.
     pub fn of(record: &FunctionRecord, nodes: &[NodeRecord]) -> Self {
         let mut both = Self::default();
-        let tried = record.trial.as_ref().map(|trial| trial.record.version);
+        let Some(tried) = record.trial.as_ref() else {
+            return both;
+        };
         let entries = nodes
             .iter()
             .filter_map(|node| node.function(&record.app, &record.function));
-        for entry in entries {
-            if let Some(figures) = entry
-                .figures
-                .as_ref()
-                .filter(|_| entry.version == record.version)
-            {
-                both.old.add(figures);
-            }
-            if let Some(trial) = entry
-                .trial
-                .as_ref()
-                .filter(|trial| Some(trial.version) == tried)
-            {
-                both.new.add(&trial.figures);
-            }
+        // A node that rests, or has not followed yet, or cannot run one of the two, says nothing of how they compare.
+        for entry in entries.filter(|entry| entry.version == record.version) {
+            let trial = entry.trial.as_ref().filter(|trial| {
+                (trial.version, trial.share) == (tried.record.version, tried.share)
+                    && trial.status == READY
+            });
+            let Some((trial, figures)) = trial.zip(entry.figures.as_ref()) else {
+                continue;
+            };
+            both.old.add(figures);
+            both.new.add(&trial.figures);
+            both.at_once.new += trial.busy;
+            both.at_once.all += entry.busy;
+            both.at_once.most += entry.concurrency;
         }
         both
     }
@@ -58,7 +61,7 @@ pub fn at_once(
     now: OffsetDateTime,
 ) -> FunctionRecord {
     let version = record.version;
-    let story = active.map_or_else(Vec::new, |active| active.story.clone());
+    let story = active.map_or_else(Vec::new, |active| given_way(active, version, now).story);
     let record = FunctionRecord { story, ..record };
     told(record, what, version, SHARES, why, None, now)
 }
@@ -75,11 +78,20 @@ pub fn tried(
             pending: true,
             ..trial.record
         },
-        Some(active) => FunctionRecord {
-            trial: Some(Box::new(trial)),
-            ..told(active.clone(), "begun", version, 0, "deployed", None, now)
-        },
+        Some(active) => {
+            let active = given_way(active, version, now);
+            FunctionRecord {
+                trial: Some(Box::new(trial)),
+                ..told(active, "begun", version, 0, "deployed", None, now)
+            }
+        }
     }
+}
+
+/// The record when `version` takes the place of the one that is tried, if one is.
+fn given_way(active: &FunctionRecord, version: u64, now: OffsetDateTime) -> FunctionRecord {
+    let why = format!("version {version} takes its place");
+    withdrawn(active, "aborted", &why, None, now).unwrap_or_else(|| active.clone())
 }
 
 /// The record with the version that is tried as the active one; none: nothing is tried.
@@ -166,8 +178,13 @@ pub fn decided(
     now: OffsetDateTime,
 ) -> Option<FunctionRecord> {
     let trial = record.trial.as_ref().filter(|trial| trial.share > 0)?;
+    // Time passes there, too, and says nothing.
+    if record.controls.paused.is_some() || both.at_once.most == 0 {
+        return None;
+    }
     let judgement = match &trial.bounds {
-        Some(bounds) => judge(&both.old, &both.new, bounds),
+        Some(bounds) => judge(&both.old, &both.new, both.at_once, trial.share, bounds),
+
         None => Judgement::Fine,
     };
     let (old, new) = (&both.old, &both.new);
@@ -181,6 +198,10 @@ pub fn decided(
             "99 of 100 of its attempts took up to {:.1} ms, of the active version's {:.1} ms",
             new.p99_ms(),
             old.p99_ms()
+        ),
+        Judgement::Holds => format!(
+            "{} of {} attempts that there may be at once are its own, and do not end",
+            both.at_once.new, both.at_once.most
         ),
         Judgement::Unknown => return None,
         Judgement::Fine => {
@@ -246,6 +267,11 @@ mod tests {
         Both {
             old: figures(1),
             new: figures(new_failures),
+            at_once: AtOnce {
+                new: 1,
+                all: 9,
+                most: 64,
+            },
         }
     }
 
@@ -265,7 +291,7 @@ mod tests {
         assert_eq!(
             decided(&first, &Both::default(), at(9)),
             None,
-            "nothing is known"
+            "it runs nowhere"
         );
         assert_eq!(decided(&first, &both(0), at(0)), None, "too early");
         let second = decided(&first, &both(0), at(1)).unwrap();
@@ -293,6 +319,25 @@ mod tests {
         assert_eq!((last.what.as_str(), last.version), ("taken-back", 3));
         assert_eq!(last.new.as_ref().unwrap().failure_rate, 0.3);
         assert!(last.why.contains("30.0 %"), "{}", last.why);
+    }
+
+    #[test]
+    fn nothing_is_decided_while_it_is_paused_and_what_gives_way_is_told() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let begun = tried(Some(&FunctionRecord::sample()), trial(3, 0, &[2000]), now);
+        let mut running = stepped(&begun, "ready", None, now).unwrap();
+        running.controls.paused = Some(Default::default());
+        assert_eq!(decided(&running, &both(30), now), None);
+        let other = tried(Some(&running), trial(4, 0, &[2000]), now);
+        let told: Vec<(&str, u64)> = other
+            .story
+            .iter()
+            .map(|one| (one.what.as_str(), one.version))
+            .collect();
+        assert_eq!(
+            told,
+            [("begun", 3), ("step", 3), ("aborted", 3), ("begun", 4)]
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::commit::{Attempts, NatsState};
 use crate::config::InstanceMode;
 use crate::delivery::Worker;
 use crate::names::AppNames;
-use crate::records::{FunctionRecord, NodeFunction, NodeTrial, PAUSED, TrialRecord};
+use crate::records::{FunctionRecord, NodeFunction, NodeTrial, PAUSED, READY, TrialRecord};
 use crate::registry;
 use crate::rollout::Figures;
 use crate::route::End;
@@ -30,6 +30,8 @@ use crate::telemetry::Counters;
 const FINISHED: usize = 512;
 /// Environment variables that hold secrets begin so.
 const SECRET_PREFIX: &str = "PELTON_SECRET_";
+/// For so long the active version waits for one that has a share, when a node starts.
+const TRIAL_FIRST: Duration = Duration::from_secs(10);
 const STARTING: &str = "starting";
 const PAUSING: &str = "pausing";
 
@@ -60,10 +62,25 @@ struct Status {
 /// A version that is tried.
 struct Tried {
     version: u64,
+    share: u32,
     text: String,
     counters: Arc<Counters>,
-    /// How the active one had fared when this one got its share.
-    before: Option<Figures>,
+    /// How the active one and this one had fared when it got its share.
+    before: Option<(Figures, Figures)>,
+}
+
+impl Tried {
+    /// As the heartbeat says it.
+    fn report(&self) -> NodeTrial {
+        let before = self.before.clone().unwrap_or_default().1;
+        NodeTrial {
+            version: self.version,
+            share: self.share,
+            status: self.text.clone(),
+            figures: self.counters.figures().since(&before),
+            busy: self.counters.running(),
+        }
+    }
 }
 
 impl Status {
@@ -100,6 +117,7 @@ impl Running {
             line: None,
             resting: Vec::new(),
             loaded: BTreeMap::new(),
+            checked: BTreeMap::new(),
         };
         let host = tokio::spawn(host.run(known, stop.clone()));
         Self {
@@ -179,12 +197,8 @@ impl Running {
             counts: status.counters.counts(),
             busy,
             concurrency,
-            figures: before.map(|before| status.counters.figures().since(before)),
-            trial: status.trial.as_ref().map(|trial| NodeTrial {
-                version: trial.version,
-                status: trial.text.clone(),
-                figures: trial.counters.figures(),
-            }),
+            figures: before.map(|(before, _)| status.counters.figures().since(before)),
+            trial: status.trial.as_ref().map(Tried::report),
         }
     }
 
@@ -237,6 +251,8 @@ struct Host {
     resting: Vec<JoinHandle<()>>,
     /// What is loaded, by version.
     loaded: BTreeMap<u64, Function>,
+    /// What became of their sample events.
+    checked: BTreeMap<u64, Result<(), String>>,
 }
 
 impl Host {
@@ -261,14 +277,15 @@ impl Host {
     async fn follow(&mut self, record: &FunctionRecord) {
         if std::mem::replace(&mut self.instance, record.instance) != record.instance {
             self.loaded.clear();
+            self.checked.clear();
         }
+        self.checked.retain(|_, checked| checked.is_ok());
         let tried = record.trial.as_ref().map(|trial| trial.record.version);
         // The one before stays warm: a rollback finds it ready.
         let warm = record.warm_for(OffsetDateTime::now_utc());
         let before = record.previous.filter(|_| warm != Some(Duration::ZERO));
         let known = [Some(record.version), before, tried];
-        self.loaded
-            .retain(|version, _| known.contains(&Some(*version)));
+        self.keep(&known);
         for pause in backoff() {
             let active = self.settle_active(record).await;
             let trial = self.settle_trial(record).await;
@@ -279,10 +296,16 @@ impl Host {
         }
         if let Some(left) = warm.filter(|left| !left.is_zero()) {
             tokio::time::sleep(left).await;
-            self.loaded
-                .retain(|version, _| [Some(record.version), tried].contains(&Some(*version)));
+            self.keep(&[Some(record.version), tried]);
         }
         std::future::pending().await
+    }
+
+    /// Lets other versions go.
+    fn keep(&mut self, known: &[Option<u64>]) {
+        let is_known = |version: &u64| known.contains(&Some(*version));
+        self.loaded.retain(|version, _| is_known(version));
+        self.checked.retain(|version, _| is_known(version));
     }
 
     /// Whether the active version is where it should be.
@@ -293,7 +316,8 @@ impl Host {
             version,
             ..
         } = record;
-        if record.controls.paused.is_some() && !record.pending {
+        let paused = record.controls.paused.is_some();
+        if paused && !record.pending {
             self.rest().await;
             return true;
         }
@@ -301,7 +325,8 @@ impl Host {
             lock(&self.status).text = "running".into();
             return true;
         }
-        let loaded = match self.load(record).await {
+        self.load_trial_first(record).await;
+        let loaded = match self.ready(record, record.pending).await {
             Ok(loaded) => loaded,
             Err(why) => {
                 tracing::error!(app, function, version, why, "the version cannot be loaded");
@@ -310,24 +335,26 @@ impl Host {
             }
         };
         if record.pending {
-            let checked = sample::check(&loaded, record).await;
-            lock(&self.status).text = match &checked {
-                Ok(()) => "ready".into(),
-                Err(why) => format!("failed: {why}"),
-            };
-            return checked.is_ok();
+            lock(&self.status).text = if paused { PAUSED } else { READY }.into();
+            return true;
         }
         let worker = self.worker(record, loaded);
         let counters = worker.counters.clone();
         let shared = &self.shared;
         match &self.line {
-            Some(line) if line.carries(record) => line.turn(worker, shared).await,
+            Some(line) if line.carries(record) => {
+                let trial = record.trial.as_ref().filter(|trial| trial.share > 0);
+                let stays = trial.map(|trial| trial.record.version);
+                line.turn(worker, stays, shared).await;
+            }
             before => {
                 let endpoint = before.as_ref().map(Line::endpoint).unwrap_or_default();
                 let line = Line::open(worker, endpoint, shared.clone()).await;
                 let lost = line.lost.clone();
                 if let Some(before) = self.line.replace(line) {
-                    before.retire(shared);
+                    // A pause waits for it, too.
+                    self.resting.retain(|one| !one.is_finished());
+                    self.resting.push(before.retire(shared));
                 }
                 lock(&self.status).lost = lost;
             }
@@ -338,7 +365,8 @@ impl Host {
         status.handlers = handlers.map(|one| (one, record.settings.concurrency.max(1)));
         // Its counters begin anew, and so does what the one that is tried is compared with.
         if let Some(tried) = &mut status.trial {
-            tried.before = tried.before.as_ref().map(|_| Figures::default());
+            let now = tried.counters.figures();
+            tried.before = tried.before.take().map(|_| (Figures::default(), now));
         }
         status.text = "running".into();
         drop(status);
@@ -376,13 +404,9 @@ impl Host {
         };
         let TrialRecord { record, share, .. } = trial.as_ref();
         self.note_trial(record.version, STARTING, *share);
-        let placed = match self.load(record).await {
-            Ok(loaded) if *share == 0 => sample::check(&loaded, record).await,
-            Ok(loaded) => self.place_trial(record, loaded, *share),
-            Err(why) => Err(why),
-        };
-        match placed {
-            Ok(()) => self.note_trial(record.version, "ready", *share),
+        let ready = self.ready(record, *share == 0).await;
+        match ready.and_then(|loaded| self.place_trial(record, loaded, *share)) {
+            Ok(()) => self.note_trial(record.version, READY, *share),
             Err(why) => {
                 let FunctionRecord {
                     app,
@@ -420,8 +444,13 @@ impl Host {
             );
         }
         let counters = line.try_out(share, &self.shared, record, || self.worker(record, loaded));
-        if let Some(tried) = &mut lock(&self.status).trial {
+        if let Some(tried) = &mut lock(&self.status).trial
+            && !Arc::ptr_eq(&tried.counters, &counters)
+        {
             tried.counters = counters;
+            if let Some((_, before)) = &mut tried.before {
+                *before = Figures::default();
+            }
         }
         Ok(())
     }
@@ -432,15 +461,45 @@ impl Host {
         let known = status.trial.take().filter(|tried| tried.version == version);
         let mut tried = known.unwrap_or_else(|| Tried {
             version,
+            share: 0,
             text: String::new(),
             counters: Arc::default(),
             before: None,
         });
         tried.text = text.to_owned();
-        if share > 0 {
-            tried.before.get_or_insert(active);
+        if share != tried.share {
+            tried.before = Some((active, tried.counters.figures()));
         }
+        tried.share = share;
         status.trial = Some(tried);
+    }
+
+    /// The version, loaded and seen to handle its sample event: nothing goes to it before. `once`: a sample that failed is not tried again until
+    /// something else is deployed, for nothing depends on it.
+    async fn ready(&mut self, record: &FunctionRecord, once: bool) -> Result<Function, String> {
+        let loaded = self.load(record).await?;
+        // Who goes back has no use for a version that was well then and is refused now.
+        let back = record
+            .previous
+            .is_some_and(|before| before > record.version);
+        let known = self.checked.get(&record.version);
+        let checked = match known.filter(|known| once || known.is_ok()) {
+            Some(known) => known.clone(),
+            None if back => Ok(()),
+            None => sample::check(&loaded, record).await,
+        };
+        self.checked.insert(record.version, checked.clone());
+        checked.map(|()| loaded)
+    }
+
+    /// Where nothing takes events yet, a version with a share is to be there when they come: its keys are not the active one's.
+    async fn load_trial_first(&mut self, record: &FunctionRecord) {
+        let trial = record.trial.as_ref().filter(|trial| trial.share > 0);
+        if let Some(trial) = trial.filter(|_| self.line.is_none()) {
+            // Should it fail, that is said when it is its turn.
+            let ready = self.ready(&trial.record, false);
+            let _ = tokio::time::timeout(TRIAL_FIRST, ready).await;
+        }
     }
 
     /// The version's component, ready to be called.

@@ -107,8 +107,9 @@ impl Line {
             && now.generation() == record.generation()
     }
 
-    /// From now on deliveries begin with this version, and with no other; those that have begun end with theirs.
-    pub(super) async fn turn(&self, mut worker: Worker, shared: &Shared) {
+    /// From now on deliveries begin with this version, and with the one that is tried if it is the one that `stays`; those that have begun end
+    /// with theirs.
+    pub(super) async fn turn(&self, mut worker: Worker, stays: Option<u64>, shared: &Shared) {
         open_endpoint(&self.endpoint, &worker.record, shared).await;
         let before = self.switch.lineup();
         let now = &before.active.record.settings;
@@ -117,12 +118,17 @@ impl Line {
         }
         share_permits(&mut worker, &before.active);
         retire_worker(&before.active, shared);
-        if let Some((trial, _)) = &before.trial {
-            retire_worker(trial, shared);
-        }
+        let is_to_stay = |trial: &Worker| stays == Some(trial.record.version);
+        let trial = before.trial.and_then(|(trial, share)| {
+            if is_to_stay(&trial) {
+                return Some((trial, share));
+            }
+            retire_worker(&trial, shared);
+            None
+        });
         self.switch.turn(Lineup {
             active: Arc::new(worker),
-            trial: None,
+            trial,
         });
     }
 
@@ -219,9 +225,17 @@ fn retire_worker(worker: &Worker, shared: &Shared) {
         ..
     } = worker.record.clone();
     let (leaves, ended) = (shared.leaving.begin(&app), worker.end.token());
+    let hurry = shared.hurry.clone();
     shared.retiring.spawn(async move {
-        ended.cancelled().await;
-        tracing::info!(app, function, version, "drained");
+        let hurried = async {
+            hurry.cancelled().await;
+            tokio::time::sleep(HAND_BACK).await;
+        };
+        tokio::select! {
+            () = ended.cancelled() => tracing::info!(app, function, version, "drained"),
+            // Of a node that leaves, others take over what NATS does not answer for.
+            () = hurried => tracing::warn!(app, function, version, "deliveries of it have not ended"),
+        }
         drop(leaves);
     });
 }

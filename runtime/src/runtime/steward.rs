@@ -9,6 +9,7 @@ use futures::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::line::backoff;
 use crate::names;
 use crate::records::{NodeOrder, NodeRecord};
 
@@ -40,8 +41,15 @@ impl Steward {
 
     /// Answers until `stop`.
     pub(super) async fn run(self, stop: CancellationToken) {
-        if let Err(error) = self.serve(&stop).await {
-            tracing::warn!(%error, "this node cannot be asked for anything; it serves all the same");
+        for pause in backoff() {
+            let Err(error) = self.serve(&stop).await else {
+                return;
+            };
+            tracing::warn!(%error, "this node cannot be asked for anything now; it serves all the same");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! What happened to the deliveries of one version of a function on this node. Handles are in the version's worker, so that an event costs
 //! some relaxed additions and nothing else.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use schemars::JsonSchema;
@@ -22,9 +22,19 @@ pub(crate) struct Counters {
     deferred: AtomicU64,
     dead_lettered: AtomicU64,
     attempts: AtomicU64,
+    running: AtomicU32,
     failures: AtomicU64,
     durations: Durations,
     latencies: Durations,
+}
+
+/// An attempt inside a handler.
+pub(crate) struct InHandler<'a>(&'a Counters);
+
+impl Drop for InHandler<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// [`Counters`] at one moment, as the node's heartbeat carries them.
@@ -61,6 +71,17 @@ pub(crate) struct Totals {
 }
 
 impl Counters {
+    /// An attempt goes into its handler, and is there as long as this is kept.
+    pub(crate) fn in_handler(&self) -> InHandler<'_> {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        InHandler(self)
+    }
+
+    /// Attempts inside a handler.
+    pub(crate) fn running(&self) -> u32 {
+        self.running.load(Ordering::Relaxed)
+    }
+
     /// An attempt ended in its handler.
     pub(crate) fn attempted(&self, took: Duration, failed: bool) {
         self.attempts.fetch_add(1, Ordering::Relaxed);

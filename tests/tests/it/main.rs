@@ -32,5 +32,6 @@ mod streams;
 mod switch;
 mod tidy;
 mod timers;
+mod trial;
 mod unreachable;
 mod upgrade;

@@ -256,6 +256,21 @@ async fn a_reset_ends_its_own_pause_and_no_other() -> Result<()> {
     let reset = ["function", "reset", "hostile", "--to", "start", "--yes"];
     scene.pelton.ok(&reset).await?;
     counted(nats, 6).await?;
+    // One that somebody else began a moment ago is not to be disturbed.
+    let now = time::OffsetDateTime::now_utc();
+    let now = now.format(&time::format_description::well_known::Rfc3339)?;
+    let read = registry.get(key).await?.context("it is deployed")?;
+    let mut record: serde_json::Value = serde_json::from_slice(&read)?;
+    record["controls"] = json!({ "paused": { "at": now, "by": "a@b", "passing": true } });
+    record["generation"] = json!(record["generation"].as_u64().unwrap_or(1) + 1);
+    registry
+        .put(key, serde_json::to_vec(&record)?.into())
+        .await?;
+    let said = ["a@b resets or removes function hostile", "function resume"];
+    scene.pelton.refused(&reset, &said).await?;
+    let rm = ["function", "rm", "hostile", "--yes"];
+    scene.pelton.refused(&rm, &said).await?;
+    scene.pelton.ok(&["function", "resume", "hostile"]).await?;
     scene.pelton.ok(&["function", "pause", "hostile"]).await?;
     scene.pelton.ok(&reset).await?;
     let info = scene.pelton.json(&["function", "info", "hostile"]).await?;

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use async_nats::Request;
 use pelton_tests::orders::{self, STEPS};
+use pelton_tests::scrape::scrape;
 use pelton_tests::{
     Nats, NatsServer, Node, Pelton, Project, build, eventually, production, project, within,
 };
@@ -44,7 +45,7 @@ impl Scene {
         });
         ready.await?;
         let scene = Self {
-            node: Node::start(&pelton("node")?, &[])?,
+            node: Node::start(&pelton("node")?, &["--http", "127.0.0.1:0"])?,
             nats: connect("reader").await?,
             producer: connect("producer").await?,
             deployer: pelton("deployer")?,
@@ -272,6 +273,20 @@ async fn each_role_does_its_part() -> Result<()> {
     }
     repairs(&scene).await?;
     each_event_was_told_once(&scene).await?;
+    // What waits is looked at by the node, too.
+    let http = scene.node.http().await?;
+    eventually("the node to show what waits", || async {
+        let page = scrape(http).await?;
+        let shown = [
+            "pelton_pending_events",
+            "pelton_dead_letters",
+            "pelton_outbox_oldest_seconds",
+        ];
+        let missing = shown.iter().find(|name| page.values(name, &[]).is_empty());
+        ensure!(missing.is_none(), "no {missing:?}");
+        Ok(Some(()))
+    })
+    .await?;
     scene.node_was_refused_nothing()
 }
 

@@ -50,7 +50,7 @@ pub struct DeployArgs {
 pub struct DeployReport {
     /// What was planned.
     pub plan: Plan,
-    /// Whether it was carried out.
+    /// Whether it was carried out, be it for some of the functions only: see `versions`.
     pub applied: bool,
     /// What became of the new versions, by function.
     pub versions: Outcomes,
@@ -101,7 +101,9 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
     drop(progress);
     clean_up(&js, &manifest.app, &output).await;
     let trouble = trouble(&rollout, args.wait);
-    report(&output, plan, failed.is_empty(), outcomes, Some(rollout))?;
+    let applied = failed.is_empty() || outcomes.values().any(|one| one.share > 0);
+    let rollout = (!wanted.is_empty()).then_some(rollout);
+    report(&output, plan, applied, outcomes, rollout)?;
     if !failed.is_empty() {
         return Err(failure(
             format!("not deployed: {}", failed.join("; ")),
@@ -125,10 +127,13 @@ fn report(
         rollout,
     };
     output.document(&report, |report| match &report.rollout {
-        None if !report.applied => "dry run: nothing was changed".into(),
+        None if !report.applied && report.versions.is_empty() => {
+            "dry run: nothing was changed".into()
+        }
+        None if !report.applied => "nothing new is active".into(),
         rollout => {
             let canaries = report.versions.iter();
-            let canaries = canaries.filter(|(_, one)| one.share < SHARES);
+            let canaries = canaries.filter(|(_, one)| (1..SHARES).contains(&one.share));
             let lines = canaries.map(|(function, one)| deploy_text::canary(function, one));
             let mut lines: Vec<String> = lines.collect();
             lines.push(deploy_text::rollout(rollout.as_ref()));

@@ -146,13 +146,14 @@ fn table(output: &Output, all: &[FunctionStatus]) -> String {
         return "no functions are deployed; start with `pelton deploy`".into();
     }
     let rows = all.iter().map(|one| {
-        let running = one.nodes.iter().filter(|node| node.version == one.version);
+        let serving = one.nodes.iter().filter(|node| !node.draining);
+        let running = serving.clone().filter(|node| node.version == one.version);
         vec![
             one.app.clone(),
             one.function.clone(),
             one.version.to_string(),
             one.summary().to_owned(),
-            format!("{}/{}", running.count(), one.nodes.len()),
+            format!("{}/{}", running.count(), serving.count()),
             one.pending.to_string(),
             one.oldest_pending_ms
                 .map_or_else(|| "-".into(), duration_ms),
@@ -248,6 +249,7 @@ fn whole(output: &Output, info: &FunctionInfo) -> String {
 
 fn facts(output: &Output, info: &FunctionInfo) -> String {
     let (status, record) = (&info.status, &info.record);
+    let record = &record.in_force();
     let (settings, retry) = (&record.settings, &record.settings.retry);
     let targets = record.targets.iter().map(|one| one.stream.as_str());
     let limits = format!(
@@ -272,7 +274,7 @@ fn facts(output: &Output, info: &FunctionInfo) -> String {
             "version",
             format!("{}, deployed {}", status.version, status.deployed_at),
         ),
-        ("status", status.summary().to_owned()),
+        ("status", self::status(info)),
         (
             "component",
             format!("{} (contract {})", record.digest, record.contract),
@@ -291,6 +293,24 @@ fn facts(output: &Output, info: &FunctionInfo) -> String {
         ),
         ("dead letters", status.dead_letters.to_string()),
     ])
+}
+
+/// In a word, and who paused it, or set what is not as deployed.
+fn status(info: &FunctionInfo) -> String {
+    let mut text = info.status.summary().to_owned();
+    let controls = &info.record.controls;
+    if let Some(paused) = &controls.paused {
+        let why = match paused.passing {
+            true => ", for a reset or a removal",
+            false => "",
+        };
+        text += &format!(" since {} by {}{why}", paused.at, paused.by);
+    }
+    if controls.concurrency.is_some() {
+        let deployed = info.record.settings.concurrency;
+        text += &format!("; concurrency is set, in place of {deployed}");
+    }
+    text
 }
 
 fn delivery(settings: &FunctionSettings) -> String {

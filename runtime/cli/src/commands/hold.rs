@@ -147,7 +147,7 @@ impl Place {
 }
 
 /// What a script must not overlook: nodes that have not confirmed, by name.
-fn unconfirmed(nodes: &Rollout, waited: Duration) -> Option<anyhow::Error> {
+pub fn unconfirmed(nodes: &Rollout, waited: Duration) -> Option<anyhow::Error> {
     let failed = nodes
         .failed
         .iter()

@@ -60,15 +60,20 @@ pub async fn run(args: NodeArgs, global: &Global) -> anyhow::Result<()> {
             let now = nodes::drain(&client, &js, &found.node, !undo, wait).await?;
             drop(progress);
             output.document(&now, drained)?;
-            match (undo, now.state()) {
-                (false, "drained") | (true, "serving") => Ok(()),
-                _ => Err(failure(
+            match now.is_settled(!undo) {
+                true => Ok(()),
+                false => Err(failure(
                     format!(
-                        "after {} {} ({}) is {}",
+                        "after {} {} ({}) is {}{}",
                         humantime::format_duration(wait),
                         now.host,
                         now.node,
-                        now.state()
+                        now.state(),
+                        if undo {
+                            ", and does not run all its functions"
+                        } else {
+                            ""
+                        }
                     ),
                     "it goes on by itself: look with `pelton node ls`, or wait longer with --wait",
                 )),

@@ -81,8 +81,8 @@ fn text(report: &RemovalReport) -> String {
             "function {function} of app {app}, version {version}, with its {versions} kept versions, its positions and timers"
         ),
         format!(
-            "  {unhandled} events of its streams are not handled, {waiting} of which wait for another attempt or another event: they stay in the streams, \
-             and it will not handle them; deployed again, it begins where `start` says"
+            "  {unhandled} events of its streams are not handled, {waiting} of which wait for another attempt or another event: they stay in the streams \
+             as long as those keep them, and it will not handle them; deployed again, it begins where `start` says"
         ),
         format!("  {dead_letters} dead letters stay, and cannot be replayed without it"),
         format!(

@@ -1,14 +1,16 @@
 //! `pelton function reset`: has a function begin elsewhere in its inputs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::jetstream;
 use clap::Args;
+use pelton_runtime::control::nodes::{self, Rollout, Wanted};
 use pelton_runtime::control::reset::{self, Reset, ResetTo};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::provenance;
+use super::{hold, provenance};
 use crate::confirm::{self, Consent};
 use crate::global::Global;
 use crate::output::Output;
@@ -33,7 +35,7 @@ pub struct ResetArgs {
     dry_run: bool,
     #[command(flatten)]
     consent: Consent,
-    /// How long the nodes may take to let go of what runs.
+    /// How long the nodes may take to let go of what runs, and then to take it up again.
     #[arg(long, value_name = "DURATION", default_value = "40s", value_parser = humantime::parse_duration)]
     wait: Duration,
 }
@@ -45,6 +47,8 @@ pub struct ResetReport {
     pub reset: Reset,
     /// Whether it was carried out.
     pub applied: bool,
+    /// What the live nodes made of it.
+    pub nodes: Option<Rollout>,
 }
 
 /// Resets.
@@ -57,6 +61,7 @@ pub async fn run(args: ResetArgs, global: &Global) -> anyhow::Result<()> {
     let mut report = ResetReport {
         reset,
         applied: false,
+        nodes: None,
     };
     if args.dry_run {
         return output.document(&report, |report| text(&output, report));
@@ -68,10 +73,19 @@ pub async fn run(args: ResetArgs, global: &Global) -> anyhow::Result<()> {
     let carried_out = reset::carry_out(&js, report.reset, &args.to, &by, args.wait, |step| {
         progress.step(step);
     });
-    report.reset = carried_out.await?;
+    let (reset, record) = carried_out.await?;
+    progress.step("waiting for the nodes");
+    let wanted = BTreeMap::from([(record.function.clone(), Wanted::of(&record))]);
+    let nodes = nodes::wait(&js, &app, &wanted, args.wait).await?;
     drop(progress);
-    report.applied = true;
-    output.document(&report, |report| text(&output, report))
+    let trouble = hold::unconfirmed(&nodes, args.wait);
+    report = ResetReport {
+        reset,
+        applied: true,
+        nodes: Some(nodes),
+    };
+    output.document(&report, |report| text(&output, report))?;
+    trouble.map_or(Ok(()), Err)
 }
 
 fn text(output: &Output, report: &ResetReport) -> String {

@@ -27,7 +27,7 @@ pub struct RollbackArgs {
     /// The function.
     #[arg(value_name = "FUNCTION")]
     function: String,
-    /// To which version. Default: the one that was active before.
+    /// To which version. Default: the one that was active before; where one is being tried, the active one.
     #[arg(long, value_name = "VERSION")]
     to: Option<u64>,
     /// Of which app. Default: the manifest's, else the only one there is.
@@ -87,9 +87,17 @@ fn text(report: &RollbackReport) -> String {
         changes,
         ..
     } = &report.rollback;
-    let mut lines = vec![match report.applied {
-        true => format!("{function}: version {to} is active again, in place of version {from}"),
-        false => {
+    let mut lines = vec![match (report.applied, report.rollback.withdraws) {
+        (true, true) => format!(
+            "{function}: version {from}, which was tried, is taken back; version {to} has all keys"
+        ),
+        (false, true) => format!(
+            "{function}: version {from}, which is tried, would be taken back; version {to} would have all keys"
+        ),
+        (true, false) => {
+            format!("{function}: version {to} is active again, in place of version {from}")
+        }
+        (false, false) => {
             format!("{function}: version {to} would be active again, in place of version {from}")
         }
     }];

@@ -68,6 +68,8 @@ enum RolloutCommand {
 pub struct RolloutStatus {
     /// The active version.
     pub version: u64,
+    /// Whether it is the first, and no event goes to it yet.
+    pub pending: bool,
     /// The version that is being tried.
     pub trial: Option<TrialStatus>,
     /// What happened, oldest first.
@@ -129,6 +131,7 @@ async fn told(
     drop(progress);
     let status = RolloutStatus {
         version: record.version,
+        pending: false,
         trial: None,
         story: record.story.clone(),
     };
@@ -148,6 +151,7 @@ async fn status(
     let both = Both::of(&record, &nodes::list(js).await?);
     Ok(RolloutStatus {
         version: record.version,
+        pending: record.pending,
         trial: record.trial.as_ref().map(|trial| TrialStatus {
             version: trial.record.version,
             share: trial.share,
@@ -166,6 +170,10 @@ fn text(output: &Output, status: &RolloutStatus) -> String {
         .map(|chapter| format!("{}  {}", chapter.at, rollout::text(chapter)))
         .collect();
     match &status.trial {
+        None if status.pending => parts.push(format!(
+            "version {} is the first, and no event goes to it: its deploy has nodes load it, or was cut off",
+            status.version
+        )),
         None => parts.push(format!(
             "version {} is active, and none is being tried",
             status.version

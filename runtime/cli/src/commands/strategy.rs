@@ -55,7 +55,7 @@ pub struct StrategyArgs {
 pub struct Outcome {
     /// The version.
     pub version: u64,
-    /// Its share of the keys now, of 10,000; all of them: it is the active one.
+    /// Its share of the keys now, of 10,000; all of them: it is the active one; 0: it was taken back.
     pub share: u32,
     /// What nodes said of it; none: none was asked.
     pub tried: Option<Tried>,
@@ -72,7 +72,7 @@ impl StrategyArgs {
         }
         let first = self.canary.unwrap_or(SHARES);
         let mut shares = vec![first];
-        shares.extend(self.steps.iter().filter(|share| **share > first));
+        shares.extend(&self.steps);
         Way::Tried(Steps {
             shares,
             every: self.every,
@@ -87,8 +87,17 @@ impl StrategyArgs {
 
     /// Refuses a canary of what cannot have a share.
     pub fn check(&self, plan: &Plan) -> anyhow::Result<()> {
-        if self.canary.is_none() {
+        let Some(first) = self.canary else {
             return Ok(());
+        };
+        if !std::iter::once(&first)
+            .chain(&self.steps)
+            .is_sorted_by(|a, b| a < b)
+        {
+            return Err(failure(
+                "the shares of --canary and --steps do not ascend",
+                "say for example --canary 10% --steps 25,50,100: no key goes back and forth",
+            ));
         }
         for function in changed(plan) {
             if let Some(why) = function.obstacle() {
@@ -141,10 +150,22 @@ pub async fn begin(
                 None => rollout::discard(js, app, function, *version).await?,
             }
             wanted.remove(function);
+            let (version, share) = (*version, 0);
+            let tried = Some(tried);
+            let outcome = Outcome {
+                version,
+                share,
+                tried,
+            };
+            outcomes.insert(function.to_owned(), outcome);
             failed.push(format!("{function} version {version}: {why}"));
             continue;
         }
         let why = match tried.nodes {
+            0 if tried.older > 0 => format!(
+                "the {} nodes alive are of a release that tries no version",
+                tried.older
+            ),
             0 => "no node is alive to try it".to_owned(),
             nodes => format!("{} of {nodes} nodes have loaded it", tried.ready),
         };

@@ -16,6 +16,7 @@ use super::clean_up;
 use super::plan::{FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan};
 use super::switch::to_queue;
 use super::targets;
+use super::trial::{TrialAction, TrialPlan};
 use super::{gone, leftovers};
 use crate::commit::stream::{self, StreamError};
 use crate::component::Component;
@@ -147,6 +148,19 @@ pub(super) async fn apply_function(
         }
         DeliveryMode::ExactlyOnce => begin(js, names, function, step).await?,
     };
+    if let Some(TrialPlan { version, action }) = function.trial
+        && action == TrialAction::Withdrawn
+    {
+        let (app, name) = (names.app(), function.function.as_str());
+        rollout::abort(
+            js,
+            app,
+            name,
+            Some(version),
+            "the active version was deployed again",
+        )
+        .await?;
+    }
     if function.action != FunctionAction::Unchanged {
         let way = if function.is_tried() {
             way

@@ -12,7 +12,7 @@ use super::plan::{FunctionAction, FunctionPlan};
 use super::{Change, targets};
 use crate::commit::stream;
 use crate::control::nodes::Wanted;
-use crate::control::{ControlError, functions, versions};
+use crate::control::{self, ControlError, functions, versions};
 use crate::names::{AppNames, MODULES_BUCKET};
 use crate::records::{Controls, FunctionRecord, Input};
 
@@ -29,21 +29,62 @@ pub struct Rollback {
     pub to: u64,
     /// What differs, from the one to the other.
     pub changes: Vec<Change>,
+    /// Whether `from` is only tried, beside `to`, and gives its share back.
+    pub withdraws: bool,
     #[serde(skip)]
     plan: FunctionPlan,
 }
 
 impl Rollback {
+    /// One from a version to that of `record`, which stands under `revision` as `active` now.
+    fn of(
+        active: FunctionRecord,
+        record: FunctionRecord,
+        from: u64,
+        changes: Vec<Change>,
+        revision: u64,
+    ) -> Self {
+        let (function, to) = (record.function.clone(), record.version);
+        Self {
+            app: record.app.clone(),
+            function: function.clone(),
+            from,
+            to,
+            changes,
+            withdraws: from != active.version,
+            plan: FunctionPlan {
+                function,
+                action: FunctionAction::Back,
+                version: to,
+                previous_version: Some(active.version),
+                digest: record.digest.clone(),
+                bytes: 0,
+                upload: false,
+                changes: Vec::new(),
+                inputs: Vec::new(),
+                targets: record
+                    .targets
+                    .iter()
+                    .map(|one| one.stream.clone())
+                    .collect(),
+                revision: Some(revision),
+                previous: Some(active),
+                trial: None,
+                record,
+            },
+        }
+    }
+
     /// What nodes run then.
     pub fn wanted(&self) -> Wanted {
         Wanted::of(&self.plan.record)
     }
 }
 
-/// Looks for the version to go back to: `to`, or the one that was active before. Changes nothing.
+/// Looks for the version to go back to: `to`, or the one that was active before; where one is tried, the active one. Changes nothing.
 ///
 /// # Errors
-/// No such function or version; one that takes its events in another way; NATS trouble.
+/// No such function or version; one that takes its events in another way, or whose component is gone; NATS trouble.
 pub async fn find(
     js: &jetstream::Context,
     app: &str,
@@ -51,6 +92,14 @@ pub async fn find(
     to: Option<u64>,
 ) -> Result<Rollback, ControlError> {
     let (active, revision) = functions::record(js, app, function).await?;
+    if let Some(trial) = active.trial.as_ref().filter(|_| to.is_none()) {
+        let (from, changes) = (trial.record.version, between(&trial.record, &active));
+        let record = FunctionRecord {
+            trial: None,
+            ..active.clone()
+        };
+        return Ok(Rollback::of(active, record, from, changes, revision));
+    }
     let kept = versions::all(js, app, Some(function)).await?;
     let mut kept = versions::of_instance(kept, &active);
     kept.remove(&active.version);
@@ -75,33 +124,27 @@ pub async fn find(
         return Err(ControlError::not_found(what, choice));
     };
     fits(function, &active, &older, to)?;
+    is_stored(js, &older).await?;
     let record = again(&active, older);
-    Ok(Rollback {
-        app: app.to_owned(),
-        function: function.to_owned(),
-        from: active.version,
-        to,
-        changes: between(&active, &record),
-        plan: FunctionPlan {
-            function: function.to_owned(),
-            action: FunctionAction::Back,
-            version: to,
-            previous_version: Some(active.version),
-            digest: record.digest.clone(),
-            bytes: 0,
-            upload: false,
-            changes: Vec::new(),
-            inputs: Vec::new(),
-            targets: record
-                .targets
-                .iter()
-                .map(|one| one.stream.clone())
-                .collect(),
-            revision: Some(revision),
-            previous: Some(active),
-            record,
-        },
-    })
+    let (from, changes) = (active.version, between(&active, &record));
+    Ok(Rollback::of(active, record, from, changes, revision))
+}
+
+/// Refuses a version whose component somebody deleted.
+async fn is_stored(js: &jetstream::Context, older: &FunctionRecord) -> Result<(), ControlError> {
+    let components = js.get_object_store(MODULES_BUCKET).await;
+    let components =
+        components.map_err(|error| ControlError::nats("open the components", error))?;
+    if components.info(&older.digest).await.is_ok() {
+        return Ok(());
+    }
+    Err(ControlError::refused(
+        format!(
+            "the component of version {} of {} is not stored any more",
+            older.version, older.function
+        ),
+        "deploy it from its source",
+    ))
 }
 
 /// Refuses a version that takes its events in another way: they would be passed by, or handled twice.
@@ -166,18 +209,11 @@ pub async fn back(
     mut step: impl FnMut(&str),
 ) -> Result<(), ControlError> {
     let names = AppNames::new(rollback.app.as_str());
-    let (plan, to) = (&rollback.plan, rollback.to);
-    let components = js.get_object_store(MODULES_BUCKET).await;
-    let components =
-        components.map_err(|error| ControlError::nats("open the components", error))?;
-    if components.info(&plan.digest).await.is_err() {
-        return Err(ControlError::refused(
-            format!(
-                "the component of version {to} of {} is not stored any more",
-                plan.function
-            ),
-            "deploy it from its source",
-        ));
+    let plan = &rollback.plan;
+    if rollback.withdraws {
+        let (app, function, from) = (&rollback.app, &rollback.function, rollback.from);
+        let withdrawn = control::rollout::abort(js, app, function, Some(from), "rolled back");
+        return withdrawn.await.map(drop);
     }
     // What only the version before emits to keeps its source until all has arrived: `clean_up` sees to that, and nobody waits for it here.
     let before: BTreeSet<String> = plan

@@ -260,7 +260,7 @@ pub(in crate::control) async fn before_time(
 ) -> Result<Option<u64>, ControlError> {
     let start_time = OffsetDateTime::parse(text, &Rfc3339).map_err(|error| {
         ControlError::refused(
-            format!("start = {text:?} is no time: {error}"),
+            format!("{text:?} is no time: {error}"),
             "write it as 2026-01-31T08:00:00Z",
         )
     })?;

@@ -20,6 +20,7 @@ mod survey;
 mod switch;
 mod targets;
 mod timers;
+mod trial;
 
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub use plan::{
     FunctionAction, FunctionPlan, InputAction, InputPlan, Plan, StreamAction, StreamPlan, plan,
 };
 pub use survey::{Registered, Retention, StreamView, View, survey};
+pub use trial::{TrialAction, TrialPlan};
 
 use crate::config::{ConfigError, Manifest};
 

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::changes::between;
 use super::coverage::cover;
 use super::survey::{Retention, StreamView, View};
+use super::trial::{TrialAction, TrialPlan};
 use super::{Change, Problem, streams};
 use crate::component::Component;
 use crate::config::{DeliveryMode, FunctionManifest, Manifest};
@@ -116,6 +117,8 @@ pub struct FunctionPlan {
     /// The version before.
     #[serde(skip)]
     pub(super) previous: Option<FunctionRecord>,
+    /// The version that is tried, and what becomes of it.
+    pub trial: Option<TrialPlan>,
 }
 
 impl FunctionPlan {
@@ -127,22 +130,36 @@ impl FunctionPlan {
         new && self.previous.as_ref().is_none_or(same)
     }
 
+    /// What is to run of it.
+    fn wanted(&self) -> Wanted {
+        match (&self.trial, &self.previous) {
+            (Some(trial), Some(previous)) if trial.action == TrialAction::GoesOn => {
+                Wanted::of(previous)
+            }
+            _ => Wanted::of(&self.record),
+        }
+    }
+
     /// Whether the new version takes its events as the one before does, so that it can have a share of them; what stands in the way.
     pub fn obstacle(&self) -> Option<&'static str> {
         let Some(previous) = self.previous.as_ref().filter(|one| !one.pending) else {
             return Some("there is no version beside which it could be tried");
         };
         let (old, new) = (&previous.settings, &self.record.settings);
+        let reads = |inputs: &[Input]| -> Vec<(String, Vec<String>)> {
+            let inputs = inputs.iter();
+            inputs
+                .map(|one| (one.stream.clone(), one.subjects.clone()))
+                .collect()
+        };
         match () {
             () if old.delivery != new.delivery => Some("`delivery` changes"),
-            () if previous.inputs.len() != self.record.inputs.len()
-                || previous
-                    .inputs
-                    .iter()
-                    .zip(&self.record.inputs)
-                    .any(|(old, new)| old.stream != new.stream || old.subjects != new.subjects) =>
-            {
+            () if reads(&previous.inputs) != reads(&self.record.inputs) => {
                 Some("`subjects` change")
+            }
+            // Another life of a stream, which the version before does not read.
+            () if previous.inputs != self.record.inputs => {
+                Some("a stream that it reads was made anew")
             }
             () if old.schedule != new.schedule => Some("`schedule` changes"),
             () if old.max_in_flight != new.max_in_flight => Some("`max-in-flight` changes"),
@@ -197,7 +214,7 @@ impl Plan {
     pub fn versions(&self) -> BTreeMap<String, Wanted> {
         let versions = self.functions.iter();
         versions
-            .map(|function| (function.function.clone(), Wanted::of(&function.record)))
+            .map(|function| (function.function.clone(), function.wanted()))
             .collect()
     }
 }
@@ -326,7 +343,12 @@ impl Planner<'_> {
             settings: self.declared.settings.clone(),
         };
         let changes = previous.map_or_else(Vec::new, |one| between(&one.record, &record));
+        let trial = previous.and_then(|one| TrialPlan::of(&one.record, &record, &changes));
+        self.notes.extend(trial.map(|trial| trial.note(self.name)));
         let action = match previous {
+            Some(_) if trial.is_some_and(|one| one.action == TrialAction::GoesOn) => {
+                FunctionAction::Unchanged
+            }
             None => FunctionAction::New,
             // A first version that was tried, and whoever was to make it the active one is gone.
             Some(one) if one.record.pending => FunctionAction::New,
@@ -369,6 +391,7 @@ impl Planner<'_> {
                 .collect(),
             revision: previous.map(|one| one.revision),
             previous: previous.map(|one| one.record.clone()),
+            trial,
             record,
         })
     }

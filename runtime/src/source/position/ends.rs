@@ -1,6 +1,6 @@
 //! What follows when a delivery ends: its lane goes on, waits, or is another node's.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::job::{Ended, Job};
 use super::lanes::{Body, Place};
@@ -64,8 +64,10 @@ impl PositionSource {
                 settlement,
                 body,
                 left,
+                version,
             } if self.current(&partition, place.0) => {
                 self.lanes.give_back(&place, left, Instant::now());
+                let settlement = self.by_another(settlement, version, &place);
                 self.settle(place, sequence, settlement, body);
             }
             // Let go of meanwhile: what did not end is the next owner's.
@@ -90,6 +92,17 @@ impl PositionSource {
                 ..
             } => partition.abandon(&[sequence]),
             _ => {}
+        }
+    }
+
+    /// What a version put off that does not take events of this key any more has its next attempt at once, by the one that does: as those that
+    /// waited when that one came.
+    fn by_another(&self, settlement: Settlement, version: u64, place: &Place) -> Settlement {
+        match settlement {
+            Settlement::Parked(_, how) if self.context.pick(&place.1).record.version != version => {
+                Settlement::Parked(Duration::ZERO, how)
+            }
+            other => other,
         }
     }
 

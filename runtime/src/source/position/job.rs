@@ -44,6 +44,8 @@ pub(super) enum Ended {
         body: Body,
         /// Those behind it that did not go along.
         left: Vec<Message>,
+        /// Which version's it was.
+        version: u64,
     },
     /// One that was not tried was put into the park; or was not, and is here again.
     Parked {
@@ -101,6 +103,7 @@ impl Job {
             settlement,
             body,
             left,
+            version: self.worker.record.version,
         }
     }
 

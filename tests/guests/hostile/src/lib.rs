@@ -76,6 +76,13 @@ pub enum Act {
     NeedsMending,
     /// Panic unless the configuration says `mended = yes`.
     CrashUnlessMended,
+    /// Ask this URL and panic then, unless the configuration says `mended = yes`.
+    WaitUnlessMended {
+        /// Where.
+        url: String,
+    },
+    /// Reject unless the secret `WORD` is `yes`.
+    NeedsWord,
     /// Add one to a counter, and reply what it is then.
     Count {
         /// Which one.
@@ -183,6 +190,17 @@ fn perform(act: Act, ctx: &mut Context) -> Result {
         Act::CrashUnlessMended => match ctx.config("mended")?.as_deref() {
             Some("yes") => Ok(()),
             _ => panic!("the configuration does not say mended = yes"),
+        },
+        Act::WaitUnlessMended { url } => match ctx.config("mended")?.as_deref() {
+            Some("yes") => Ok(()),
+            _ => {
+                ask(&url, ctx)?;
+                panic!("the configuration does not say mended = yes")
+            }
+        },
+        Act::NeedsWord => match ctx.config("WORD")?.as_deref() {
+            Some("yes") => Ok(()),
+            _ => reject!("no-word", "the secret WORD is not yes"),
         },
         Act::Count { counter } => {
             let mut now = 0;

@@ -11,7 +11,7 @@ fn read<T: for<'a> Deserialize<'a>>(text: &str) -> T {
 macro_rules! stored {
     ($name:literal) => {
         read(include_str!(concat!(
-            "../../tests/fixtures/0.1.0/",
+            "../../../tests/fixtures/0.1.0/",
             $name,
             ".json"
         )))
@@ -61,7 +61,7 @@ fn what_waits_since_0_1_0_goes_on_where_it_was() {
     assert_eq!(position.sequence, 2);
     assert_eq!(position.parked_sequences().collect::<Vec<_>>(), [1]);
     assert!(!position.closed);
-    let tick = include_bytes!("../../tests/fixtures/0.1.0/tick.json");
+    let tick = include_bytes!("../../../tests/fixtures/0.1.0/tick.json");
     let tick = TimerRecord::read(tick).unwrap();
     assert_eq!(tick.ticking.unwrap().schedule.cron, "0 0 * * * *");
 }

@@ -1,6 +1,8 @@
 //! What Pelton stores in its registry, as JSON with a format version. Nodes of two releases read each other's
 //! records, so fields are added, never changed.
 
+mod node;
+
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -9,8 +11,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+pub use self::node::{
+    Counted, NodeFunction, NodeLimits, NodeOrder, NodeRecord, NodeTrial, PAUSED, READY,
+};
 use crate::config::{FunctionSettings, Schedule};
-use crate::rollout::{Bounds, Figures, Summary};
+use crate::rollout::{Bounds, Summary};
 
 /// Format version of every record in this module.
 pub const FORMAT: u32 = 1;
@@ -116,6 +121,9 @@ impl FunctionRecord {
         let mut record = self.clone();
         if let Some(concurrency) = self.controls.concurrency {
             record.settings.concurrency = concurrency;
+            if let Some(trial) = &mut record.trial {
+                trial.record.settings.concurrency = concurrency;
+            }
         }
         record
     }
@@ -174,11 +182,6 @@ pub struct Controls {
 }
 
 impl Controls {
-    /// Ends a passing pause.
-    pub fn go_on(&mut self) {
-        self.paused.take_if(|paused| paused.passing);
-    }
-
     /// Whether nothing is set.
     pub fn are_none(&self) -> bool {
         *self == Self::default()
@@ -468,128 +471,5 @@ impl PositionRecord {
     }
 }
 
-/// Status of a function on a node that takes no events of it, and has nothing of it under way.
-pub const PAUSED: &str = "paused";
-
-/// A live node, at its id in the nodes bucket; rewritten every second, gone 3 s after the last time.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NodeRecord {
-    /// [`FORMAT`].
-    pub format: u32,
-    /// The node's id, made at its start.
-    pub node: String,
-    /// Its name, by default the host's.
-    pub host: String,
-    /// Its process.
-    pub pid: u32,
-    /// Version of Pelton.
-    pub pelton: String,
-    /// When it started, RFC 3339.
-    pub started_at: String,
-    /// Apps that it serves; empty: all of the account.
-    #[serde(default)]
-    pub apps: Vec<String>,
-    /// What it serves.
-    pub functions: Vec<NodeFunction>,
-    /// Whether it loads versions before they are active, and says so.
-    #[serde(default)]
-    pub tries: bool,
-    /// Whether it was asked to take no more events: see [`state`](Self::state).
-    #[serde(default)]
-    pub draining: bool,
-    /// What it has, and may use.
-    #[serde(default)]
-    pub limits: NodeLimits,
-    /// Memory that its process has, bytes; none: the system does not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_bytes: Option<u64>,
-    /// Apps of which versions that gave way, or functions that are gone, still end attempts here.
-    #[serde(default)]
-    pub retiring: Vec<String>,
-    /// Whether it shows metrics: of these, the one with the least id counts what is stored in an app's input streams.
-    #[serde(default)]
-    pub metrics: bool,
-    /// Up to where it has counted that.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub counted: Vec<Counted>,
-}
-
-/// Up to where the events of an app's input stream are counted: the node that goes on with it begins there.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Counted {
-    /// The app.
-    pub app: String,
-    /// The stream.
-    pub stream: String,
-    /// When that was made, RFC 3339: one that is made anew counts from 1 again.
-    pub created: String,
-    /// The last sequence that is counted.
-    pub sequence: u64,
-}
-
-/// What a node has, and may use. Zeros: its release does not say.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NodeLimits {
-    /// Processors.
-    pub cpus: u32,
-    /// Instances at once, over all functions.
-    pub instances: u32,
-    /// Largest memory that one function may ask for, bytes.
-    pub memory_bytes: u64,
-}
-
-/// What is asked of a node, as JSON, on its own subject (`pelton.node.<id>`); it answers with the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NodeOrder {
-    /// Whether it is to take no more events, and let go of what it holds.
-    pub drain: bool,
-}
-
-/// A function on a node.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NodeFunction {
-    /// The app.
-    pub app: String,
-    /// The function.
-    pub function: String,
-    /// The version that takes events; 0 when none does.
-    pub version: u64,
-    /// The newest version that this node knows of: what `status` speaks of.
-    #[serde(default)]
-    pub deployed: u64,
-    /// The newest activation that this node knows of. 0: its release knows of none.
-    #[serde(default)]
-    pub generation: u64,
-    /// `running`, `starting`, `pausing`, [`PAUSED`], or `failed: ` and why.
-    pub status: String,
-    /// Since this version started here.
-    pub counts: crate::telemetry::Counts,
-    /// Attempts inside a handler just now.
-    #[serde(default)]
-    pub busy: u32,
-    /// How many there may be.
-    #[serde(default)]
-    pub concurrency: u32,
-    /// How it fares since another version is tried beside it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub figures: Option<Figures>,
-    /// The version that is tried.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trial: Option<NodeTrial>,
-}
-
-/// A version that is tried on a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NodeTrial {
-    /// Which.
-    pub version: u64,
-    /// `ready`, `starting`, or `failed: ` and why.
-    pub status: String,
-    /// How it fares here.
-    pub figures: Figures,
-}
-
 #[cfg(test)]
-#[path = "records_tests.rs"]
 mod tests;
