@@ -132,13 +132,14 @@ async fn asked_to_leave_a_node_finishes_what_it_has_begun() -> Result<()> {
     let leaving = scene.node.terminate(Duration::from_secs(30));
     let opening = async {
         // Once it says that it drains, an event that comes now is not taken any more.
-        eventually("the node to leave the list", || async {
+        eventually("the node to say so", || async {
             let sent = tokio::process::Command::new("kill")
                 .args(["-0", &pid.to_string()])
                 .status();
             ensure!(sent.await?.success(), "it left without its work");
-            let serving = scene.nats.nodes().await?;
-            Ok(serving.is_empty().then_some(()))
+            let nodes = scene.nats.nodes().await?;
+            let drain = nodes.iter().all(|node| node["draining"] == true);
+            Ok(drain.then_some(()))
         })
         .await?;
         gate.open();

@@ -319,40 +319,16 @@ impl Planner<'_> {
         let inputs = self.inputs(&subjects);
         self.note_unhandled(&inputs);
         let targets = self.targets();
-        let mut record = FunctionRecord {
-            format: FORMAT,
-            app: self.manifest.app.clone(),
-            function: self.name.to_owned(),
-            version: 1,
-            generation: 0,
-            previous: None,
-            warm_until: String::new(),
-            pending: false,
-            trial: None,
-            story: Vec::new(),
-            controls: previous.map_or_else(Controls::default, |one| one.record.controls.clone()),
-            provenance: Provenance::default(),
-            instance: previous.map_or_else(Uuid::new_v4, |one| one.record.instance),
-            digest: self.component.digest.clone(),
-            contract: self.component.contract.clone(),
-            deployed_at: crate::control::rfc3339(now),
-            activated_at: String::new(),
-            handlers: self.component.handlers.clone(),
-            inputs,
-            targets,
-            settings: self.declared.settings.clone(),
-        };
+        let mut record = self.draft(previous.map(|one| &one.record), inputs, targets, now);
         let changes = previous.map_or_else(Vec::new, |one| between(&one.record, &record));
         let trial = previous.and_then(|one| TrialPlan::of(&one.record, &record, &changes));
         self.notes.extend(trial.map(|trial| trial.note(self.name)));
+        let goes_on = trial.is_some_and(|one| one.action == TrialAction::GoesOn);
         let action = match previous {
-            Some(_) if trial.is_some_and(|one| one.action == TrialAction::GoesOn) => {
-                FunctionAction::Unchanged
-            }
             None => FunctionAction::New,
             // A first version that was tried, and whoever was to make it the active one is gone.
             Some(one) if one.record.pending => FunctionAction::New,
-            Some(_) if changes.is_empty() => FunctionAction::Unchanged,
+            Some(_) if changes.is_empty() || goes_on => FunctionAction::Unchanged,
             Some(_) => FunctionAction::Changed,
         };
         record.version = match (previous, action) {
@@ -394,6 +370,39 @@ impl Planner<'_> {
             trial,
             record,
         })
+    }
+
+    /// The record as the manifest and the component say, not numbered yet.
+    fn draft(
+        &self,
+        previous: Option<&FunctionRecord>,
+        inputs: Vec<Input>,
+        targets: Vec<Target>,
+        now: time::OffsetDateTime,
+    ) -> FunctionRecord {
+        FunctionRecord {
+            format: FORMAT,
+            app: self.manifest.app.clone(),
+            function: self.name.to_owned(),
+            version: 1,
+            generation: 0,
+            previous: None,
+            warm_until: String::new(),
+            pending: false,
+            trial: None,
+            story: Vec::new(),
+            controls: previous.map_or_else(Controls::default, |one| one.controls.clone()),
+            provenance: Provenance::default(),
+            instance: previous.map_or_else(Uuid::new_v4, |one| one.instance),
+            digest: self.component.digest.clone(),
+            contract: self.component.contract.clone(),
+            deployed_at: crate::control::rfc3339(now),
+            activated_at: String::new(),
+            handlers: self.component.handlers.clone(),
+            inputs,
+            targets,
+            settings: self.declared.settings.clone(),
+        }
     }
 
     pub(super) fn problem(&mut self, entry: &[&str], what: String, fix: String) {
