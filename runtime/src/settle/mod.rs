@@ -209,6 +209,14 @@ impl Case {
             .map(Duration::from_millis)
     }
 
+    /// How long its next attempt is still to wait, by the version that failed at it: who takes it over from another node does not know otherwise.
+    /// One that was deferred, too, may let others of its key pass: none, it is asked.
+    pub(crate) fn retries_in(&self, version: u64) -> Option<Duration> {
+        let failed = self.record.errors.last()?;
+        let waits = failed.version == version && self.record.deferrals == 0;
+        waits.then(|| self.not_yet()).flatten()
+    }
+
     fn history(&self) -> History {
         let since = self
             .record

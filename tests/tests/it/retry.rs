@@ -1,6 +1,6 @@
 //! Failures: tried again with growing delays, then kept as a dead letter, which can be put back.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use pelton_tests::{Scene, build, eventually, project};
 use serde_json::json;
 use time::OffsetDateTime;
@@ -82,6 +82,63 @@ async fn delays_are_kept_and_the_last_failure_is_the_reason() -> Result<()> {
         "{}",
         dead.reason()
     );
+    Ok(())
+}
+
+/// The node that takes over what waits knows from the park until when.
+#[tokio::test]
+async fn a_node_that_takes_over_keeps_the_delays() -> Result<()> {
+    let retry = "retry = { max-attempts = 2, initial-delay = \"8s\", max-delay = \"8s\" }";
+    let text = project::keyed("hostile", &build::component("hostile")?, 3, retry);
+    let text = format!("[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n{text}");
+    let mut scene = Scene::start(&text).await?;
+    let act = json!({ "do": "fail", "how": "retry", "code": "not-yet", "well_at": 2 }).to_string();
+    let mut sequences = Vec::new();
+    for key in 0..12 {
+        let subject = format!("hostile.act.k{key}");
+        sequences.push(scene.nats.publish(&subject, act.clone()).await?);
+    }
+    // By sequence, when it is due.
+    let mut due = std::collections::BTreeMap::new();
+    eventually("all to have failed once", || async {
+        let left = scene.nats.count_below("KV_shop", "$PELTON.shop.park.>");
+        let (left, done) = (
+            left.await?,
+            scene.nats.count_below("KV_shop", "$KV.shop.done.>"),
+        );
+        let all = left + done.await?;
+        ensure!(all == 12, "{all}");
+        Ok(Some(()))
+    })
+    .await?;
+    scene.node.kill().await?;
+    for message in scene.nats.messages("KV_shop").await? {
+        let attempts = message.headers.get("Pelton-Attempts");
+        if let Some(attempts) = attempts {
+            let attempts: serde_json::Value = serde_json::from_str(attempts.as_str())?;
+            let sequence: u64 = message.subject.rsplit('.').next().context("one")?.parse()?;
+            due.insert(
+                sequence,
+                attempts["not_before_ms"].as_i64().context("a time")?,
+            );
+        }
+    }
+    ensure!(due.len() > 3, "too few wait: {due:?}");
+    let _other = scene.node()?;
+    for sequence in &sequences {
+        assert_eq!(done(&scene, *sequence).await?["attempt"], 2);
+    }
+    let mut seen = 0;
+    for message in scene.nats.messages("KV_shop").await? {
+        let id = message.subject.strip_prefix("$KV.shop.done.HOSTILE=3A");
+        let Some(at) = id.and_then(|id| due.get(&id.parse().ok()?)) else {
+            continue;
+        };
+        let early = i128::from(*at) - message.time.unix_timestamp_nanos() / 1_000_000;
+        ensure!(early <= 0, "{early} ms early: {}", message.subject);
+        seen += 1;
+    }
+    ensure!(seen == due.len(), "{seen} of {}", due.len());
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use crate::names::INPUT_GONE;
 use crate::records::AttemptsRecord;
 use crate::series::Work;
 use crate::settle::{self, Case, Park};
-use crate::source::{Acker, Received, Settlement, SourceError};
+use crate::source::{Acker, Received, Return, Settlement, SourceError};
 
 /// A delivery and its place.
 pub(super) struct Job {
@@ -117,6 +117,9 @@ impl Job {
         match self.load().await {
             Found::Here(found) => {
                 let (message, case) = *found;
+                if let Some(left) = case.retries_in(self.worker.record.version) {
+                    return Settlement::Parked(left, Return::Retry);
+                }
                 let received = self.received(message);
                 let ended = self.attempt(&[(case, received)], permit).await;
                 ended.0
