@@ -73,6 +73,7 @@ pub async fn record(
 ) -> Result<(FunctionRecord, u64), ControlError> {
     let mut records = records(js, Some(app)).await?;
     let Some(at) = records.iter().position(|(one, _)| one.function == function) else {
+        is_absent(js, app, function).await?;
         let known: Vec<&str> = records
             .iter()
             .map(|(one, _)| one.function.as_str())
@@ -87,6 +88,29 @@ pub async fn record(
         ));
     };
     Ok(records.swap_remove(at))
+}
+
+/// Refuses to take an entry that cannot be read for none: nodes may run what it was before.
+async fn is_absent(js: &jetstream::Context, app: &str, function: &str) -> Result<(), ControlError> {
+    let Some(registry) = open(js, &format!("KV_{REGISTRY_BUCKET}")).await? else {
+        return Ok(());
+    };
+    let key = AppNames::new(app).registry_function(function);
+    let subject = format!("$KV.{REGISTRY_BUCKET}.{key}");
+    let stored = registry.get_last_raw_message_by_subject(&subject).await;
+    let Some(stored) = stored.ok().filter(|stored| !stored.payload.is_empty()) else {
+        return Ok(());
+    };
+    match serde_json::from_slice::<FunctionRecord>(&stored.payload) {
+        // Deployed at this moment.
+        Ok(_) => Ok(()),
+        Err(error) => Err(ControlError::refused(
+            format!("the entry of function {function} in the registry cannot be read: {error}"),
+            format!(
+                "somebody altered it: put back what it was (`nats kv history {REGISTRY_BUCKET} {key}`); nodes that run go on with that"
+            ),
+        )),
+    }
 }
 
 /// Names of the deployed apps, sorted.
@@ -159,6 +183,19 @@ pub struct OnNode {
     pub status: String,
     /// Whether the node drains: it takes no events, whatever is deployed.
     pub draining: bool,
+    /// The version that is tried there.
+    pub trial: Option<TrialOnNode>,
+}
+
+/// A version that is tried on a live node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct TrialOnNode {
+    /// The version.
+    pub version: u64,
+    /// Its share of the keys there, of 10,000.
+    pub share: u32,
+    /// `ready`, `starting`, or `failed: ` and why.
+    pub status: String,
 }
 
 impl FunctionStatus {
@@ -232,6 +269,11 @@ pub(crate) async fn status(
             version: entry.version,
             status: entry.status.clone(),
             draining: node.draining,
+            trial: entry.trial.as_ref().map(|trial| TrialOnNode {
+                version: trial.version,
+                share: trial.share,
+                status: trial.status.clone(),
+            }),
         })
     });
     let mut inputs = Vec::new();

@@ -170,6 +170,8 @@ pub async fn drain(
 pub struct Rollout {
     /// Live nodes that serve the app.
     pub nodes: usize,
+    /// Live nodes that would, and drain.
+    pub draining: usize,
     /// Functions that run their version everywhere.
     pub running: Vec<String>,
     /// Functions that some node could not start, and why.
@@ -222,6 +224,15 @@ impl Wanted {
                 .filter(|trial| trial.share > 0)
                 .map(|trial| (trial.record.version, trial.share)),
         }
+    }
+
+    /// Whether that is still what is to run, or what became of it by itself: a version that had a share has all keys.
+    pub(crate) fn is_still(self, record: &FunctionRecord) -> bool {
+        let now = Self::of(record);
+        let share = |wanted: Self| wanted.trial.map(|(version, _)| version);
+        let promoted = share(self).is_some_and(|tried| tried == now.version);
+        let same = (self.version, share(self)) == (now.version, share(now));
+        (same || promoted) && self.paused == now.paused
     }
 
     /// Whether a node is to do it: those that serve, and of a pause also those that drain, which still end attempts.
@@ -353,6 +364,8 @@ fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, Wanted>) -
         }
     }
     rollout.nodes = asked.len();
+    let drains = |node: &&NodeRecord| node.draining && node.knows(app);
+    rollout.draining = nodes.iter().filter(drains).count();
     rollout
 }
 

@@ -123,7 +123,7 @@ pub(super) fn read(subject: &str, payload: &[u8]) -> Result<PositionRecord, Cont
         })
 }
 
-/// Writes positions of an input anew, whoever holds them: `change` makes each from what is stored, and none leaves it as it
+/// Writes positions of an input anew, whoever holds them: `change` makes each partition's from what is stored, and none leaves it as it
 /// is. A node that holds one notices at its next commit, which is refused. The records afterwards.
 ///
 /// # Errors
@@ -131,7 +131,7 @@ pub(super) fn read(subject: &str, payload: &[u8]) -> Result<PositionRecord, Cont
 pub(super) async fn rewrite(
     js: &jetstream::Context,
     place: Place<'_>,
-    change: impl Fn(Option<&PositionRecord>) -> Option<PositionRecord>,
+    change: impl Fn(u16, Option<&PositionRecord>) -> Option<PositionRecord>,
 ) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
     let change = &change;
     let written: Vec<_> = futures::stream::iter(0..source::PARTITIONS)
@@ -149,7 +149,7 @@ async fn rewrite_one(
     js: &jetstream::Context,
     place: Place<'_>,
     partition: u16,
-    change: &impl Fn(Option<&PositionRecord>) -> Option<PositionRecord>,
+    change: &impl Fn(u16, Option<&PositionRecord>) -> Option<PositionRecord>,
 ) -> Result<Option<PositionRecord>, ControlError> {
     let subject = place
         .names
@@ -164,7 +164,7 @@ async fn rewrite_one(
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => (None, 0),
             Err(error) => return Err(failed(&error)),
         };
-        let Some(new) = change(record.as_ref()) else {
+        let Some(new) = change(partition, record.as_ref()) else {
             return Ok(record);
         };
         if let Ok(Some(_)) = put(&js.client(), &subject, &new, at).await {

@@ -320,7 +320,7 @@ async fn place(
                 function,
                 stream: name,
             };
-            rewrite(js, place, |stored| {
+            rewrite(js, place, |_, stored| {
                 let next = begin(stored, to);
                 (stored != Some(&next)).then_some(next)
             })
@@ -343,6 +343,18 @@ async fn place(
                 let made = source::ensure_consumer_from(&stream, record, input, to + 1).await;
                 made.map_err(|error| ControlError::nats(&doing, error))?;
             }
+            // What positions before the queue said is done is to be done again.
+            let place = Place {
+                names,
+                function,
+                stream: name,
+            };
+            rewrite(js, place, |_, stored| {
+                let stored = stored.filter(|stored| stored.closed)?;
+                let next = PositionRecord::new("", to, std::iter::empty(), (0, 0));
+                Some(next.close(stored.key.clone()))
+            })
+            .await?;
             clear(&commit, &names.waiting_filter(function, name), None).await
         }
     }

@@ -1,6 +1,6 @@
 //! Rollouts from outside: a version that was deployed is tried by the nodes, gets its share or becomes the active one, and is taken back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -10,6 +10,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::deploy::clear;
+use super::nodes::Wanted;
 use super::remove::without_inputs;
 use super::{ControlError, ErrorKind, functions, nodes, versions};
 use crate::names::{AppNames, REGISTRY_BUCKET};
@@ -129,6 +130,8 @@ pub struct Tried {
     pub ready: usize,
     /// Those that cannot, by name, and why.
     pub failed: BTreeMap<String, String>,
+    /// Those that have not said anything, by name.
+    pub silent: BTreeSet<String>,
 }
 
 impl Tried {
@@ -147,24 +150,23 @@ impl Tried {
         let all_drain = all().all(|node| node.draining);
         for node in all().filter(|node| all_drain || !node.draining) {
             tried.nodes += 1;
-            let Some(entry) = node.function(app, function) else {
-                continue;
-            };
+            let name = format!("{} ({})", node.host, node.node);
+            let entry = node.function(app, function);
             // A first version is tried in the place of the active one.
-            let status = match &entry.trial {
-                Some(trial) if trial.version == version => trial.status.as_str(),
-                _ if entry.deployed == version && entry.version == 0 => entry.status.as_str(),
-                _ => continue,
-            };
+            let status = entry.and_then(|entry| match &entry.trial {
+                Some(trial) if trial.version == version => Some(trial.status.as_str()),
+                _ if entry.deployed == version && entry.version == 0 => Some(entry.status.as_str()),
+                _ => None,
+            });
+            let status = status.unwrap_or_default();
             match status.strip_prefix("failed") {
                 Some(why) => {
                     let why = why.trim_start_matches([':', ' ']);
-                    let name = format!("{} ({})", node.host, node.node);
                     tried.failed.insert(name, why.to_owned());
                 }
                 // One that drains, or a function that is paused, could as well.
                 None if [READY, PAUSED].contains(&status) => tried.ready += 1,
-                None => {}
+                None => drop(tried.silent.insert(name)),
             }
         }
         tried
@@ -204,11 +206,64 @@ pub async fn promote(
     why: &str,
 ) -> Result<FunctionRecord, ControlError> {
     let nodes = nodes::list(js).await?;
+    if version.is_none() {
+        can_run(&functions::record(js, app, function).await?.0, &nodes)?;
+    }
     ended(js, app, function, version, |record| {
         let both = Both::of(record, &nodes);
         promoted(record, why, Some(&both), OffsetDateTime::now_utc())
     })
     .await
+}
+
+/// What somebody else made meanwhile of functions of which this was wanted, by name.
+///
+/// # Errors
+/// NATS trouble.
+pub async fn overtaken(
+    js: &jetstream::Context,
+    app: &str,
+    wanted: &BTreeMap<String, Wanted>,
+) -> Result<BTreeMap<String, String>, ControlError> {
+    let records = functions::records(js, Some(app)).await?;
+    let told = wanted.iter().filter_map(|(function, wanted)| {
+        let record = records.iter().map(|(record, _)| record);
+        let what = match record.clone().find(|record| record.function == *function) {
+            Some(record) if wanted.is_still(record) => return None,
+            Some(record) => match &record.controls.paused {
+                Some(paused) if !wanted.paused => format!("{} paused it", paused.by),
+                _ => record.story.last().map(text).unwrap_or_default(),
+            },
+            None => "it was removed".to_owned(),
+        };
+        Some((function.clone(), what))
+    });
+    Ok(told.collect())
+}
+
+/// Refuses to make a version the active one that no live node can run.
+fn can_run(record: &FunctionRecord, nodes: &[NodeRecord]) -> Result<(), ControlError> {
+    let version = match &record.trial {
+        Some(trial) => trial.record.version,
+        None => record.version,
+    };
+    let function = &record.function;
+    let tried = Tried::of(nodes, &record.app, function, version);
+    if tried.ready > 0 || tried.failed.is_empty() {
+        return Ok(());
+    }
+    let whys = tried
+        .failed
+        .iter()
+        .map(|(node, why)| format!("{node}: {why}"));
+    let whys: Vec<String> = whys.collect();
+    Err(ControlError::refused(
+        format!(
+            "no node can run version {version} of function {function}: {}",
+            whys.join("; ")
+        ),
+        format!("mend that and deploy again; `pelton rollout {function} abort` takes it back"),
+    ))
 }
 
 /// Gives the version that is tried its next share, if it is this `version`.
@@ -308,6 +363,15 @@ async fn ended(
         }
         match next(record) {
             Some(next) => Ok(Some(next)),
+            // Whoever asked for this one had begun it.
+            None if version.is_some() => Err(ControlError::new(
+                ErrorKind::Conflict,
+                format!(
+                    "function {function} was changed by somebody else meanwhile: {}",
+                    record.story.last().map(text).unwrap_or_default()
+                ),
+                format!("see `pelton rollout {function} status`"),
+            )),
             None if record.pending => Err(ControlError::refused(
                 format!(
                     "version {} of function {function} is its first, and no event has gone to it",

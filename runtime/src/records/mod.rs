@@ -14,7 +14,7 @@ use uuid::Uuid;
 pub use self::node::{
     Counted, NodeFunction, NodeLimits, NodeOrder, NodeRecord, NodeTrial, PAUSED, READY,
 };
-use crate::config::{FunctionSettings, Schedule};
+use crate::config::{FunctionSettings, KeySource, Schedule};
 use crate::rollout::{Bounds, Summary};
 
 /// Format version of every record in this module.
@@ -114,6 +114,18 @@ impl FunctionRecord {
             controls: Controls::default(),
             ..self.clone()
         }
+    }
+
+    /// Whether a version was ever the active one, as far as the story tells.
+    pub fn was_active(&self, version: u64) -> bool {
+        let activations = ["promoted", "deployed", "rolled-back"];
+        let told: Vec<&str> = self
+            .story
+            .iter()
+            .filter(|one| one.version == version)
+            .map(|one| one.what.as_str())
+            .collect();
+        told.is_empty() || told.iter().any(|what| activations.contains(what))
     }
 
     /// The record by which a node runs it: with what operators set in place of what was deployed.
@@ -422,6 +434,9 @@ pub struct PositionRecord {
     /// A deploy handed the input to the queue engine: nobody claims it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub closed: bool,
+    /// Of a closed one, by which key its partition was told; none: by no key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeySource>,
 }
 
 impl PositionRecord {
@@ -443,6 +458,26 @@ impl PositionRecord {
             witness_stored,
             parked: Vec::new(),
             closed: false,
+            key: None,
+        }
+    }
+
+    /// The same, claimed by nobody until it is opened again; `key` is by what partitions are told.
+    pub fn close(self, key: Option<KeySource>) -> Self {
+        Self {
+            owner: String::new(),
+            closed: true,
+            key,
+            ..self
+        }
+    }
+
+    /// The same, to be claimed.
+    pub fn open(self) -> Self {
+        Self {
+            closed: false,
+            key: None,
+            ..self
         }
     }
 

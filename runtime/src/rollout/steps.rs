@@ -209,7 +209,11 @@ pub fn decided(
             let over = now - since >= Duration::from_millis(trial.every_ms);
             // Without steps somebody promotes it.
             let goes_on = over && !trial.steps.is_empty();
-            return goes_on.then(|| stepped(record, "it is not worse", Some(both), now))?;
+            let why = match trial.bounds {
+                Some(_) => "it is not worse",
+                None => "its time is over, and nobody judges it",
+            };
+            return goes_on.then(|| stepped(record, why, Some(both), now))?;
         }
     };
     withdrawn(record, "taken-back", &worse, Some(both), now)

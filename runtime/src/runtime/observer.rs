@@ -35,8 +35,9 @@ const SETTLED: Duration = Duration::from_secs(2);
 const DOUBT: u32 = 5;
 /// How often is looked at what waits. It reads a part of what does, so a look that takes long is followed by a longer pause.
 const LAG: Duration = Duration::from_secs(10);
-/// The pause is so many times what the look took.
-const REST: u32 = 20;
+/// The pause is so many times what the look took, and never longer than that: what is shown must not be of long ago.
+const REST: u32 = 10;
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// What both tasks need.
 #[derive(Clone)]
@@ -248,7 +249,7 @@ impl Observer {
                     tracing::debug!(%error, app, "what waits is not looked at");
                 }
             }
-            pause = LAG.max(began.elapsed() * REST);
+            pause = (began.elapsed() * REST).clamp(LAG, LONGEST);
         }
     }
 

@@ -90,7 +90,8 @@ async fn delays_are_kept_and_the_last_failure_is_the_reason() -> Result<()> {
 async fn a_node_that_takes_over_keeps_the_delays() -> Result<()> {
     let retry = "retry = { max-attempts = 2, initial-delay = \"8s\", max-delay = \"8s\" }";
     let text = project::keyed("hostile", &build::component("hostile")?, 3, retry);
-    let text = format!("[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n{text}");
+    let allow = "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    let text = format!("[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n{text}{allow}");
     let mut scene = Scene::start(&text).await?;
     let act = json!({ "do": "fail", "how": "retry", "code": "not-yet", "well_at": 2 }).to_string();
     let mut sequences = Vec::new();

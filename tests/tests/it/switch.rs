@@ -344,3 +344,66 @@ async fn a_stream_that_removes_what_is_acked_wants_a_queue() -> Result<()> {
     }
     Ok(())
 }
+
+/// One that waits for the gate, and then `events` of other keys, which are done beyond it.
+async fn done_beyond(scene: &Scene, gate: &HttpServer, events: usize) -> Result<()> {
+    let slow = json!({ "do": "http", "url": gate.url() });
+    scene
+        .nats
+        .publish("hostile.act.slow", slow.to_string())
+        .await?;
+    gate.asked(1).await?;
+    publish(scene.nats.clone(), events).await?;
+    within(LONG, "all but that one to be done", || async {
+        let filter = "$KV.shop.counters.>";
+        let done = scene.nats.count_below("KV_shop", filter).await?;
+        ensure!(done == events, "{done}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// The queue never takes an event: what was done beyond the first that was not is not done again by positions.
+#[tokio::test]
+async fn there_and_back_before_the_queue_has_done_anything() -> Result<()> {
+    const EVENTS: usize = 20;
+    let gate = HttpServer::closed().await?;
+    let by_key = positions(&gate.host())?;
+    let scene = deployed(&by_key).await?;
+    let mut node = Node::start(&scene.pelton, &[])?;
+    done_beyond(&scene, &gate, EVENTS).await?;
+    node.kill().await?;
+    // By another key, too: it is another partition then.
+    let by_other = by_key.replace("key = { token = 3 }", "key = { token = 2 }");
+    ensure!(by_other != by_key, "nothing to change in {by_key}");
+    for text in [queue(&gate.host())?, by_key, queue(&gate.host())?, by_other] {
+        scene.deploy(&text).await?;
+    }
+    gate.open();
+    let _node = Node::start(&scene.pelton, &[])?;
+    scene.idle().await?;
+    scene.counted(EVENTS).await?;
+    assert_eq!(gate.requests(), 2, "it was not done, and is tried again");
+    Ok(())
+}
+
+/// A queue that no node can load is given up again while the node goes on: nothing is done twice, and nothing has to come for what waits.
+#[tokio::test]
+async fn back_from_a_queue_that_no_node_can_load() -> Result<()> {
+    const EVENTS: usize = 20;
+    let gate = HttpServer::closed().await?;
+    let text = positions(&gate.host())?;
+    let scene = deployed(&text).await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    done_beyond(&scene, &gate, EVENTS).await?;
+    let bad = queue(&gate.host())?.replace("start =", "secrets = [\"NOT_THERE\"]\nstart =");
+    scene.project.change(&bad)?;
+    scene.pelton.refused(&["deploy"], &["NOT_THERE"]).await?;
+    for n in EVENTS..2 * EVENTS {
+        count(&scene.nats, n).await?;
+    }
+    scene.deploy(&text).await?;
+    gate.open();
+    scene.idle().await?;
+    scene.counted(2 * EVENTS).await
+}

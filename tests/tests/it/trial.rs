@@ -103,10 +103,59 @@ async fn what_is_deployed_while_a_version_is_tried() -> Result<()> {
     let story = status["story"].as_array().context("a story")?.iter();
     let aborted = story.filter(|one| one["what"] == "aborted" && one["version"] == 4);
     assert_eq!(aborted.count(), 1, "{status}");
-    let wrong = ["deploy", "--canary", "10%", "--steps", "50,25,100"];
+    // Back to what was active, and no further by the same words.
+    let never = ["rollback", "hostile", "--to", "3"];
     scene
         .pelton
-        .refused(&wrong, &["do not ascend", "--steps 25,50,100"])
+        .refused(&never, &["was never active", "name one of 1"])
+        .await?;
+    scene.pelton.ok(&back).await?;
+    ended(&scene, "rolled-back", 1, 1).await?;
+    let said = [
+        "was rolled back to version 1 from version 5",
+        "name one of 5 with --to",
+    ];
+    scene.pelton.refused(&back, &said).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_no_canary_can_be_is_refused() -> Result<()> {
+    let scene = Scene::start(&manifest("v1", "yes", NOBODY, "")?).await?;
+    scene.project.change(&manifest("v2", "yes", NOBODY, "")?)?;
+    for (flag, value, said) in [
+        ("--steps", "50,25,100", "do not ascend"),
+        ("--max-p99", "nan", "from 1 to 1000"),
+        ("--max-p99", "inf", "from 1 to 1000"),
+        ("--max-failures", "nan", "from 0% to 100%"),
+        ("--min-attempts", "0", "not in 1.."),
+    ] {
+        let deploy = ["deploy", "--canary", "10%", flag, value];
+        scene.pelton.refused(&deploy, &[said]).await?;
+    }
+    let component = build::component("hostile")?;
+    let queue = of(
+        &project::function("hostile", &component, ""),
+        "v2",
+        "yes",
+        NOBODY,
+    );
+    scene.project.change(&queue)?;
+    for way in [&["--canary", "10%"][..], &["--blue-green"]] {
+        let deploy = [&["deploy"], way].concat();
+        scene
+            .pelton
+            .refused(&deploy, &["`delivery` changes"])
+            .await?;
+    }
+    scene.nats.serving("hostile", Some(1), 1).await?;
+    // An entry that somebody spoilt is none that is not there.
+    let registry = scene.nats.js.get_key_value("PELTON_REGISTRY").await?;
+    registry.put("function.shop.hostile", "{".into()).await?;
+    let rm = ["function", "rm", "hostile", "--yes", "--app", "shop"];
+    scene
+        .pelton
+        .refused(&rm, &["cannot be read", "put back what it was"])
         .await?;
     Ok(())
 }

@@ -1,12 +1,14 @@
 //! `pelton deploy`: builds, compares with what runs, shows the plan, carries it out, and waits for the nodes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::config::Manifest;
 use pelton_runtime::control::deploy::{self, Plan, Problem, Way};
-use pelton_runtime::control::nodes::{self, Rollout};
+use pelton_runtime::control::nodes::{self, Rollout, Wanted};
+use pelton_runtime::control::rollout;
 use pelton_runtime::records::SHARES;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -17,6 +19,9 @@ use super::provenance;
 use super::strategy::{self, Outcomes, StrategyArgs};
 use crate::global::Global;
 use crate::output::{Output, failure};
+
+/// How often who waits for nodes looks whether it is still what is wanted.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Build and deploy functions
 ///
@@ -97,10 +102,13 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
         Way::Tried(_) => strategy::begin(&js, &plan, &args.strategy, args.wait, &output).await?,
     };
     let progress = output.progress("waiting for the nodes");
-    let rollout = nodes::wait(&js, &manifest.app, &wanted, args.wait).await?;
+    let (rollout, overtaken) = follow(&js, &manifest.app, &wanted, args.wait).await?;
     drop(progress);
     clean_up(&js, &manifest.app, &output).await;
-    let trouble = trouble(&rollout, args.wait);
+    let trouble = match overtaken.is_empty() {
+        true => trouble(&rollout, args.wait),
+        false => Some(changed(&overtaken)),
+    };
     let applied = failed.is_empty() || outcomes.values().any(|one| one.share > 0);
     let rollout = (!wanted.is_empty()).then_some(rollout);
     report(&output, plan, applied, outcomes, rollout)?;
@@ -111,6 +119,47 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
         ));
     }
     trouble.map_or(Ok(()), Err)
+}
+
+/// Waits for the nodes, until somebody else makes something else of a function: what the nodes made of it, and what that is.
+async fn follow(
+    js: &jetstream::Context,
+    app: &str,
+    wanted: &BTreeMap<String, Wanted>,
+    within: Duration,
+) -> anyhow::Result<(Rollout, BTreeMap<String, String>)> {
+    let waiting = nodes::wait(js, app, wanted, within);
+    let watching = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            // What cannot be asked now is asked again; who waits for the nodes says what is wrong.
+            let overtaken = rollout::overtaken(js, app, wanted).await;
+            if let Ok(overtaken) = overtaken
+                && !overtaken.is_empty()
+            {
+                return overtaken;
+            }
+        }
+    };
+    tokio::select! {
+        rollout = waiting => Ok((rollout?, rollout::overtaken(js, app, wanted).await?)),
+        overtaken = watching => {
+            Ok((nodes::wait(js, app, wanted, Duration::ZERO).await?, overtaken))
+        }
+    }
+}
+
+fn changed(overtaken: &BTreeMap<String, String>) -> anyhow::Error {
+    let whats = overtaken.iter();
+    let whats = whats.map(|(function, what)| format!("{function}: {what}"));
+    let first = overtaken.keys().next().map_or("FN", String::as_str);
+    failure(
+        format!(
+            "deployed, and changed again before all nodes had followed: {}",
+            whats.collect::<Vec<_>>().join("; ")
+        ),
+        format!("see `pelton rollout {first} status`"),
+    )
 }
 
 fn report(

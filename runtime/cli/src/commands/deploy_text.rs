@@ -51,6 +51,10 @@ pub fn plan(output: &Output, plan: &Plan) -> String {
 pub fn rollout(rollout: Option<&Rollout>) -> String {
     match rollout {
         None => "registered; nodes take it over by themselves".into(),
+        Some(rollout) if rollout.nodes == 0 && rollout.draining > 0 => format!(
+            "registered; the {} nodes that are alive drain, and take no events: `pelton node drain NODE --undo`",
+            rollout.draining
+        ),
         Some(rollout) if rollout.nodes == 0 => {
             "registered; no node is alive to run it: start one with `pelton run`".into()
         }

@@ -3,10 +3,10 @@
 use async_nats::jetstream;
 use clap::{Args, Subcommand};
 use pelton_runtime::config::{DeliveryMode, FunctionSettings, KeySource};
-use pelton_runtime::control::functions::{self, FunctionInfo, FunctionStatus};
+use pelton_runtime::control::functions::{self, FunctionInfo, FunctionStatus, OnNode};
 use pelton_runtime::control::lag::InputStatus;
 use pelton_runtime::control::versions::{self, VersionStatus};
-use pelton_runtime::records::Provenance;
+use pelton_runtime::records::{Provenance, SHARES};
 
 use super::hold::{self, OneFunction};
 use super::remove::{self, RemoveArgs};
@@ -235,16 +235,34 @@ fn whole(output: &Output, info: &FunctionInfo) -> String {
         .iter()
         .map(|one| vec![one.handler.clone(), one.subject.clone()]);
     parts.push(output.table(&["HANDLER", "SUBJECT"], handlers.collect()));
-    let nodes = status.nodes.iter().map(|node| {
+    let header = ["NODE", "ID", "VERSION", "STATUS"];
+    parts.push(output.table(&header, status.nodes.iter().flat_map(on_node).collect()));
+    parts.join("\n\n")
+}
+
+/// What a node says of the active version, and of one that is tried.
+fn on_node(node: &OnNode) -> Vec<Vec<String>> {
+    let row = |version: u64, status: String| {
         vec![
             node.host.clone(),
             node.node.clone(),
-            node.version.to_string(),
-            node.status.clone(),
+            version.to_string(),
+            status,
         ]
-    });
-    parts.push(output.table(&["NODE", "ID", "VERSION", "STATUS"], nodes.collect()));
-    parts.join("\n\n")
+    };
+    let status = match node.draining {
+        true => format!("{}, the node drains", node.status),
+        false => node.status.clone(),
+    };
+    let mut rows = vec![row(node.version, status)];
+    rows.extend(node.trial.iter().map(|trial| {
+        let share = f64::from(trial.share) * 100.0 / f64::from(SHARES);
+        row(
+            trial.version,
+            format!("tried on {share} % of keys: {}", trial.status),
+        )
+    }));
+    rows
 }
 
 fn facts(output: &Output, info: &FunctionInfo) -> String {

@@ -119,7 +119,21 @@ fn table(output: &Output, all: &[NodeRecord]) -> String {
     let header = [
         "NODE", "ID", "STATE", "PELTON", "UP", "APPS", "RUNNING", "BUSY", "MEMORY",
     ];
-    output.table(&header, rows.collect())
+    let mut parts = vec![output.table(&header, rows.collect())];
+    let failing = all.iter().flat_map(|node| {
+        let functions = node.functions.iter();
+        functions.flat_map(|one| {
+            let trial = one.trial.iter();
+            let trial = trial.filter_map(|trial| Some((trial.version, trial.failure()?)));
+            let active = one.failure().map(|why| (one.deployed, why));
+            let failures = active.into_iter().chain(trial);
+            failures.map(|(version, why)| {
+                format!("{}: {} version {version}: {why}", node.host, one.function)
+            })
+        })
+    });
+    parts.extend(failing);
+    parts.join("\n")
 }
 
 fn up(node: &NodeRecord) -> String {

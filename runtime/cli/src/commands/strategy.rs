@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use clap::Args;
-use pelton_runtime::control::deploy::{FunctionPlan, Plan, Steps, Way};
+use pelton_runtime::control::deploy::{FunctionAction, FunctionPlan, Plan, Steps, Way};
 use pelton_runtime::control::nodes::Wanted;
 use pelton_runtime::control::rollout::{self, Tried};
 use pelton_runtime::records::SHARES;
@@ -31,10 +31,10 @@ pub struct StrategyArgs {
     #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = rate, requires = "canary")]
     max_failures: f64,
     /// Take it back when its p99 duration is more than this many times the active version's.
-    #[arg(long, value_name = "FACTOR", default_value = "2", requires = "canary")]
+    #[arg(long, value_name = "FACTOR", default_value = "2", value_parser = factor, requires = "canary")]
     max_p99: f64,
     /// Attempts of the canary before it is judged.
-    #[arg(long, value_name = "N", default_value = "50", requires = "canary")]
+    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u64).range(1..), requires = "canary")]
     min_attempts: u64,
     /// Let nobody judge the canary: it stays until it is promoted or aborted, or its steps are over.
     #[arg(long, requires = "canary")]
@@ -87,6 +87,16 @@ impl StrategyArgs {
 
     /// Refuses a canary of what cannot have a share.
     pub fn check(&self, plan: &Plan) -> anyhow::Result<()> {
+        let replaced = plan.functions.iter().find(|one| one.changes_delivery());
+        if let Some(function) = replaced.filter(|_| self.blue_green) {
+            return Err(failure(
+                format!(
+                    "function {} cannot be switched when all nodes have it ready: `delivery` changes, and the version before cannot go on meanwhile",
+                    function.function
+                ),
+                "deploy it without --blue-green",
+            ));
+        }
         let Some(first) = self.canary else {
             return Ok(());
         };
@@ -99,7 +109,8 @@ impl StrategyArgs {
                 "say for example --canary 10% --steps 25,50,100: no key goes back and forth",
             ));
         }
-        for function in changed(plan) {
+        let changed = plan.functions.iter();
+        for function in changed.filter(|one| one.action != FunctionAction::Unchanged) {
             if let Some(why) = function.obstacle() {
                 return Err(failure(
                     format!(
@@ -190,9 +201,11 @@ pub async fn begin(
 fn reason(tried: &Tried, within: Duration) -> String {
     let Tried { nodes, ready, .. } = tried;
     if tried.failed.is_empty() {
+        let silent: Vec<&str> = tried.silent.iter().map(String::as_str).collect();
         return format!(
-            "{ready} of {nodes} nodes have loaded it within {}",
-            humantime::format_duration(within)
+            "{ready} of {nodes} nodes have loaded it within {}, and not {}",
+            humantime::format_duration(within),
+            silent.join(", ")
         );
     }
     let whys = tried
@@ -217,6 +230,18 @@ fn share(text: &str) -> Result<u32, String> {
         return Err("a share from 0.01% to 100%".into());
     }
     Ok((percent * f64::from(SHARES) / 100.0).round() as u32)
+}
+
+/// Not less than 1.
+fn factor(text: &str) -> Result<f64, String> {
+    let factor: f64 = text
+        .trim()
+        .parse()
+        .map_err(|_| "a number such as 2".to_owned())?;
+    match (1.0..=1000.0).contains(&factor) {
+        true => Ok(factor),
+        false => Err("a number from 1 to 1000".into()),
+    }
 }
 
 /// `5%`, or `5`, as a part of 1.

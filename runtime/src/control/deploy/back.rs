@@ -92,7 +92,8 @@ pub async fn find(
     to: Option<u64>,
 ) -> Result<Rollback, ControlError> {
     let (active, revision) = functions::record(js, app, function).await?;
-    if let Some(trial) = active.trial.as_ref().filter(|_| to.is_none()) {
+    let alone = to.is_none_or(|to| to == active.version);
+    if let Some(trial) = active.trial.as_ref().filter(|_| alone) {
         let (from, changes) = (trial.record.version, between(&trial.record, &active));
         let record = FunctionRecord {
             trial: None,
@@ -103,11 +104,23 @@ pub async fn find(
     let kept = versions::all(js, app, Some(function)).await?;
     let mut kept = versions::of_instance(kept, &active);
     kept.remove(&active.version);
-    let known: Vec<String> = kept.keys().rev().map(u64::to_string).collect();
+    let known = kept.keys().rev().filter(|one| active.was_active(**one));
+    let known: Vec<String> = known.map(u64::to_string).collect();
     let choice = match known.is_empty() {
         true => "deploy another one first".to_owned(),
         false => format!("name one of {} with --to", known.join(", ")),
     };
+    // Who types it twice does not want the version back that was bad.
+    if let Some(from) = active
+        .previous
+        .filter(|from| to.is_none() && *from > active.version)
+    {
+        let what = format!(
+            "function {function} was rolled back to version {} from version {from}",
+            active.version
+        );
+        return Err(ControlError::refused(what, choice));
+    }
     let Some(to) = to.or(active.previous) else {
         let what = format!(
             "no version of {function} was active before version {}",
@@ -123,6 +136,12 @@ pub async fn find(
         let what = format!("function {function} has no version {to}");
         return Err(ControlError::not_found(what, choice));
     };
+    if !active.was_active(to) {
+        let what = format!(
+            "version {to} of {function} was never active: it was taken back when it was tried"
+        );
+        return Err(ControlError::refused(what, choice));
+    }
     fits(function, &active, &older, to)?;
     is_stored(js, &older).await?;
     let record = again(&active, older);

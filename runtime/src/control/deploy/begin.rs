@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
-use async_nats::jetstream::stream::RawMessageErrorKind;
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::clean_up::request;
 use super::plan::FunctionPlan;
+use super::switch::{Beyond, done_beyond, is_witnessed};
 use crate::config::{DeliveryMode, Start};
 use crate::control::progress::{Place, records, rewrite};
 use crate::control::scan::{Scan, scan};
@@ -126,7 +126,11 @@ async fn inputs(
             step(&lost(names, name, input, start.as_ref())?);
             first(js, input, start.as_ref()).await?;
         }
-        let begin = PositionRecord::new("", input.start, std::iter::empty(), (0, 0));
+        let done = match before {
+            Before::Queue => done_beyond(js, place, input, record.settings.key.as_ref()).await?,
+            _ => Beyond::default(),
+        };
+        let begin = |partition| done.position(partition, input.start);
         bring_in_line(js, place, before, Some(&begin)).await?;
         input.begun = true;
     }
@@ -149,27 +153,7 @@ async fn came_back(
     }
     let positions = records(js, place).await?;
     let all = positions.len() == usize::from(source::PARTITIONS);
-    let witness = positions
-        .values()
-        .map(|one| (one.witness, one.witness_stored));
-    let Some((witness, stored)) = witness.max().filter(|(witness, _)| all && *witness > 0) else {
-        return Ok(false);
-    };
-    let Some(stream) = open(js, &input.stream).await? else {
-        return Ok(false);
-    };
-    if stream.cached_info().state.last_sequence < witness {
-        return Ok(false);
-    }
-    match stream.get_raw_message(witness).await {
-        Ok(found) => Ok(i64::try_from(found.time.unix_timestamp_nanos()) == Ok(stored)),
-        // Gone by age, as it may.
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(true),
-        Err(error) => Err(ControlError::nats(
-            format!("read stream {}", input.stream),
-            error,
-        )),
-    }
+    Ok(all && is_witnessed(js, place.stream, &positions).await?)
 }
 
 /// Has the positions of an input say where the function is: those that are there of a stream or a time before, or closed by a deploy that
@@ -178,14 +162,14 @@ async fn bring_in_line(
     js: &jetstream::Context,
     place: Place<'_>,
     before: Before,
-    begin: Option<&PositionRecord>,
+    begin: Option<&(dyn Fn(u16) -> PositionRecord + Sync)>,
 ) -> Result<bool, ControlError> {
-    let found = rewrite(js, place, |stored| match (before, stored) {
-        (Before::Positions, Some(stored)) => stored.closed.then(|| PositionRecord {
-            closed: false,
-            ..stored.clone()
-        }),
-        (_, stored) => begin.filter(|begin| stored != Some(begin)).cloned(),
+    let found = rewrite(js, place, |partition, stored| match (before, stored) {
+        (Before::Positions, Some(stored)) => stored.closed.then(|| stored.clone().open()),
+        (_, stored) => {
+            let begin = begin.map(|begin| begin(partition));
+            begin.filter(|begin| stored != Some(begin))
+        }
     });
     Ok(found.await?.len() == usize::from(source::PARTITIONS))
 }

@@ -125,9 +125,14 @@ impl FunctionPlan {
     /// Whether nodes are to load the new version before it is active. What changes the kind of delivery hands the inputs over, and the version
     /// before cannot go on.
     pub fn is_tried(&self) -> bool {
-        let same = |one: &FunctionRecord| one.settings.delivery == self.record.settings.delivery;
         let new = matches!(self.action, FunctionAction::New | FunctionAction::Changed);
-        new && self.previous.as_ref().is_none_or(same)
+        new && !self.changes_delivery()
+    }
+
+    /// Whether the version before takes its events by the other engine.
+    pub fn changes_delivery(&self) -> bool {
+        let other = |one: &FunctionRecord| one.settings.delivery != self.record.settings.delivery;
+        self.previous.as_ref().is_some_and(other)
     }
 
     /// What is to run of it.

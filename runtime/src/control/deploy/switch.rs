@@ -1,7 +1,8 @@
 //! The way back from positions to a queue: the positions are closed, so that no node commits by them any more; what they say
 //! is done beyond the first message that is not gets the markers that the queue engine would have left; and the consumer begins there.
 //!
-//! What is parked has no place in a queue, so that it must be empty.
+//! What is parked has no place in a queue, so that it must be empty. The closed positions stay: should positions be wanted again before the queue has
+//! come so far, they say what need not be done again.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -11,12 +12,13 @@ use async_nats::header;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::RawMessageErrorKind;
 use serde_json::{Value, json};
 
 use super::gone::is_gone;
 use super::plan::FunctionPlan;
 use crate::commit::MARKER_TTL;
-use crate::config::DeliveryMode;
+use crate::config::{DeliveryMode, KeySource};
 use crate::control::progress::{Place, Progress, records, rewrite};
 use crate::control::scan::{Scan, scan};
 use crate::control::{ControlError, open};
@@ -57,19 +59,18 @@ pub(super) async fn to_queue(
     let mut closed = BTreeMap::new();
     for input in &previous.inputs {
         let place = place(names, &function.function, input);
-        closed.insert(input.stream.as_str(), close(js, place, input.start).await?);
+        let key = previous.settings.key.as_ref();
+        let records = close(js, place, input.start, key).await?;
+        closed.insert(input.stream.as_str(), records);
     }
     // Only now does it stay empty.
     let stored = closed.values().flat_map(BTreeMap::values);
     if let Err(parked) = nothing_parked(&function.function, stored) {
         for input in &previous.inputs {
             let place = place(names, &function.function, input);
-            rewrite(js, place, |stored| {
+            rewrite(js, place, |_, stored| {
                 let stored = stored.filter(|stored| stored.closed)?;
-                Some(PositionRecord {
-                    closed: false,
-                    ..stored.clone()
-                })
+                Some(stored.clone().open())
             })
             .await?;
         }
@@ -105,19 +106,108 @@ async fn close(
     js: &jetstream::Context,
     place: Place<'_>,
     start: u64,
+    key: Option<&KeySource>,
 ) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
-    rewrite(js, place, |stored| {
+    rewrite(js, place, |_, stored| {
         let new = || PositionRecord::new("", start, std::iter::empty(), (0, 0));
         match stored {
             Some(stored) if stored.closed => None,
-            stored => Some(PositionRecord {
-                owner: String::new(),
-                closed: true,
-                ..stored.cloned().unwrap_or_else(new)
-            }),
+            stored => Some(stored.cloned().unwrap_or_else(new).close(key.cloned())),
         }
     })
     .await
+}
+
+/// What is done of an input beyond where its positions begin.
+#[derive(Default)]
+pub(super) struct Beyond {
+    /// By partition.
+    done: BTreeMap<u16, Vec<u64>>,
+    /// A message that is known to be done, and when it was stored; 0: none.
+    witness: (u64, i64),
+}
+
+impl Beyond {
+    /// A partition's position that begins behind `start`.
+    pub(super) fn position(&self, partition: u16, start: u64) -> PositionRecord {
+        let done = self.done.get(&partition).into_iter().flatten().copied();
+        PositionRecord::new("", start, done, self.witness)
+    }
+}
+
+/// What the positions that a switch to the queue closed say is done beyond `input.start`, up to where the queue has done everything, if it never got
+/// that far: by the partition that each has by `key` now.
+pub(super) async fn done_beyond(
+    js: &jetstream::Context,
+    place: Place<'_>,
+    input: &Input,
+    key: Option<&KeySource>,
+) -> Result<Beyond, ControlError> {
+    let mut found = Beyond::default();
+    let mut closed = records(js, place).await?;
+    closed.retain(|_, record| record.closed);
+    let progress = Progress::new(0, &closed);
+    let Some(before) = closed.values().next().map(|record| record.key.clone()) else {
+        return Ok(found);
+    };
+    if progress.end() <= input.start || !is_witnessed(js, place.stream, &closed).await? {
+        return Ok(found);
+    }
+    let Some(stream) = open(js, place.stream).await? else {
+        return Ok(found);
+    };
+    let beyond = Scan {
+        filters: input.subjects.clone(),
+        from: DeliverPolicy::ByStartSequence {
+            start_sequence: input.start + 1,
+        },
+        headers_only: false,
+    };
+    found.witness = witness(&closed);
+    let (doing, name) = (format!("read stream {}", place.stream), place.stream.into());
+    scan(&stream, beyond, |message| {
+        let info = message.info();
+        let info = info.map_err(|error| ControlError::nats(&doing, error))?;
+        let message = source::message(message, &info, &name);
+        if message.sequence > progress.end() {
+            return Ok(ControlFlow::Break(()));
+        }
+        if progress.is_done(before.as_ref(), &message) {
+            let partition = source::partition(key, &message);
+            let done = found.done.entry(partition).or_default();
+            done.push(message.sequence);
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+    .await?;
+    Ok(found)
+}
+
+/// The latest message that these know to be done, and when it was stored; 0: none.
+fn witness(positions: &BTreeMap<u16, PositionRecord>) -> (u64, i64) {
+    let witness = positions.values();
+    let witness = witness.map(|one| (one.witness, one.witness_stored));
+    witness.max().unwrap_or_default()
+}
+
+/// Whether a stream still is the one that these positions are about: the latest message that they know to be done is the same, or gone by age.
+pub(super) async fn is_witnessed(
+    js: &jetstream::Context,
+    stream: &str,
+    positions: &BTreeMap<u16, PositionRecord>,
+) -> Result<bool, ControlError> {
+    let (witness, stored) = witness(positions);
+    let Some(opened) = open(js, stream).await? else {
+        return Ok(false);
+    };
+    if witness == 0 || opened.cached_info().state.last_sequence < witness {
+        return Ok(false);
+    }
+    match opened.get_raw_message(witness).await {
+        Ok(found) => Ok(i64::try_from(found.time.unix_timestamp_nanos()) == Ok(stored)),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(true),
+        Err(error) => Err(ControlError::nats(format!("read stream {stream}"), error)),
+    }
 }
 
 /// What these say is parked is refused: the records, for something that has ended may still lie in the park.
