@@ -370,7 +370,9 @@ async fn a_client_of_another_language_finds_and_calls_a_function() -> Result<()>
     assert_eq!(info["version"], "1.0.0");
     assert_eq!(info["metadata"]["pelton-function"], "hostile");
     assert_eq!(info["endpoints"][0]["subject"], "pelton.call.shop.hostile");
-    let pong = scene.nats.core.request("$SRV.PING", "".into()).await?;
+    // By name: the node is a service, too.
+    let ping = "$SRV.PING.pelton-shop-hostile";
+    let pong = scene.nats.core.request(ping, "".into()).await?;
     let pong: Value = serde_json::from_slice(&pong.payload)?;
     assert_eq!(pong["name"], "pelton-shop-hostile");
     Ok(())
