@@ -88,12 +88,13 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// Whether it still rests on this pause.
+    /// Whether it still rests: on this pause, or because somebody paused it meanwhile.
     ///
     /// # Errors
     /// Somebody has resumed it.
     pub(super) fn holds(&self, record: &FunctionRecord) -> Result<(), ControlError> {
-        if record.controls.paused.as_ref() == Some(&self.pause) {
+        let rests = |paused: &Paused| *paused == self.pause || !paused.passing;
+        if record.controls.paused.as_ref().is_some_and(rests) {
             return Ok(());
         }
         let function = &record.function;
@@ -106,7 +107,7 @@ impl Rest {
         ))
     }
 
-    /// Has it go on, unless it was paused before.
+    /// Has it go on, unless it was paused before, or was meanwhile.
     ///
     /// # Errors
     /// It was resumed by somebody else meanwhile; NATS trouble.
@@ -114,23 +115,24 @@ impl Rest {
         &self,
         js: &jetstream::Context,
     ) -> Result<FunctionRecord, ControlError> {
-        if !self.pause.passing {
-            return Ok(functions::record(js, &self.app, &self.record.function)
-                .await?
-                .0);
-        }
         let (app, function) = (&self.app, &self.record.function);
         let ended = rollout::change(js, app, function, |record| {
             self.holds(record)?;
             let mut next = record.clone();
-            next.controls.paused = None;
+            if next
+                .controls
+                .paused
+                .take_if(|paused| paused.passing)
+                .is_none()
+            {
+                return Ok(None);
+            }
             next.generation = record.generation() + 1;
             Ok(Some(next))
         });
-        // It always changes something.
         match ended.await? {
             Some(record) => Ok(record),
-            None => Ok(self.record.clone()),
+            None => Ok(functions::record(js, app, function).await?.0),
         }
     }
 
@@ -248,5 +250,28 @@ async fn set(
     match changed.await? {
         Some(record) => Ok(record),
         None => Ok(functions::record(js, app, function).await?.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_rests_on_its_own_pause_or_on_one_that_stays() {
+        let mut record = FunctionRecord::sample();
+        let rest = Rest {
+            app: record.app.clone(),
+            record: record.clone(),
+            pause: paused("a@b", true),
+        };
+        let mut holds = |paused: Option<Paused>| {
+            record.controls.paused = paused;
+            rest.holds(&record).is_ok()
+        };
+        assert!(holds(Some(rest.pause.clone())));
+        assert!(holds(Some(paused("c@d", false))), "paused meanwhile");
+        assert!(!holds(Some(paused("c@d", true))), "another reset");
+        assert!(!holds(None), "resumed");
     }
 }

@@ -369,7 +369,7 @@ impl Node {
 }
 
 /// Memory that this process has, bytes, where the system says so.
-fn memory() -> Option<u64> {
+pub(super) fn memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status
         .lines()

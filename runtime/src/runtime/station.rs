@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 
 use super::RuntimeError;
 use super::health::Health;
+use super::node::memory;
 use super::shared::Shared;
 use crate::telemetry::{self, Family, Value, metrics};
 
@@ -190,16 +191,6 @@ impl Station {
 
 fn truth(holds: bool) -> f64 {
     if holds { 1.0 } else { 0.0 }
-}
-
-/// Memory that the process holds, bytes, where the system says it in this way.
-fn memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
 }
 
 fn answer_json(status: StatusCode, body: &serde_json::Value) -> Answer {
