@@ -9,9 +9,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::nodes::{self, Wanted};
-use super::{ControlError, ErrorKind, functions, rfc3339, rollout};
+use super::{ControlError, ErrorKind, functions, rollout};
 use crate::config::MAX_CONCURRENCY;
-use crate::records::{Controls, FunctionRecord, Paused};
+use crate::records::{Controls, FunctionRecord, Paused, rfc3339};
 
 /// A reset or a removal that began so long ago was cut off.
 const CUT_OFF: Duration = Duration::from_secs(600);

@@ -16,10 +16,10 @@ use time::OffsetDateTime;
 
 use super::progress::{self, Place, Progress};
 use super::scan::{Scan, scan};
-use super::{ControlError, open, rfc3339};
+use super::{ControlError, open};
 use crate::config::{DeliveryMode, KeySource};
 use crate::names::AppNames;
-use crate::records::{AttemptsRecord, FunctionRecord, Input, PositionRecord};
+use crate::records::{AttemptsRecord, FunctionRecord, Input, PositionRecord, rfc3339};
 use crate::settle::park;
 use crate::source;
 

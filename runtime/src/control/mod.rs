@@ -85,12 +85,6 @@ impl ControlError {
     }
 }
 
-/// A time as it stands in records and listings.
-pub(crate) fn rfc3339(time: time::OffsetDateTime) -> String {
-    time.format(&time::format_description::well_known::Rfc3339)
-        .unwrap_or_default()
-}
-
 /// Opens a stream, `None` when it does not exist.
 async fn open(
     js: &jetstream::Context,

@@ -14,7 +14,7 @@ use super::nodes::Wanted;
 use super::remove::without_inputs;
 use super::{ControlError, ErrorKind, functions, nodes, versions};
 use crate::names::{AppNames, REGISTRY_BUCKET};
-use crate::records::{Chapter, FORMAT, FunctionRecord, NodeRecord, PAUSED, READY, SHARES};
+use crate::records::{Chapter, FORMAT, FunctionRecord, Input, NodeRecord, PAUSED, READY, SHARES};
 use crate::rollout::{Both, Summary, promoted, stepped, withdrawn};
 use crate::telemetry::LogRecord;
 
@@ -241,13 +241,20 @@ pub async fn overtaken(
     Ok(told.collect())
 }
 
-/// Refuses to make a version the active one that no live node can run.
+/// Refuses to make a version the active one that no live node can run, or that does not have the inputs yet.
 fn can_run(record: &FunctionRecord, nodes: &[NodeRecord]) -> Result<(), ControlError> {
-    let version = match &record.trial {
-        Some(trial) => trial.record.version,
-        None => record.version,
-    };
-    let function = &record.function;
+    let next = record.trial.as_ref().map_or(record, |trial| &trial.record);
+    let (function, version) = (&record.function, next.version);
+    if next.settings.delivery != record.settings.delivery {
+        return Err(ControlError::refused(
+            format!(
+                "version {version} of function {function} changes `delivery`, and only its deploy hands the inputs over"
+            ),
+            format!(
+                "wait for that, or deploy it again; `pelton rollout {function} abort` takes it back"
+            ),
+        ));
+    }
     let tried = Tried::of(nodes, &record.app, function, version);
     if tried.ready > 0 || tried.failed.is_empty() {
         return Ok(());
@@ -279,6 +286,25 @@ pub async fn step(
 ) -> Result<FunctionRecord, ControlError> {
     ended(js, app, function, Some(version), |record| {
         stepped(record, why, None, OffsetDateTime::now_utc())
+    })
+    .await
+}
+
+/// Makes the version that is tried, this one, the active one, with these inputs: they were handed over to it.
+pub(super) async fn take_over(
+    js: &jetstream::Context,
+    app: &str,
+    function: &str,
+    version: u64,
+    inputs: &[Input],
+    why: &str,
+) -> Result<FunctionRecord, ControlError> {
+    ended(js, app, function, Some(version), |record| {
+        let mut record = record.clone();
+        if let Some(trial) = &mut record.trial {
+            trial.record.inputs = inputs.to_vec();
+        }
+        promoted(&record, why, None, OffsetDateTime::now_utc())
     })
     .await
 }

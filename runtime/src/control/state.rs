@@ -12,9 +12,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::scan::{Scan, scan};
-use super::{ControlError, open, rfc3339};
+use super::{ControlError, open};
 use crate::effects::is_key;
 use crate::names::{AppNames, META_APP};
+use crate::records::rfc3339;
 
 /// A key in a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]

@@ -288,7 +288,7 @@ mod tests {
         let now = OffsetDateTime::now_utc();
         let version = |number: u64, age: u64| FunctionRecord {
             version: number,
-            deployed_at: crate::control::rfc3339(now - Duration::from_secs(age * 24 * 3600)),
+            deployed_at: crate::records::rfc3339(now - Duration::from_secs(age * 24 * 3600)),
             ..FunctionRecord::sample()
         };
         let all: Vec<FunctionRecord> = (1..=130)

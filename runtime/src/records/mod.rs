@@ -20,6 +20,11 @@ use crate::rollout::{Bounds, Summary};
 /// Format version of every record in this module.
 pub const FORMAT: u32 = 1;
 
+/// A time as it stands in records and listings.
+pub(crate) fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
 /// An app, at registry key `app.<app>`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AppRecord {

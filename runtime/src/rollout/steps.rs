@@ -6,8 +6,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{AtOnce, Figures, Judgement, judge};
-use crate::control::rfc3339;
-use crate::records::{Chapter, Controls, FunctionRecord, NodeRecord, READY, SHARES, TrialRecord};
+use crate::records::{
+    Chapter, Controls, FunctionRecord, NodeRecord, READY, SHARES, TrialRecord, rfc3339,
+};
 
 /// Chapters that a function's record keeps: the latest.
 const MAX_CHAPTERS: usize = 30;

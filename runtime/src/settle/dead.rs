@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use time::OffsetDateTime;
 
-use super::{cut, rfc3339};
+use super::cut;
 use crate::commit::DeadLetter;
 use crate::effects::{Failure, MAX_ERROR_BYTES};
 use crate::event::{self, Headers, Message};
-use crate::records::{AttemptError, FORMAT, FunctionRecord};
+use crate::records::{AttemptError, FORMAT, FunctionRecord, rfc3339};
 
 /// What the subject of an outbox message and its batch headers may add, bytes.
 const OVERHEAD: usize = 1024;

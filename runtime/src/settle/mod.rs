@@ -11,7 +11,6 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::{self, Either};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::call::Answer;
 use crate::commit::{
@@ -22,7 +21,7 @@ use crate::effects::{Attempt, Effects, Failure, StateError, TimerChange};
 use crate::event::Message;
 use crate::mutation;
 use crate::names::{AppNames, Txn};
-use crate::records::{AttemptError, AttemptsRecord, FORMAT};
+use crate::records::{AttemptError, AttemptsRecord, FORMAT, rfc3339};
 use crate::series::{Series, Work};
 use crate::source::{Received, Return, Settlement};
 use crate::telemetry::now_ns;
@@ -527,11 +526,6 @@ fn hand_back(error: &CommitError) -> Settlement {
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> i64 {
     i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
-}
-
-fn rfc3339(time: OffsetDateTime) -> String {
-    time.format(&Rfc3339)
-        .unwrap_or_else(|_| time.unix_timestamp().to_string())
 }
 
 fn cut(text: &mut String, bytes: usize) {

@@ -10,6 +10,7 @@ use pelton_tests::http::HttpServer;
 use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, project, within};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::task::JoinHandle;
 
 const LONG: Duration = Duration::from_secs(60);
 const STREAM: &str = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n";
@@ -114,15 +115,40 @@ impl Scene {
     }
 }
 
-/// Publishes events of 40 keys, each of which counts in its own counter, at some hundreds a second.
-async fn publish(nats: Nats, events: usize) -> Result<()> {
-    for n in 0..events {
-        count(&nats, n).await?;
-        if n % 4 == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+async fn publish(nats: &Nats, events: std::ops::Range<usize>) -> Result<()> {
+    for n in events {
+        count(nats, n).await?;
     }
     Ok(())
+}
+
+/// Events of 40 keys, each of which counts in its own counter, at some hundreds a second, until it is enough.
+struct Publishing {
+    enough: Arc<AtomicBool>,
+    task: JoinHandle<Result<usize>>,
+}
+
+impl Publishing {
+    fn begin(nats: &Nats) -> Self {
+        let (nats, enough) = (nats.clone(), Arc::new(AtomicBool::new(false)));
+        let until = enough.clone();
+        let task = tokio::spawn(async move {
+            let mut events = 0;
+            while !until.load(Ordering::Relaxed) {
+                count(&nats, events).await?;
+                events += 1;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Ok(events)
+        });
+        Self { enough, task }
+    }
+
+    /// How many there were.
+    async fn end(self) -> Result<usize> {
+        self.enough.store(true, Ordering::Relaxed);
+        self.task.await?
+    }
 }
 
 async fn count(nats: &Nats, n: usize) -> Result<()> {
@@ -134,29 +160,25 @@ async fn count(nats: &Nats, n: usize) -> Result<()> {
 
 #[tokio::test]
 async fn each_event_is_handled_once_across_both_changes() -> Result<()> {
-    const EVENTS: usize = 4000;
     let scene = deployed(&queue(NOWHERE)?).await?;
     let _nodes = [
         Node::start(&scene.pelton, &[])?,
         Node::start(&scene.pelton, &[])?,
     ];
     scene.nats.serving("hostile", Some(1), 2).await?;
-    let publishing = tokio::spawn(publish(scene.nats.clone(), EVENTS));
+    let publishing = Publishing::begin(&scene.nats);
     for (version, text) in [
         (2, positions(NOWHERE)?),
         (3, queue(NOWHERE)?),
         (4, positions(NOWHERE)?),
     ] {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        ensure!(
-            !publishing.is_finished(),
-            "published too fast for this test"
-        );
         scene.deploy(&text).await?;
         scene.nats.serving("hostile", Some(version), 2).await?;
     }
-    publishing.await??;
-    scene.counted(EVENTS).await?;
+    let events = publishing.end().await?;
+    ensure!(events > 500, "only {events} events");
+    scene.counted(events).await?;
     // Only positions are left: the consumer went when the nodes had taken over.
     let info = scene.info().await?;
     ensure!(info["inputs"][0]["consumer"].is_null(), "{info}");
@@ -172,19 +194,7 @@ async fn a_deploy_killed_between_both_loses_and_doubles_nothing() -> Result<()> 
     let scene = deployed(&queue(NOWHERE)?).await?;
     let _node = Node::start(&scene.pelton, &[])?;
     scene.nats.serving("hostile", Some(1), 1).await?;
-    let enough = Arc::new(AtomicBool::new(false));
-    let publishing = tokio::spawn({
-        let (nats, enough) = (scene.nats.clone(), enough.clone());
-        async move {
-            let mut events = 0;
-            while !enough.load(Ordering::Relaxed) {
-                count(&nats, events).await?;
-                events += 1;
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            anyhow::Ok(events)
-        }
-    });
+    let publishing = Publishing::begin(&scene.nats);
     let (queue, positions) = (queue(NOWHERE)?, positions(NOWHERE)?);
     let (to_rest, closing) = ("to come to rest", "closing the positions");
     let mut half_way = [0; 3];
@@ -201,8 +211,7 @@ async fn a_deploy_killed_between_both_loses_and_doubles_nothing() -> Result<()> 
             scene.nats.serving("hostile", Some(version), 1).await?;
         }
     }
-    enough.store(true, Ordering::Relaxed);
-    let events = publishing.await??;
+    let events = publishing.end().await?;
     ensure!(half_way.iter().all(|one| *one > 0), "{half_way:?}");
     scene.counted(events).await
 }
@@ -254,7 +263,7 @@ async fn what_is_parked_keeps_a_function_with_its_positions() -> Result<()> {
     let said = ["1 of its deliveries are parked", "fix: wait until"];
     scene.pelton.refused(&["deploy"], &said).await?;
     // It goes on by positions.
-    publish(scene.nats.clone(), 10).await?;
+    publish(&scene.nats, 0..10).await?;
     within(LONG, "the other events", || async {
         let status = scene.info().await?;
         ensure!(status["pending"] == 1, "{status}");
@@ -266,7 +275,7 @@ async fn what_is_parked_keeps_a_function_with_its_positions() -> Result<()> {
 #[tokio::test]
 async fn a_first_deploy_begins_where_start_says() -> Result<()> {
     let scene = deployed(STREAM).await?;
-    publish(scene.nats.clone(), 10).await?;
+    publish(&scene.nats, 0..10).await?;
     let component = build::component("hostile")?;
     let with = |start: &str| {
         format!(
@@ -353,7 +362,7 @@ async fn done_beyond(scene: &Scene, gate: &HttpServer, events: usize) -> Result<
         .publish("hostile.act.slow", slow.to_string())
         .await?;
     gate.asked(1).await?;
-    publish(scene.nats.clone(), events).await?;
+    publish(&scene.nats, 0..events).await?;
     within(LONG, "all but that one to be done", || async {
         let filter = "$KV.shop.counters.>";
         let done = scene.nats.count_below("KV_shop", filter).await?;
@@ -387,6 +396,47 @@ async fn there_and_back_before_the_queue_has_done_anything() -> Result<()> {
     Ok(())
 }
 
+fn unloadable(host: &str) -> Result<String> {
+    Ok(queue(host)?.replace("start =", "secrets = [\"NOT_THERE\"]\nstart ="))
+}
+
+/// The inputs are handed over when a node has loaded the version that takes them by the other engine, and not before.
+#[tokio::test]
+async fn a_queue_that_no_node_can_load_gets_no_input() -> Result<()> {
+    const EVENTS: usize = 20;
+    let scene = deployed(&positions(NOWHERE)?).await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    publish(&scene.nats, 0..EVENTS).await?;
+    scene.counted(EVENTS).await?;
+    scene.project.change(&unloadable(NOWHERE)?)?;
+    let said = [
+        "not deployed: hostile version 2",
+        "no node can load it",
+        "NOT_THERE",
+    ];
+    scene.pelton.refused(&["deploy"], &said).await?;
+    assert_eq!(scene.version().await?, 1);
+    publish(&scene.nats, EVENTS..2 * EVENTS).await?;
+    scene.counted(2 * EVENTS).await?;
+    // And what can be loaded gets them, and is told as such.
+    scene.deploy(&queue(NOWHERE)?).await?;
+    assert_eq!(scene.version().await?, 3);
+    let status = ["rollout", "hostile", "status"];
+    let story = scene.pelton.json(&status).await?["story"].clone();
+    let told: Vec<(&str, u64)> = story
+        .as_array()
+        .context("a story")?
+        .iter()
+        .filter_map(|one| Some((one["what"].as_str()?, one["version"].as_u64()?)))
+        .collect();
+    assert_eq!(
+        told[told.len() - 4..],
+        [("begun", 2), ("aborted", 2), ("begun", 3), ("promoted", 3)]
+    );
+    publish(&scene.nats, 2 * EVENTS..3 * EVENTS).await?;
+    scene.counted(3 * EVENTS).await
+}
+
 /// A queue that no node can load is given up again while the node goes on: nothing is done twice, and nothing has to come for what waits.
 #[tokio::test]
 async fn back_from_a_queue_that_no_node_can_load() -> Result<()> {
@@ -396,12 +446,10 @@ async fn back_from_a_queue_that_no_node_can_load() -> Result<()> {
     let scene = deployed(&text).await?;
     let _node = Node::start(&scene.pelton, &[])?;
     done_beyond(&scene, &gate, EVENTS).await?;
-    let bad = queue(&gate.host())?.replace("start =", "secrets = [\"NOT_THERE\"]\nstart =");
-    scene.project.change(&bad)?;
-    scene.pelton.refused(&["deploy"], &["NOT_THERE"]).await?;
-    for n in EVENTS..2 * EVENTS {
-        count(&scene.nats, n).await?;
-    }
+    scene.project.change(&unloadable(&gate.host())?)?;
+    let untried = ["deploy", "--no-trial"];
+    scene.pelton.refused(&untried, &["NOT_THERE"]).await?;
+    publish(&scene.nats, EVENTS..2 * EVENTS).await?;
     scene.deploy(&text).await?;
     gate.open();
     scene.idle().await?;

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::build::build_functions;
 use super::deploy_text;
 use super::provenance;
-use super::strategy::{self, Outcomes, StrategyArgs};
+use super::strategy::{self, Failed, Outcomes, StrategyArgs};
 use crate::global::Global;
 use crate::output::{Output, failure};
 
@@ -93,7 +93,7 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
         progress.step(step)
     })
     .await?;
-    progress.finish("deployed");
+    progress.finish("registered");
     if args.no_wait {
         return report(&output, plan, true, Outcomes::new(), None);
     }
@@ -112,13 +112,7 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
     let applied = failed.is_empty() || outcomes.values().any(|one| one.share > 0);
     let rollout = (!wanted.is_empty()).then_some(rollout);
     report(&output, plan, applied, outcomes, rollout)?;
-    if !failed.is_empty() {
-        return Err(failure(
-            format!("not deployed: {}", failed.join("; ")),
-            "mend that and deploy again; what ran before runs on",
-        ));
-    }
-    trouble.map_or(Ok(()), Err)
+    Failed::error(&failed).or(trouble).map_or(Ok(()), Err)
 }
 
 /// Waits for the nodes, until somebody else makes something else of a function: what the nodes made of it, and what that is.

@@ -1,19 +1,20 @@
 //! How a deploy's new versions get their events, and what nodes say of them first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_nats::jetstream;
 use clap::Args;
-use pelton_runtime::control::deploy::{FunctionAction, FunctionPlan, Plan, Steps, Way};
+use pelton_runtime::control::deploy::{self, FunctionAction, FunctionPlan, Plan, Steps, Way};
 use pelton_runtime::control::nodes::Wanted;
 use pelton_runtime::control::rollout::{self, Tried};
-use pelton_runtime::records::SHARES;
+use pelton_runtime::control::{ControlError, ErrorKind};
+use pelton_runtime::records::{FunctionRecord, SHARES};
 use pelton_runtime::rollout::Bounds;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::output::{Output, failure};
+use crate::output::{Output, Progress, failure};
 
 /// Flags of a deploy that say so.
 #[derive(Debug, Clone, Args)]
@@ -129,73 +130,121 @@ fn changed(plan: &Plan) -> impl Iterator<Item = &FunctionPlan> {
     plan.functions.iter().filter(|one| one.is_tried())
 }
 
-/// Waits for what nodes say of the new versions, and gives them their first share, or all. What is to run then; and versions that no node
-/// can load, which were withdrawn, with why.
+/// A version that was taken back before any event went to it: why, and how to mend it.
+pub struct Failed {
+    what: String,
+    fix: String,
+}
+
+impl Failed {
+    /// One error of all; none: none failed.
+    pub fn error(all: &[Self]) -> Option<anyhow::Error> {
+        if all.is_empty() {
+            return None;
+        }
+        let whats: Vec<&str> = all.iter().map(|one| one.what.as_str()).collect();
+        let fixes: BTreeSet<&str> = all.iter().map(|one| one.fix.as_str()).collect();
+        let fixes: Vec<&str> = fixes.into_iter().collect();
+        Some(failure(
+            format!("not deployed: {}", whats.join("; ")),
+            format!("{}; what ran before runs on", fixes.join("; ")),
+        ))
+    }
+}
+
+/// Waits for what nodes say of the new versions, and gives them their first share, or all. What is to run then, and what was taken back.
 pub async fn begin(
     js: &jetstream::Context,
     plan: &Plan,
     StrategyArgs { blue_green, .. }: &StrategyArgs,
     within: Duration,
     output: &Output,
-) -> anyhow::Result<(Outcomes, BTreeMap<String, Wanted>, Vec<String>)> {
+) -> anyhow::Result<(Outcomes, BTreeMap<String, Wanted>, Vec<Failed>)> {
     let mut wanted = plan.versions();
     let (mut outcomes, mut failed) = (Outcomes::new(), Vec::new());
     let progress = output.progress("waiting for the nodes to load it");
-    for FunctionPlan {
-        function,
-        version,
-        previous_version,
-        ..
-    } in changed(plan)
-    {
+    for planned in changed(plan) {
+        let FunctionPlan {
+            function,
+            version,
+            previous_version,
+            ..
+        } = planned;
         let (app, function) = (plan.app.as_str(), function.as_str());
         progress.step(&format!(
             "waiting for the nodes to load version {version} of {function}"
         ));
         let tried = rollout::wait_until_tried(js, app, function, *version, within).await?;
         let enough = if *blue_green { tried.nodes } else { 1 };
-        if tried.nodes > 0 && tried.ready < enough {
-            let why = reason(&tried, within);
-            match previous_version {
-                Some(_) => drop(rollout::abort(js, app, function, Some(*version), &why).await?),
-                None => rollout::discard(js, app, function, *version).await?,
+        let begun = match tried.nodes > 0 && tried.ready < enough {
+            true => Err(Failed {
+                what: reason(&tried, within),
+                fix: "mend that and deploy again".into(),
+            }),
+            false => first(js, app, planned, &tried, &progress).await?,
+        };
+        let share = match begun {
+            Ok(record) => {
+                wanted.insert(function.to_owned(), Wanted::of(&record));
+                record.trial.as_ref().map_or(SHARES, |trial| trial.share)
             }
-            wanted.remove(function);
-            let (version, share) = (*version, 0);
-            let tried = Some(tried);
-            let outcome = Outcome {
-                version,
-                share,
-                tried,
-            };
-            outcomes.insert(function.to_owned(), outcome);
-            failed.push(format!("{function} version {version}: {why}"));
-            continue;
-        }
-        let why = match tried.nodes {
-            0 if tried.older > 0 => format!(
-                "the {} nodes alive are of a release that tries no version",
-                tried.older
-            ),
-            0 => "no node is alive to try it".to_owned(),
-            nodes => format!("{} of {nodes} nodes have loaded it", tried.ready),
+            Err(Failed { what: why, fix }) => {
+                match previous_version {
+                    Some(_) => drop(rollout::abort(js, app, function, Some(*version), &why).await?),
+                    None => rollout::discard(js, app, function, *version).await?,
+                }
+                wanted.remove(function);
+                let what = format!("{function} version {version}: {why}");
+                failed.push(Failed { what, fix });
+                0
+            }
         };
-        let record = match previous_version {
-            Some(_) => rollout::step(js, app, function, *version, &why).await?,
-            None => rollout::promote(js, app, function, Some(*version), &why).await?,
+        let outcome = Outcome {
+            version: *version,
+            share,
+            tried: Some(tried),
         };
-        let share = record.trial.as_ref().map_or(SHARES, |trial| trial.share);
-        wanted.insert(function.to_owned(), Wanted::of(&record));
-        outcomes.insert(
-            function.to_owned(),
-            Outcome {
-                version: *version,
-                share,
-                tried: Some(tried),
-            },
-        );
+        outcomes.insert(function.to_owned(), outcome);
     }
     Ok((outcomes, wanted, failed))
+}
+
+/// Gives a version that nodes have loaded its first share, or all; or why that cannot be.
+async fn first(
+    js: &jetstream::Context,
+    app: &str,
+    planned: &FunctionPlan,
+    tried: &Tried,
+    progress: &Progress,
+) -> anyhow::Result<Result<FunctionRecord, Failed>> {
+    let FunctionPlan {
+        function, version, ..
+    } = planned;
+    let why = match tried.nodes {
+        0 if tried.older > 0 => format!(
+            "the {} nodes alive are of a release that tries no version",
+            tried.older
+        ),
+        0 => "no node is alive to try it".to_owned(),
+        nodes => format!("{} of {nodes} nodes have loaded it", tried.ready),
+    };
+    if planned.changes_delivery() {
+        let step = |text: &str| progress.step(text);
+        return match deploy::hand_over(js, app, planned, &why, step).await {
+            Ok(record) => Ok(Ok(record)),
+            Err(ControlError {
+                kind: ErrorKind::Refused,
+                what,
+                fix,
+            }) => Ok(Err(Failed { what, fix })),
+            Err(error) => Err(error.into()),
+        };
+    }
+    let record = match planned.previous_version {
+        Some(_) => rollout::step(js, app, function, *version, &why).await?,
+        None => rollout::promote(js, app, function, Some(*version), &why).await?,
+    };
+    Ok(Ok(record))
 }
 
 fn reason(tried: &Tried, within: Duration) -> String {

@@ -21,9 +21,9 @@ use super::{gone, leftovers};
 use crate::commit::stream::{self, StreamError};
 use crate::component::Component;
 use crate::config::{DeliveryMode, Manifest};
-use crate::control::{ControlError, ErrorKind, rfc3339, rollout, versions};
+use crate::control::{ControlError, ErrorKind, functions, rollout, versions};
 use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
-use crate::records::{AppRecord, FORMAT, FunctionRecord, TrialRecord};
+use crate::records::{AppRecord, FORMAT, FunctionRecord, TrialRecord, rfc3339};
 use crate::registry;
 use crate::rollout::{Bounds, at_once, tried};
 use crate::source;
@@ -136,17 +136,16 @@ pub(super) async fn apply_function(
             function.function, function.version
         ));
     }
-    if function.previous.is_none() {
-        leftovers::clear(js, names, &function.record, step).await?;
-    }
-    gone::see_to(js, names, function, step).await?;
-    let record = match function.record.settings.delivery {
-        DeliveryMode::AtLeastOnce => {
-            to_queue(js, names, function, step).await?;
-            ensure_consumers(js, names, function).await?;
-            function.record.clone()
-        }
-        DeliveryMode::ExactlyOnce => begin(js, names, function, step).await?,
+    let way = if function.is_tried() {
+        way
+    } else {
+        &Way::AtOnce
+    };
+    let later = function.changes_delivery() && matches!(way, Way::Tried(_));
+    let record = match later {
+        // The active version needs them until nodes have loaded this one: see `hand_over`.
+        true => function.record.clone(),
+        false => take_inputs(js, names, function, step).await?,
     };
     if let Some(TrialPlan { version, action }) = function.trial
         && action == TrialAction::Withdrawn
@@ -162,14 +161,54 @@ pub(super) async fn apply_function(
         .await?;
     }
     if function.action != FunctionAction::Unchanged {
-        let way = if function.is_tried() {
-            way
-        } else {
-            &Way::AtOnce
-        };
         register(js, names, function, component, record, way).await?;
     }
     Ok(())
+}
+
+/// What its inputs need for its kind of delivery; the record with where each begins.
+async fn take_inputs(
+    js: &jetstream::Context,
+    names: &AppNames,
+    function: &FunctionPlan,
+    step: &mut impl FnMut(&str),
+) -> Result<FunctionRecord, ControlError> {
+    if function.previous.is_none() {
+        leftovers::clear(js, names, &function.record, step).await?;
+    }
+    gone::see_to(js, names, function, step).await?;
+    match function.record.settings.delivery {
+        DeliveryMode::AtLeastOnce => {
+            to_queue(js, names, function, step).await?;
+            ensure_consumers(js, names, function).await?;
+            Ok(function.record.clone())
+        }
+        DeliveryMode::ExactlyOnce => begin(js, names, function, step).await,
+    }
+}
+
+/// Hands the inputs over to a version that takes them by the other engine, when nodes have tried it, and makes it the active one: the record then.
+///
+/// # Errors
+/// Somebody has deployed another version meanwhile, or reset the function; the inputs cannot be handed over now, for what waits of them; NATS trouble. Deploying
+/// again goes on.
+pub async fn hand_over(
+    js: &jetstream::Context,
+    app: &str,
+    function: &FunctionPlan,
+    why: &str,
+    mut step: impl FnMut(&str),
+) -> Result<FunctionRecord, ControlError> {
+    let (name, version) = (&function.function, function.version);
+    let names = AppNames::new(app);
+    let (active, _) = functions::record(js, app, name).await?;
+    let tried = active.trial.as_ref().map(|trial| trial.record.version);
+    let planned = function.previous.as_ref().map(|previous| &previous.inputs);
+    if tried != Some(version) || planned != Some(&active.inputs) {
+        return Err(overtaken(name));
+    }
+    let inputs = take_inputs(js, &names, function, &mut step).await?.inputs;
+    rollout::take_over(js, app, name, version, &inputs, why).await
 }
 
 pub(super) fn refused(error: StreamError) -> ControlError {
@@ -310,13 +349,7 @@ async fn register(
     if let Some(previous) = &function.previous {
         versions::keep(&store, names, previous).await?;
     }
-    let lost = || {
-        ControlError::new(
-            ErrorKind::Conflict,
-            format!("another deploy changed function {name} at the same time; that one stands"),
-            "look at what it did with `pelton function info`, then deploy again if this one is wanted",
-        )
-    };
+    let lost = || overtaken(name);
     if function.action != FunctionAction::Back && !versions::keep(&store, names, &record).await? {
         return Err(lost());
     }
@@ -353,6 +386,14 @@ async fn register(
     };
     rollout::publish(&js.client(), &entry).await;
     Ok(())
+}
+
+fn overtaken(function: &str) -> ControlError {
+    ControlError::new(
+        ErrorKind::Conflict,
+        format!("another deploy changed function {function} at the same time; that one stands"),
+        "look at what it did with `pelton function info`, then deploy again if this one is wanted",
+    )
 }
 
 /// Stores a component that is not there, or not any more.

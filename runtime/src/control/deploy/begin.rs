@@ -18,9 +18,9 @@ use super::switch::{Beyond, done_beyond, is_witnessed};
 use crate::config::{DeliveryMode, Start};
 use crate::control::progress::{Place, records, rewrite};
 use crate::control::scan::{Scan, scan};
-use crate::control::{ControlError, open, rfc3339};
+use crate::control::{ControlError, open};
 use crate::names::AppNames;
-use crate::records::{FunctionRecord, Input, PositionRecord};
+use crate::records::{FunctionRecord, Input, PositionRecord, rfc3339};
 use crate::source;
 
 /// How long a consumer may take to come to rest: an attempt takes 5 s unless the manifest says more.

@@ -5,8 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use crate::control::rfc3339;
-use crate::records::FunctionRecord;
+use crate::records::{FunctionRecord, rfc3339};
 
 /// One setting that differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]

@@ -155,7 +155,7 @@ mod tests {
 
     fn record(deployed_at: OffsetDateTime, delivery: DeliveryMode) -> FunctionRecord {
         FunctionRecord {
-            deployed_at: crate::control::rfc3339(deployed_at),
+            deployed_at: crate::records::rfc3339(deployed_at),
             inputs: vec![Input {
                 stream: "READ".into(),
                 subjects: vec!["read.>".into()],

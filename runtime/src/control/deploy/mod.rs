@@ -25,7 +25,7 @@ mod trial;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{Steps, Way, apply};
+pub use apply::{Steps, Way, apply, hand_over};
 pub use back::{Rollback, back, find};
 pub(super) use begin::before_time;
 pub use changes::Change;

@@ -122,17 +122,16 @@ pub struct FunctionPlan {
 }
 
 impl FunctionPlan {
-    /// Whether nodes are to load the new version before it is active. What changes the kind of delivery hands the inputs over, and the version
-    /// before cannot go on.
+    /// Whether nodes are to load the new version before it is active.
     pub fn is_tried(&self) -> bool {
-        let new = matches!(self.action, FunctionAction::New | FunctionAction::Changed);
-        new && !self.changes_delivery()
+        matches!(self.action, FunctionAction::New | FunctionAction::Changed)
     }
 
-    /// Whether the version before takes its events by the other engine.
+    /// Whether the active version takes its events by the other engine: then the inputs are handed over when nodes have loaded the new one.
     pub fn changes_delivery(&self) -> bool {
         let other = |one: &FunctionRecord| one.settings.delivery != self.record.settings.delivery;
-        self.previous.as_ref().is_some_and(other)
+        let active = self.previous.as_ref().filter(|one| !one.pending);
+        active.is_some_and(other)
     }
 
     /// What is to run of it.
@@ -401,7 +400,7 @@ impl Planner<'_> {
             instance: previous.map_or_else(Uuid::new_v4, |one| one.instance),
             digest: self.component.digest.clone(),
             contract: self.component.contract.clone(),
-            deployed_at: crate::control::rfc3339(now),
+            deployed_at: crate::records::rfc3339(now),
             activated_at: String::new(),
             handlers: self.component.handlers.clone(),
             inputs,

@@ -21,7 +21,7 @@ use crate::commit::MARKER_TTL;
 use crate::config::{DeliveryMode, KeySource};
 use crate::control::progress::{Place, Progress, records, rewrite};
 use crate::control::scan::{Scan, scan};
-use crate::control::{ControlError, open};
+use crate::control::{ControlError, ErrorKind, open};
 use crate::names::{AppNames, txn};
 use crate::records::{FunctionRecord, Input, PositionRecord};
 use crate::source;
@@ -65,17 +65,43 @@ pub(super) async fn to_queue(
     }
     // Only now does it stay empty.
     let stored = closed.values().flat_map(BTreeMap::values);
-    if let Err(parked) = nothing_parked(&function.function, stored) {
-        for input in &previous.inputs {
-            let place = place(names, &function.function, input);
-            rewrite(js, place, |_, stored| {
-                let stored = stored.filter(|stored| stored.closed)?;
-                Some(stored.clone().open())
-            })
-            .await?;
-        }
-        return Err(parked);
+    let handed = match nothing_parked(&function.function, stored) {
+        Ok(()) => hand_all_over(js, names, function, previous, &closed).await,
+        parked => parked,
+    };
+    // What stands in the way may last, and the version before goes on meanwhile.
+    if let Err(error) = &handed
+        && error.kind == ErrorKind::Refused
+    {
+        reopen(js, names, previous).await?;
     }
+    handed
+}
+
+async fn reopen(
+    js: &jetstream::Context,
+    names: &AppNames,
+    record: &FunctionRecord,
+) -> Result<(), ControlError> {
+    for input in &record.inputs {
+        let place = place(names, &record.function, input);
+        rewrite(js, place, |_, stored| {
+            let stored = stored.filter(|stored| stored.closed)?;
+            Some(stored.clone().open())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Every input that both versions read, from its closed positions, by stream.
+async fn hand_all_over(
+    js: &jetstream::Context,
+    names: &AppNames,
+    function: &FunctionPlan,
+    previous: &FunctionRecord,
+    closed: &BTreeMap<&str, BTreeMap<u16, PositionRecord>>,
+) -> Result<(), ControlError> {
     for input in &function.record.inputs {
         let Some(records) = closed.get(input.stream.as_str()) else {
             continue;
