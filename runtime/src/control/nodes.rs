@@ -180,6 +180,8 @@ pub struct Rollout {
     pub waiting: Vec<String>,
     /// The nodes that had not, by name and id.
     pub silent: BTreeSet<String>,
+    /// Nodes that had not, and are not heard from any more: killed, or asleep.
+    pub gone: BTreeSet<String>,
 }
 
 /// A version that does not run on a node.
@@ -287,8 +289,20 @@ pub async fn wait(
     within: Duration,
 ) -> Result<Rollout, ControlError> {
     let start = tokio::time::Instant::now();
+    let mut expected = BTreeSet::new();
     loop {
-        let rollout = judge(&list(js).await?, app, versions);
+        let nodes = list(js).await?;
+        let mut rollout = judge(&nodes, app, versions);
+        let alive: BTreeSet<String> = nodes.iter().map(name).collect();
+        rollout.gone = expected.difference(&alive).cloned().collect();
+        // Who drains ends, and says so before.
+        let drains = nodes
+            .iter()
+            .filter(|node| node.draining)
+            .map(name)
+            .collect();
+        expected = rollout.silent.difference(&drains).cloned().collect();
+        expected.extend(rollout.gone.iter().cloned());
         let passed = start.elapsed();
         let said = rollout.waiting.is_empty() && (rollout.failed.is_empty() || passed >= PATIENCE);
         if said || rollout.nodes == 0 || passed >= within {
@@ -319,6 +333,10 @@ pub async fn settled(
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+fn name(node: &NodeRecord) -> String {
+    format!("{} ({})", node.host, node.node)
 }
 
 fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, Wanted>) -> Rollout {
@@ -353,8 +371,7 @@ fn judge(nodes: &[NodeRecord], app: &str, versions: &BTreeMap<String, Wanted>) -
             } else if entry.is_some_and(|entry| wanted.is_met_by(entry)) {
                 running += 1;
             } else {
-                let name = format!("{} ({})", node.host, node.node);
-                rollout.silent.insert(name);
+                rollout.silent.insert(name(node));
             }
         }
         if running + failed < all {

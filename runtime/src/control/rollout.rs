@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::deploy::clear;
+use super::deploy::{clear, give_back, hands_over};
 use super::nodes::Wanted;
 use super::remove::without_inputs;
 use super::{ControlError, ErrorKind, functions, nodes, versions};
@@ -245,7 +245,7 @@ pub async fn overtaken(
 fn can_run(record: &FunctionRecord, nodes: &[NodeRecord]) -> Result<(), ControlError> {
     let next = record.trial.as_ref().map_or(record, |trial| &trial.record);
     let (function, version) = (&record.function, next.version);
-    if next.settings.delivery != record.settings.delivery {
+    if hands_over(record) {
         return Err(ControlError::refused(
             format!(
                 "version {version} of function {function} changes `delivery`, and only its deploy hands the inputs over"
@@ -321,7 +321,8 @@ pub async fn abort(
     why: &str,
 ) -> Result<FunctionRecord, ControlError> {
     let nodes = nodes::list(js).await?;
-    ended(js, app, function, version, |record| {
+    let handed_over = hands_over(&functions::record(js, app, function).await?.0);
+    let record = ended(js, app, function, version, |record| {
         let both = Both::of(record, &nodes);
         withdrawn(
             record,
@@ -331,7 +332,11 @@ pub async fn abort(
             OffsetDateTime::now_utc(),
         )
     })
-    .await
+    .await?;
+    if handed_over {
+        give_back(js, &AppNames::new(app), function).await?;
+    }
+    Ok(record)
 }
 
 /// Removes a function whose first version, this one, no node could load, unless it is active by now.

@@ -122,11 +122,12 @@ async fn who_has_not_confirmed_is_named() -> Result<()> {
     let id = named.next().context("it is listed")?["node"].clone();
     sleeper.signal("STOP").await?;
     let paused = ["function", "pause", "hostile", "--wait", "1s"];
-    let said = [
-        "not confirmed by",
-        id.as_str().context("a text")?,
-        "not within 1s",
-    ];
+    let id = id.as_str().context("a text")?;
+    let said = ["not confirmed by", id, "not within 1s"];
+    scene.pelton.refused(&paused, &said).await?;
+    // Nor is one forgotten of which nothing is heard any more.
+    let paused = ["function", "pause", "hostile", "--wait", "60s"];
+    let said = ["not confirmed by", id, "not heard from any more"];
     scene.pelton.refused(&paused, &said).await?;
     sleeper.signal("CONT").await?;
     scene.pelton.ok(&["function", "pause", "hostile"]).await?;

@@ -102,6 +102,16 @@ impl Scene {
         .await
     }
 
+    /// An event that comes now, of this number, is handled.
+    async fn goes_on(&self, n: usize) -> Result<()> {
+        count(&self.nats, n).await?;
+        within(LONG, "the function to go on", || async {
+            let value = self.nats.value("shop", &format!("counters.n-{n}")).await?;
+            Ok((value == Some(json!(1))).then_some(()))
+        })
+        .await
+    }
+
     /// Each of these events counted once.
     async fn counted(&self, events: usize) -> Result<()> {
         self.idle().await?;
@@ -197,16 +207,26 @@ async fn a_deploy_killed_between_both_loses_and_doubles_nothing() -> Result<()> 
     let publishing = Publishing::begin(&scene.nats);
     let (queue, positions) = (queue(NOWHERE)?, positions(NOWHERE)?);
     let (to_rest, closing) = ("to come to rest", "closing the positions");
-    let mut half_way = [0; 3];
+    let mut half_way = [0; 5];
     for moment in MOMENTS.map(Duration::from_millis) {
         let ways = [
-            (&positions, to_rest, &positions),
-            (&queue, closing, &positions),
-            (&queue, closing, &queue),
+            // Those that were not done yet are taken back, or repeated.
+            (&positions, to_rest, &queue, true),
+            (&positions, to_rest, &positions, false),
+            (&queue, closing, &positions, true),
+            (&queue, closing, &positions, false),
+            (&queue, closing, &queue, false),
         ];
-        for (way, (text, line, then)) in ways.into_iter().enumerate() {
-            half_way[way] += u32::from(scene.killed(text, line, moment).await?);
-            scene.deploy(then).await?;
+        for (way, (text, line, then, back)) in ways.into_iter().enumerate() {
+            let half = scene.killed(text, line, moment).await?;
+            half_way[way] += u32::from(half);
+            match half && back {
+                true => drop(scene.pelton.ok(&["rollout", "hostile", "abort"]).await?),
+                false => scene.deploy(then).await?,
+            }
+            scene
+                .goes_on(1_000_000 * (way + 1) + moment.as_millis() as usize)
+                .await?;
             let version = scene.version().await?;
             scene.nats.serving("hostile", Some(version), 1).await?;
         }

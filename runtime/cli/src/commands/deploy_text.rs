@@ -65,7 +65,10 @@ pub fn rollout(rollout: Option<&Rollout>) -> String {
             } else {
                 rollout.running.join(", ")
             };
-            format!("running on {} node{plural}: {running}", rollout.nodes)
+            let gone = rollout.gone.iter();
+            let gone = gone.map(|node| format!("\nnot heard from any more: {node}"));
+            let gone: String = gone.collect();
+            format!("running on {} node{plural}: {running}{gone}", rollout.nodes)
         }
     }
 }

@@ -156,7 +156,11 @@ pub fn unconfirmed(nodes: &Rollout, waited: Duration) -> Option<anyhow::Error> {
         .silent
         .iter()
         .map(|node| format!("{node}: not within {}", humantime::format_duration(waited)));
-    let all: Vec<String> = failed.chain(silent).collect();
+    let gone = nodes
+        .gone
+        .iter()
+        .map(|node| format!("{node}: it is not heard from any more"));
+    let all: Vec<String> = failed.chain(silent).chain(gone).collect();
     (!all.is_empty()).then(|| {
         failure(
             format!("it is set, but not confirmed by {}", all.join("; ")),

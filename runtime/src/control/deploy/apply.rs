@@ -21,7 +21,7 @@ use super::{gone, leftovers};
 use crate::commit::stream::{self, StreamError};
 use crate::component::Component;
 use crate::config::{DeliveryMode, Manifest};
-use crate::control::{ControlError, ErrorKind, functions, rollout, versions};
+use crate::control::{ControlError, ErrorKind, rollout, versions};
 use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
 use crate::records::{AppRecord, FORMAT, FunctionRecord, TrialRecord, rfc3339};
 use crate::registry;
@@ -167,7 +167,7 @@ pub(super) async fn apply_function(
 }
 
 /// What its inputs need for its kind of delivery; the record with where each begins.
-async fn take_inputs(
+pub(super) async fn take_inputs(
     js: &jetstream::Context,
     names: &AppNames,
     function: &FunctionPlan,
@@ -185,30 +185,6 @@ async fn take_inputs(
         }
         DeliveryMode::ExactlyOnce => begin(js, names, function, step).await,
     }
-}
-
-/// Hands the inputs over to a version that takes them by the other engine, when nodes have tried it, and makes it the active one: the record then.
-///
-/// # Errors
-/// Somebody has deployed another version meanwhile, or reset the function; the inputs cannot be handed over now, for what waits of them; NATS trouble. Deploying
-/// again goes on.
-pub async fn hand_over(
-    js: &jetstream::Context,
-    app: &str,
-    function: &FunctionPlan,
-    why: &str,
-    mut step: impl FnMut(&str),
-) -> Result<FunctionRecord, ControlError> {
-    let (name, version) = (&function.function, function.version);
-    let names = AppNames::new(app);
-    let (active, _) = functions::record(js, app, name).await?;
-    let tried = active.trial.as_ref().map(|trial| trial.record.version);
-    let planned = function.previous.as_ref().map(|previous| &previous.inputs);
-    if tried != Some(version) || planned != Some(&active.inputs) {
-        return Err(overtaken(name));
-    }
-    let inputs = take_inputs(js, &names, function, &mut step).await?.inputs;
-    rollout::take_over(js, app, name, version, &inputs, why).await
 }
 
 pub(super) fn refused(error: StreamError) -> ControlError {
@@ -388,7 +364,7 @@ async fn register(
     Ok(())
 }
 
-fn overtaken(function: &str) -> ControlError {
+pub(super) fn overtaken(function: &str) -> ControlError {
     ControlError::new(
         ErrorKind::Conflict,
         format!("another deploy changed function {function} at the same time; that one stands"),

@@ -61,6 +61,20 @@ pub(super) async fn begin(
     begun.map(|()| record)
 }
 
+/// Has the consumers of a queue go on that were paused.
+pub(super) async fn go_on(
+    js: &jetstream::Context,
+    names: &AppNames,
+    record: &FunctionRecord,
+) -> Result<(), ControlError> {
+    let consumer = names.consumer(&record.function);
+    for input in &record.inputs {
+        let place = format!("{}.{consumer}", input.stream);
+        pause(js, &place, Duration::ZERO).await?;
+    }
+    Ok(())
+}
+
 async fn inputs(
     js: &jetstream::Context,
     names: &AppNames,

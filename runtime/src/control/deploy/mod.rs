@@ -12,6 +12,7 @@ mod checks;
 mod clean_up;
 mod coverage;
 mod gone;
+mod hand_over;
 mod inputs;
 mod leftovers;
 mod plan;
@@ -25,12 +26,14 @@ mod trial;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{Steps, Way, apply, hand_over};
+pub use apply::{Steps, Way, apply};
 pub use back::{Rollback, back, find};
 pub(super) use begin::before_time;
 pub use changes::Change;
 pub use clean_up::clean_up;
 pub(super) use clean_up::request;
+pub use hand_over::hand_over;
+pub(super) use hand_over::{give_back, hands_over};
 pub(super) use leftovers::clear;
 pub use plan::{
     FunctionAction, FunctionPlan, InputAction, InputPlan, Plan, StreamAction, StreamPlan, plan,

@@ -78,7 +78,8 @@ pub(super) async fn to_queue(
     handed
 }
 
-async fn reopen(
+/// Opens the positions again that were closed.
+pub(super) async fn reopen(
     js: &jetstream::Context,
     names: &AppNames,
     record: &FunctionRecord,
