@@ -389,13 +389,28 @@ pub async fn put(
     record: &PositionRecord,
     revision: u64,
 ) -> Result<Option<u64>, StateError> {
-    let payload = serde_json::to_vec(record).map_err(|error| StateError(error.to_string()))?;
-    let message = BatchMessage {
-        subject: subject.to_owned(),
-        headers: expecting(revision),
-        payload: payload.into(),
-    };
-    match batch::publish(client, vec![message], TIMEOUT).await {
+    put_all(client, [(subject, record, revision)]).await
+}
+
+/// Writes several records, each in place of the one at its revision, or none of them, 1000 at most. The revision of the first; `None`: somebody
+/// else wrote one of them first.
+///
+/// # Errors
+/// As for [`put`].
+pub async fn put_all<'a>(
+    client: &Client,
+    records: impl IntoIterator<Item = (&'a str, &'a PositionRecord, u64)>,
+) -> Result<Option<u64>, StateError> {
+    let messages = records.into_iter().map(|(subject, record, revision)| {
+        let payload = serde_json::to_vec(record).map_err(|error| StateError(error.to_string()))?;
+        Ok(BatchMessage {
+            subject: subject.to_owned(),
+            headers: expecting(revision),
+            payload: payload.into(),
+        })
+    });
+    let messages = messages.collect::<Result<Vec<_>, _>>()?;
+    match batch::publish(client, messages, TIMEOUT).await {
         Ok(sequence) => Ok(Some(sequence)),
         Err(BatchError::Condition) => Ok(None),
         Err(error) => Err(StateError(error.to_string())),

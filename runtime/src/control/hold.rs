@@ -8,6 +8,7 @@ use async_nats::jetstream;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::deploy::hands_over;
 use super::nodes::{self, Wanted};
 use super::{ControlError, ErrorKind, functions, rollout};
 use crate::config::MAX_CONCURRENCY;
@@ -173,6 +174,9 @@ pub(super) async fn at_rest(
 ) -> Result<Rest, ControlError> {
     let passing = paused(by, true);
     let changed = rollout::change(js, app, function, |record| {
+        if hands_over(record) {
+            return Err(handed_over(record));
+        }
         let mut next = record.clone();
         match &record.controls.paused {
             Some(pause) if !pause.passing => return Ok(None),
@@ -217,6 +221,17 @@ fn is_under_way(pause: &Paused, by: &str) -> bool {
     let since = OffsetDateTime::parse(&pause.at, &Rfc3339);
     let young = since.is_ok_and(|since| OffsetDateTime::now_utc() - since < CUT_OFF);
     young && pause.by != by
+}
+
+/// A deploy that hands the inputs over goes by where they are.
+fn handed_over(record: &FunctionRecord) -> ControlError {
+    let function = &record.function;
+    ControlError::refused(
+        format!(
+            "a deploy that changes `delivery` of function {function} is under way, or was cut off"
+        ),
+        format!("wait until it has ended; `pelton rollout {function} abort` takes it back"),
+    )
 }
 
 fn taken(function: &str, pause: &Paused) -> ControlError {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{ControlError, open};
+use super::{ControlError, ErrorKind, open};
 use crate::names::{self, NODES_BUCKET};
 use crate::records::{FunctionRecord, NodeFunction, NodeOrder, NodeRecord, PAUSED, READY};
 
@@ -142,6 +142,11 @@ pub async fn drain(
         RequestErrorKind::NoResponders => ControlError::not_found(
             format!("node {id} does not answer: it has just gone, or its release knows no orders"),
             "see `pelton node ls`; SIGTERM drains and ends any node",
+        ),
+        RequestErrorKind::TimedOut => ControlError::new(
+            ErrorKind::Conflict,
+            format!("node {id} has not confirmed: it does not answer"),
+            "it follows if it sleeps and wakes up; see `pelton node ls` whether it is alive",
         ),
         _ => ControlError::nats(doing(), error),
     })?;

@@ -11,11 +11,11 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::scan::{Scan, scan};
 use super::{ControlError, ErrorKind, open};
-use crate::commit::position::put;
+use crate::commit::position::{put, put_all};
 use crate::config::KeySource;
 use crate::event::Message;
-use crate::names::AppNames;
-use crate::records::{FORMAT, PositionRecord};
+use crate::names::{AppNames, REGISTRY_BUCKET};
+use crate::records::{FORMAT, FunctionRecord, PositionRecord};
 use crate::source;
 
 /// Positions that are written at the same time.
@@ -123,20 +123,73 @@ pub(super) fn read(subject: &str, payload: &[u8]) -> Result<PositionRecord, Cont
         })
 }
 
+/// What a function's entry of the registry is while its positions are written. It is looked at between the reading of a position and the writing, which
+/// holds only upon what was read: who is overtaken by another deploy, however long it sleeps, writes over nothing that came after.
+pub(super) struct Guard<'a> {
+    pub(super) app: &'a str,
+    pub(super) function: &'a str,
+    /// Its revision; none: there is none that can be read.
+    pub(super) revision: Option<u64>,
+}
+
+impl Guard<'_> {
+    /// # Errors
+    /// The entry is another one; NATS trouble.
+    pub(super) async fn check(&self, js: &jetstream::Context) -> Result<(), ControlError> {
+        let (function, key) = (
+            self.function,
+            AppNames::new(self.app).registry_function(self.function),
+        );
+        let failed = |why: &dyn std::fmt::Display| {
+            ControlError::nats(format!("read function {function}"), why)
+        };
+        let registry = js.get_stream_no_info(format!("KV_{REGISTRY_BUCKET}")).await;
+        let registry = registry.map_err(|error| failed(&error))?;
+        let subject = format!("$KV.{REGISTRY_BUCKET}.{key}");
+        // From the leader.
+        let revision = match registry.get_last_raw_message_by_subject(&subject).await {
+            Ok(last) if self.revision == Some(last.sequence) => return Ok(()),
+            Ok(last) => serde_json::from_slice::<FunctionRecord>(&last.payload)
+                .is_ok()
+                .then_some(last.sequence),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => None,
+            Err(error) => return Err(failed(&error)),
+        };
+        match revision == self.revision {
+            true => Ok(()),
+            false => Err(changed(function)),
+        }
+    }
+}
+
+/// What is wrong when somebody else was first.
+pub(super) fn changed(function: &str) -> ControlError {
+    ControlError::new(
+        ErrorKind::Conflict,
+        format!(
+            "function {function} was deployed, or altered otherwise, by somebody else at the same time; that stands"
+        ),
+        format!(
+            "look at `pelton function info {function}` and `pelton rollout {function} status`, then do it again if it is still wanted"
+        ),
+    )
+}
+
 /// Writes positions of an input anew, whoever holds them: `change` makes each partition's from what is stored, and none leaves it as it
 /// is. A node that holds one notices at its next commit, which is refused. The records afterwards.
 ///
 /// # Errors
-/// NATS trouble; what is written already stays.
+/// The function is not what `guard` says any more; NATS trouble; what is written already stays.
 pub(super) async fn rewrite(
     js: &jetstream::Context,
     place: Place<'_>,
+    guard: Option<&Guard<'_>>,
     change: impl Fn(u16, Option<&PositionRecord>) -> Option<PositionRecord>,
 ) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
     let change = &change;
     let written: Vec<_> = futures::stream::iter(0..source::PARTITIONS)
         .map(|partition| async move {
-            let record = rewrite_one(js, place, partition, change).await?;
+            let record = rewrite_one(js, place, partition, guard, change).await?;
             Ok::<_, ControlError>(record.map(|record| (partition, record)))
         })
         .buffer_unordered(AT_ONCE)
@@ -149,24 +202,20 @@ async fn rewrite_one(
     js: &jetstream::Context,
     place: Place<'_>,
     partition: u16,
+    guard: Option<&Guard<'_>>,
     change: &impl Fn(u16, Option<&PositionRecord>) -> Option<PositionRecord>,
 ) -> Result<Option<PositionRecord>, ControlError> {
     let subject = place
         .names
         .position(place.function, place.stream, partition);
-    let failed = |why: &dyn std::fmt::Display| ControlError::nats(format!("write {subject}"), why);
-    let stream = js.get_stream_no_info(place.names.commit_stream()).await;
-    let stream = stream.map_err(|error| failed(&error))?;
     for _ in 0..TRIES {
-        // From the leader: a condition on an older record would fail.
-        let (record, at) = match stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(last) => (Some(read(&subject, &last.payload)?), last.sequence),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => (None, 0),
-            Err(error) => return Err(failed(&error)),
-        };
+        let (record, at) = stored(js, place.names, &subject).await?;
         let Some(new) = change(partition, record.as_ref()) else {
             return Ok(record);
         };
+        if let Some(guard) = guard {
+            guard.check(js).await?;
+        }
         if let Ok(Some(_)) = put(&js.client(), &subject, &new, at).await {
             return Ok(Some(new));
         }
@@ -180,9 +229,62 @@ async fn rewrite_one(
     ))
 }
 
+/// What is stored under a subject, and its revision, 0: nothing. From the leader: a condition on an older record would fail.
+async fn stored(
+    js: &jetstream::Context,
+    names: &AppNames,
+    subject: &str,
+) -> Result<(Option<PositionRecord>, u64), ControlError> {
+    let failed = |why: &dyn std::fmt::Display| ControlError::nats(format!("read {subject}"), why);
+    let stream = js.get_stream_no_info(names.commit_stream()).await;
+    let stream = stream.map_err(|error| failed(&error))?;
+    match stream.get_last_raw_message_by_subject(subject).await {
+        Ok(last) => Ok((Some(read(subject, &last.payload)?), last.sequence)),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((None, 0)),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+/// Writes all positions of an input anew, or none, so that who is killed leaves the former ones whole; for where no node holds any.
+///
+/// # Errors
+/// The function is not what `guard` says any more; NATS trouble.
+pub(super) async fn begin(
+    js: &jetstream::Context,
+    place: Place<'_>,
+    guard: &Guard<'_>,
+    make: impl Fn(u16) -> PositionRecord,
+) -> Result<(), ControlError> {
+    let mut former: Vec<(u16, String, u64)> = futures::stream::iter(0..source::PARTITIONS)
+        .map(|partition| async move {
+            let subject = place
+                .names
+                .position(place.function, place.stream, partition);
+            let (_, at) = stored(js, place.names, &subject).await?;
+            Ok::<_, ControlError>((partition, subject, at))
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await?;
+    former.sort_unstable();
+    guard.check(js).await?;
+    let records: Vec<PositionRecord> = former.iter().map(|(one, ..)| make(*one)).collect();
+    let all = former.iter().zip(&records);
+    let all = all.map(|((_, subject, at), record)| (subject.as_str(), record, *at));
+    let written = put_all(&js.client(), all).await;
+    match written.map_err(|error| ControlError::nats("write positions", error))? {
+        Some(_) => Ok(()),
+        None => Err(changed(place.function)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commit::stream::ensure_commit_stream;
+    use crate::dev::{ServerProcess, find_nats_server};
+    use crate::nats::connect;
+    use crate::registry;
 
     fn message(sequence: u64) -> Message {
         Message {
@@ -209,5 +311,54 @@ mod tests {
             .filter(|at| progress.is_done(None, &message(*at)))
             .collect();
         assert_eq!(done, [3, 60, 65, 66, 130, 193, 258]);
+    }
+
+    /// Who sleeps between its look at the registry and here, and is overtaken meanwhile, must not put positions back that others moved on since.
+    #[tokio::test]
+    async fn who_is_overtaken_writes_no_position() {
+        let data = tempfile::tempdir().unwrap();
+        let binary = find_nats_server().unwrap();
+        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
+            .await
+            .unwrap();
+        let client = connect(&server.options(), "test").await.unwrap();
+        let js = jetstream::new(client);
+        let names = AppNames::new("shop");
+        ensure_commit_stream(&js, &names, 1).await.unwrap();
+        registry::ensure_buckets(&js, 1).await.unwrap();
+        let store = js.get_key_value(REGISTRY_BUCKET).await.unwrap();
+        let entry = serde_json::to_vec(&FunctionRecord::sample()).unwrap();
+        let key = names.registry_function("orders");
+        let put = || store.put(&key, entry.clone().into());
+        let guard = |revision| Guard {
+            app: "shop",
+            function: "orders",
+            revision,
+        };
+        let place = Place {
+            names: &names,
+            function: "orders",
+            stream: "IN",
+        };
+        let at = |sequence| move |_| PositionRecord::new("", sequence, std::iter::empty(), (0, 0));
+        begin(&js, place, &guard(None), at(3)).await.unwrap();
+        let first = put().await.unwrap();
+        begin(&js, place, &guard(Some(first)), at(5)).await.unwrap();
+        put().await.unwrap();
+
+        for stale in [None, Some(first)] {
+            let guard = guard(stale);
+            let begun = begin(&js, place, &guard, at(9)).await;
+            assert_eq!(begun.unwrap_err().kind, ErrorKind::Conflict, "{stale:?}");
+            let written = rewrite(&js, place, Some(&guard), |_, stored| {
+                Some(stored?.clone().close(None))
+            });
+            let error = written.await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Conflict, "{stale:?}");
+        }
+        let found = records(&js, place).await.unwrap();
+        assert_eq!(found.len(), usize::from(source::PARTITIONS));
+        let stayed = |one: &PositionRecord| one.sequence == 5 && !one.closed;
+        assert!(found.values().all(stayed), "{found:?}");
     }
 }

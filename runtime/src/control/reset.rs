@@ -320,7 +320,7 @@ async fn place(
                 function,
                 stream: name,
             };
-            rewrite(js, place, |_, stored| {
+            rewrite(js, place, None, |_, stored| {
                 let next = begin(stored, to);
                 (stored != Some(&next)).then_some(next)
             })
@@ -343,14 +343,14 @@ async fn place(
                 let made = source::ensure_consumer_from(&stream, record, input, to + 1).await;
                 made.map_err(|error| ControlError::nats(&doing, error))?;
             }
-            // What positions before the queue said is done is to be done again.
+            // What positions before the queue, or of a deploy that did not end, said is done is to be done again.
             let place = Place {
                 names,
                 function,
                 stream: name,
             };
-            rewrite(js, place, |_, stored| {
-                let stored = stored.filter(|stored| stored.closed)?;
+            rewrite(js, place, None, |_, stored| {
+                let stored = stored?;
                 let next = PositionRecord::new("", to, std::iter::empty(), (0, 0));
                 Some(next.close(stored.key.clone()))
             })

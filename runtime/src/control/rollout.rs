@@ -14,7 +14,7 @@ use super::nodes::Wanted;
 use super::remove::without_inputs;
 use super::{ControlError, ErrorKind, functions, nodes, versions};
 use crate::names::{AppNames, REGISTRY_BUCKET};
-use crate::records::{Chapter, FORMAT, FunctionRecord, Input, NodeRecord, PAUSED, READY, SHARES};
+use crate::records::{Chapter, FORMAT, FunctionRecord, NodeRecord, PAUSED, READY, SHARES};
 use crate::rollout::{Both, Summary, promoted, stepped, withdrawn};
 use crate::telemetry::LogRecord;
 
@@ -290,25 +290,6 @@ pub async fn step(
     .await
 }
 
-/// Makes the version that is tried, this one, the active one, with these inputs: they were handed over to it.
-pub(super) async fn take_over(
-    js: &jetstream::Context,
-    app: &str,
-    function: &str,
-    version: u64,
-    inputs: &[Input],
-    why: &str,
-) -> Result<FunctionRecord, ControlError> {
-    ended(js, app, function, Some(version), |record| {
-        let mut record = record.clone();
-        if let Some(trial) = &mut record.trial {
-            trial.record.inputs = inputs.to_vec();
-        }
-        promoted(&record, why, None, OffsetDateTime::now_utc())
-    })
-    .await
-}
-
 /// Takes the version back that is tried; only if it is this `version`, when one is named.
 ///
 /// # Errors
@@ -334,7 +315,7 @@ pub async fn abort(
     })
     .await?;
     if handed_over {
-        give_back(js, &AppNames::new(app), function).await?;
+        give_back(js, &AppNames::new(app), function, None).await?;
     }
     Ok(record)
 }

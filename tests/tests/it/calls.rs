@@ -510,6 +510,34 @@ async fn calls_go_on_while_nodes_come_and_go() -> Result<()> {
     callers.end(&scene.nats).await
 }
 
+/// What is tried again, or waits behind that, is under way; without an id, too.
+#[tokio::test]
+async fn a_call_that_is_tried_again_keeps_its_caller() -> Result<()> {
+    let slow = "retry = { max-attempts = 3, initial-delay = \"20s\", max-delay = \"20s\" }";
+    let mut text = manifest()?;
+    text = text.replace(project::QUICK_RETRY, slow);
+    ensure!(text.contains(slow), "{text}");
+    let scene = Scene::start(&text).await?;
+    let calls = (0..6).map(async |n| {
+        let subject = format!("hostile.act.k{}", n / 2);
+        let headers = [
+            ("Pelton-Subject", subject.as_str()),
+            ("Pelton-Timeout", "60s"),
+        ];
+        let body = if n % 2 == 0 {
+            fails("retry", 2)
+        } else {
+            count("n")
+        };
+        request(&scene.nats, &headers, body, LONG).await
+    });
+    for reply in join_all(calls).await {
+        let reply = reply?.context("no reply")?;
+        assert_eq!(header(&reply, "Nats-Service-Error"), "", "{reply:?}");
+    }
+    gone(&scene.nats, 0).await
+}
+
 #[tokio::test]
 async fn nothing_is_left_of_calls_but_the_answers_of_named_ones() -> Result<()> {
     let scene = hostile().await?;

@@ -10,6 +10,7 @@ use pelton_tests::http::HttpServer;
 use pelton_tests::{Nats, NatsServer, Node, Pelton, Project, build, project, within};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Child;
 use tokio::task::JoinHandle;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -60,10 +61,9 @@ impl Scene {
         Ok(())
     }
 
-    /// Deploys this, and kills the deploy so long after it has said `line`. Whether that was before the function changed.
-    async fn killed(&self, text: &str, line: &str, after: Duration) -> Result<bool> {
+    /// A deploy of this that has said `line`.
+    async fn deploying(&self, text: &str, line: &str) -> Result<Child> {
         self.project.change(text)?;
-        let before = self.version().await?;
         let mut command = self.pelton.command(&["deploy"])?;
         let mut deploy = command
             .stdout(Stdio::null())
@@ -77,6 +77,13 @@ impl Scene {
             .context(line.to_owned())?
             .contains(line)
         {}
+        Ok(deploy)
+    }
+
+    /// Deploys this, and kills the deploy so long after it has said `line`. Whether that was before the function changed.
+    async fn killed(&self, text: &str, line: &str, after: Duration) -> Result<bool> {
+        let before = self.version().await?;
+        let mut deploy = self.deploying(text, line).await?;
         tokio::time::sleep(after).await;
         deploy.kill().await?;
         Ok(self.version().await? == before)
@@ -256,6 +263,42 @@ async fn a_queue_that_does_not_come_to_rest_goes_on_as_it_was() -> Result<()> {
     })
     .await?;
     Ok(())
+}
+
+/// What somebody else decides while a deploy waits for the inputs stands, and they are not kept from the active version.
+#[tokio::test]
+async fn a_deploy_that_is_overtaken_leaves_the_inputs_where_they_are() -> Result<()> {
+    let gate = HttpServer::closed().await?;
+    let before = queue(&gate.host())?;
+    let scene = deployed(&before).await?;
+    let _node = Node::start(&scene.pelton, &[])?;
+    let act = json!({ "do": "http", "url": gate.url() }).to_string();
+    scene.nats.publish("hostile.act.a", act).await?;
+    gate.asked(1).await?;
+    let (other, rest) = (positions(&gate.host())?, "to come to rest");
+
+    let mut deploy = scene.deploying(&other, rest).await?;
+    let reset = ["function", "reset", "hostile", "--to", "start", "--yes"];
+    let said = ["changes `delivery`", "rollout hostile abort"];
+    scene.pelton.refused(&reset, &said).await?;
+    scene.pelton.ok(&["rollout", "hostile", "abort"]).await?;
+    scene.goes_on(1).await?;
+    ensure!(!deploy.wait().await?.success(), "it was taken back");
+    scene.goes_on(2).await?;
+
+    let mut deploy = scene.deploying(&other, rest).await?;
+    scene.deploy(&before.replace("120s", "110s")).await?;
+    scene.goes_on(3).await?;
+    ensure!(!deploy.wait().await?.success(), "another one was deployed");
+    scene.goes_on(4).await?;
+
+    // One that is killed meanwhile leaves them paused for a minute, and deploying what is there ends that.
+    let mut deploy = scene.deploying(&other, rest).await?;
+    deploy.kill().await?;
+    scene.deploy(&before.replace("120s", "110s")).await?;
+    scene.goes_on(5).await?;
+    gate.open();
+    scene.idle().await
 }
 
 #[tokio::test]

@@ -164,59 +164,90 @@ pub async fn begin(
     let (mut outcomes, mut failed) = (Outcomes::new(), Vec::new());
     let progress = output.progress("waiting for the nodes to load it");
     for planned in changed(plan) {
-        let FunctionPlan {
-            function,
-            version,
-            previous_version,
-            ..
-        } = planned;
-        let (app, function) = (plan.app.as_str(), function.as_str());
-        progress.step(&format!(
-            "waiting for the nodes to load version {version} of {function}"
-        ));
-        let tried = rollout::wait_until_tried(js, app, function, *version, within).await?;
-        let enough = if *blue_green { tried.nodes } else { 1 };
-        let begun = match tried.nodes > 0 && tried.ready < enough {
-            true => Err(Failed {
-                what: reason(&tried, within),
-                fix: "mend that and deploy again".into(),
-            }),
-            false => first(js, app, planned, &tried, &progress).await?,
-        };
-        let share = match begun {
+        let (function, version) = (&planned.function, planned.version);
+        let mut tried = None;
+        // Whatever becomes of one, the others are gone on with.
+        let begun = begin_one(
+            js,
+            plan.app.as_str(),
+            planned,
+            *blue_green,
+            within,
+            (&progress, &mut tried),
+        );
+        let share = match begun.await {
             Ok(record) => {
-                wanted.insert(function.to_owned(), Wanted::of(&record));
+                wanted.insert(function.clone(), Wanted::of(&record));
                 record.trial.as_ref().map_or(SHARES, |trial| trial.share)
             }
-            Err(Failed { what: why, fix }) => {
-                match previous_version {
-                    Some(_) => drop(rollout::abort(js, app, function, Some(*version), &why).await?),
-                    None => rollout::discard(js, app, function, *version).await?,
-                }
+            Err(ControlError { what, fix, .. }) => {
                 wanted.remove(function);
-                let what = format!("{function} version {version}: {why}");
-                failed.push(Failed { what, fix });
+                failed.push(Failed {
+                    what: format!("{function} version {version}: {what}"),
+                    fix,
+                });
                 0
             }
         };
         let outcome = Outcome {
-            version: *version,
+            version,
             share,
-            tried: Some(tried),
+            tried,
         };
-        outcomes.insert(function.to_owned(), outcome);
+        outcomes.insert(function.clone(), outcome);
     }
     Ok((outcomes, wanted, failed))
 }
 
-/// Gives a version that nodes have loaded its first share, or all; or why that cannot be.
+/// One of them: its record when it has its first share, or all, or why it was taken back. What nodes said goes to `tried`.
+async fn begin_one(
+    js: &jetstream::Context,
+    app: &str,
+    planned: &FunctionPlan,
+    blue_green: bool,
+    within: Duration,
+    (progress, heard): (&Progress, &mut Option<Tried>),
+) -> Result<FunctionRecord, ControlError> {
+    let FunctionPlan {
+        function,
+        version,
+        previous_version,
+        ..
+    } = planned;
+    progress.step(&format!(
+        "waiting for the nodes to load version {version} of {function}"
+    ));
+    let tried = rollout::wait_until_tried(js, app, function, *version, within).await?;
+    let tried = heard.insert(tried);
+    let enough = if blue_green { tried.nodes } else { 1 };
+    let begun = match tried.nodes > 0 && tried.ready < enough {
+        true => Err(ControlError {
+            kind: ErrorKind::Refused,
+            what: reason(tried, within),
+            fix: "mend that and deploy again".into(),
+        }),
+        false => first(js, app, planned, tried, progress).await,
+    };
+    if let Err(error) = &begun {
+        // What cannot be taken back now, or is another's by now, has no event, and gives way to the next deploy.
+        let _ = match previous_version {
+            Some(_) => rollout::abort(js, app, function, Some(*version), &error.what)
+                .await
+                .map(drop),
+            None => rollout::discard(js, app, function, *version).await,
+        };
+    }
+    begun
+}
+
+/// Gives a version that nodes have loaded its first share, or all.
 async fn first(
     js: &jetstream::Context,
     app: &str,
     planned: &FunctionPlan,
     tried: &Tried,
     progress: &Progress,
-) -> anyhow::Result<Result<FunctionRecord, Failed>> {
+) -> Result<FunctionRecord, ControlError> {
     let FunctionPlan {
         function, version, ..
     } = planned;
@@ -229,22 +260,13 @@ async fn first(
         nodes => format!("{} of {nodes} nodes have loaded it", tried.ready),
     };
     if planned.changes_delivery() {
-        let step = |text: &str| progress.step(text);
-        return match deploy::hand_over(js, app, planned, &why, step).await {
-            Ok(record) => Ok(Ok(record)),
-            Err(ControlError {
-                kind: ErrorKind::Refused,
-                what,
-                fix,
-            }) => Ok(Err(Failed { what, fix })),
-            Err(error) => Err(error.into()),
-        };
+        let mut step = |text: &str| progress.step(text);
+        return deploy::hand_over(js, app, planned, &why, &mut step).await;
     }
-    let record = match planned.previous_version {
-        Some(_) => rollout::step(js, app, function, *version, &why).await?,
-        None => rollout::promote(js, app, function, Some(*version), &why).await?,
-    };
-    Ok(Ok(record))
+    match planned.previous_version {
+        Some(_) => rollout::step(js, app, function, *version, &why).await,
+        None => rollout::promote(js, app, function, Some(*version), &why).await,
+    }
 }
 
 fn reason(tried: &Tried, within: Duration) -> String {

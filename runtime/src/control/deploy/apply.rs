@@ -11,8 +11,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-use super::begin::begin;
+use super::begin::{begin, go_on};
 use super::clean_up;
+use super::hand_over::hand_over;
 use super::plan::{FunctionAction, FunctionPlan, Plan, StreamAction, StreamPlan};
 use super::switch::to_queue;
 use super::targets;
@@ -21,7 +22,8 @@ use super::{gone, leftovers};
 use crate::commit::stream::{self, StreamError};
 use crate::component::Component;
 use crate::config::{DeliveryMode, Manifest};
-use crate::control::{ControlError, ErrorKind, rollout, versions};
+use crate::control::progress::changed;
+use crate::control::{ControlError, rollout, versions};
 use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
 use crate::records::{AppRecord, FORMAT, FunctionRecord, TrialRecord, rfc3339};
 use crate::registry;
@@ -141,12 +143,20 @@ pub(super) async fn apply_function(
     } else {
         &Way::AtOnce
     };
-    let later = function.changes_delivery() && matches!(way, Way::Tried(_));
-    let record = match later {
-        // The active version needs them until nodes have loaded this one: see `hand_over`.
-        true => function.record.clone(),
-        false => take_inputs(js, names, function, step).await?,
-    };
+    // The active version needs the inputs until nodes have loaded this one.
+    if function.changes_delivery() {
+        let (steps, at_once) = match way {
+            Way::Tried(steps) => (steps.clone(), false),
+            Way::AtOnce => (Steps::default(), true),
+        };
+        let (record, tried) = (function.record.clone(), Way::Tried(steps));
+        register(js, names, function, component, record, &tried).await?;
+        if at_once {
+            hand_over(js, names.app(), function, "at once", step).await?;
+        }
+        return Ok(());
+    }
+    let record = take_inputs(js, names, function, step).await?;
     if let Some(TrialPlan { version, action }) = function.trial
         && action == TrialAction::Withdrawn
     {
@@ -259,7 +269,7 @@ fn config(names: &AppNames, planned: &StreamPlan) -> Config {
     }
 }
 
-async fn registry_bucket(js: &jetstream::Context) -> Result<kv::Store, ControlError> {
+pub(super) async fn registry_bucket(js: &jetstream::Context) -> Result<kv::Store, ControlError> {
     js.get_key_value(REGISTRY_BUCKET)
         .await
         .map_err(|error| ControlError::nats(format!("open bucket {REGISTRY_BUCKET}"), error))
@@ -325,7 +335,7 @@ async fn register(
     if let Some(previous) = &function.previous {
         versions::keep(&store, names, previous).await?;
     }
-    let lost = || overtaken(name);
+    let lost = || changed(name);
     if function.action != FunctionAction::Back && !versions::keep(&store, names, &record).await? {
         return Err(lost());
     }
@@ -362,14 +372,6 @@ async fn register(
     };
     rollout::publish(&js.client(), &entry).await;
     Ok(())
-}
-
-pub(super) fn overtaken(function: &str) -> ControlError {
-    ControlError::new(
-        ErrorKind::Conflict,
-        format!("another deploy changed function {function} at the same time; that one stands"),
-        "look at what it did with `pelton function info`, then deploy again if this one is wanted",
-    )
 }
 
 /// Stores a component that is not there, or not any more.
@@ -412,6 +414,10 @@ async fn ensure_consumers(
             .request(format!("CONSUMER.INFO.{}.{name}", input.stream), &json!({}))
             .await
             .map_err(|error| ControlError::nats(&doing, error))?;
+        if found["paused"] == true {
+            // By a deploy to the other kind of delivery that did not end.
+            go_on(js, names, &function.record).await?;
+        }
         if found.get("error").is_none_or(|error| error["code"] != 404) {
             continue;
         }
@@ -461,7 +467,7 @@ pub(super) fn is_whole(stored: &ObjectInfo, component: &Component) -> bool {
     stored.size == component.bytes.len() && stored.digest == digest.ok()
 }
 
-fn json_bytes(value: &impl serde::Serialize) -> Result<Bytes, ControlError> {
+pub(super) fn json_bytes(value: &impl serde::Serialize) -> Result<Bytes, ControlError> {
     serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
         ControlError::refused(
             format!("a record cannot be written: {error}"),

@@ -16,7 +16,7 @@ use super::clean_up::request;
 use super::plan::FunctionPlan;
 use super::switch::{Beyond, done_beyond, is_witnessed};
 use crate::config::{DeliveryMode, Start};
-use crate::control::progress::{Place, records, rewrite};
+use crate::control::progress::{Guard, Place, begin as positions, records, rewrite};
 use crate::control::scan::{Scan, scan};
 use crate::control::{ControlError, open};
 use crate::names::AppNames;
@@ -86,6 +86,7 @@ async fn inputs(
     let name = &function.function;
     let start = record.settings.start.clone();
     let consumer = names.consumer(name);
+    let guard = function.guard(names);
     for input in &mut record.inputs {
         let mut before = before(function, input);
         let left = Place {
@@ -134,7 +135,7 @@ async fn inputs(
             stream: &stream,
         };
         if before == Before::Positions && input.begun {
-            if bring_in_line(js, place, before, None).await? {
+            if bring_in_line(js, place, &guard, None).await? {
                 continue;
             }
             step(&lost(names, name, input, start.as_ref())?);
@@ -144,8 +145,13 @@ async fn inputs(
             Before::Queue => done_beyond(js, place, input, record.settings.key.as_ref()).await?,
             _ => Beyond::default(),
         };
-        let begin = |partition| done.position(partition, input.start);
-        bring_in_line(js, place, before, Some(&begin)).await?;
+        let key = record.settings.key.as_ref();
+        let make = |partition| done.position(partition, input.start, key);
+        match before {
+            // Some may be there, and what they say stays.
+            Before::Positions => drop(bring_in_line(js, place, &guard, Some(&make)).await?),
+            Before::Nothing | Before::Queue => positions(js, place, &guard, make).await?,
+        }
         input.begun = true;
     }
     Ok(())
@@ -167,23 +173,22 @@ async fn came_back(
     }
     let positions = records(js, place).await?;
     let all = positions.len() == usize::from(source::PARTITIONS);
+    // Closed ones are of a time before a queue took over, which has gone on since.
+    let all = all && positions.values().all(|position| !position.closed);
     Ok(all && is_witnessed(js, place.stream, &positions).await?)
 }
 
-/// Has the positions of an input say where the function is: those that are there of a stream or a time before, or closed by a deploy that
-/// did not end, and those that are missing, which begin there. `None`: a missing one was lost, and stays away. Whether all are there.
+/// Has the positions of an input say where the function is: those that a deploy closed that did not end, and those that are missing, which begin
+/// there. `None`: a missing one was lost, and stays away. Whether all are there.
 async fn bring_in_line(
     js: &jetstream::Context,
     place: Place<'_>,
-    before: Before,
+    guard: &Guard<'_>,
     begin: Option<&(dyn Fn(u16) -> PositionRecord + Sync)>,
 ) -> Result<bool, ControlError> {
-    let found = rewrite(js, place, |partition, stored| match (before, stored) {
-        (Before::Positions, Some(stored)) => stored.closed.then(|| stored.clone().open()),
-        (_, stored) => {
-            let begin = begin.map(|begin| begin(partition));
-            begin.filter(|begin| stored != Some(begin))
-        }
+    let found = rewrite(js, place, Some(guard), |partition, stored| match stored {
+        Some(stored) => stored.closed.then(|| stored.clone().open()),
+        None => begin.map(|begin| begin(partition)),
     });
     Ok(found.await?.len() == usize::from(source::PARTITIONS))
 }

@@ -176,7 +176,7 @@ async fn positions(
                 stream,
             };
             let begin = PositionRecord::new("", last, std::iter::empty(), (0, 0));
-            rewrite(js, place, |_, stored| {
+            rewrite(js, place, None, |_, stored| {
                 stored
                     .filter(|stored| stored.sequence < last || !stored.parked.is_empty())
                     .map(|_| begin.clone())

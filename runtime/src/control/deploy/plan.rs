@@ -15,6 +15,7 @@ use crate::component::Component;
 use crate::config::{DeliveryMode, FunctionManifest, Manifest};
 use crate::control::handlers_match;
 use crate::control::nodes::Wanted;
+use crate::control::progress::Guard;
 use crate::event::subject::beyond;
 use crate::names::{AppNames, TICK_SUBJECT};
 use crate::records::{Controls, FORMAT, FunctionRecord, Input, Provenance, Target};
@@ -132,6 +133,15 @@ impl FunctionPlan {
         let other = |one: &FunctionRecord| one.settings.delivery != self.record.settings.delivery;
         let active = self.previous.as_ref().filter(|one| !one.pending);
         active.is_some_and(other)
+    }
+
+    /// What holds as long as nobody else has deployed it since.
+    pub(super) fn guard<'a>(&'a self, names: &'a AppNames) -> Guard<'a> {
+        Guard {
+            app: names.app(),
+            function: &self.function,
+            revision: self.revision,
+        }
     }
 
     /// What is to run of it.

@@ -19,9 +19,9 @@ use super::gone::is_gone;
 use super::plan::FunctionPlan;
 use crate::commit::MARKER_TTL;
 use crate::config::{DeliveryMode, KeySource};
-use crate::control::progress::{Place, Progress, records, rewrite};
+use crate::control::progress::{Guard, Place, Progress, records, rewrite};
 use crate::control::scan::{Scan, scan};
-use crate::control::{ControlError, ErrorKind, open};
+use crate::control::{ControlError, open};
 use crate::names::{AppNames, txn};
 use crate::records::{FunctionRecord, Input, PositionRecord};
 use crate::source;
@@ -56,37 +56,30 @@ pub(super) async fn to_queue(
         let place = place(names, &function.function, input);
         nothing_parked(&function.function, records(js, place).await?.values())?;
     }
+    let guard = function.guard(names);
     let mut closed = BTreeMap::new();
     for input in &previous.inputs {
         let place = place(names, &function.function, input);
         let key = previous.settings.key.as_ref();
-        let records = close(js, place, input.start, key).await?;
+        let records = close(js, place, &guard, input.start, key).await?;
         closed.insert(input.stream.as_str(), records);
     }
     // Only now does it stay empty.
     let stored = closed.values().flat_map(BTreeMap::values);
-    let handed = match nothing_parked(&function.function, stored) {
-        Ok(()) => hand_all_over(js, names, function, previous, &closed).await,
-        parked => parked,
-    };
-    // What stands in the way may last, and the version before goes on meanwhile.
-    if let Err(error) = &handed
-        && error.kind == ErrorKind::Refused
-    {
-        reopen(js, names, previous).await?;
-    }
-    handed
+    nothing_parked(&function.function, stored)?;
+    hand_all_over(js, names, function, previous, &closed).await
 }
 
 /// Opens the positions again that were closed.
 pub(super) async fn reopen(
     js: &jetstream::Context,
     names: &AppNames,
+    guard: &Guard<'_>,
     record: &FunctionRecord,
 ) -> Result<(), ControlError> {
     for input in &record.inputs {
         let place = place(names, &record.function, input);
-        rewrite(js, place, |_, stored| {
+        rewrite(js, place, Some(guard), |_, stored| {
             let stored = stored.filter(|stored| stored.closed)?;
             Some(stored.clone().open())
         })
@@ -132,15 +125,15 @@ fn place<'a>(names: &'a AppNames, function: &'a str, input: &'a Input) -> Place<
 async fn close(
     js: &jetstream::Context,
     place: Place<'_>,
+    guard: &Guard<'_>,
     start: u64,
     key: Option<&KeySource>,
 ) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
-    rewrite(js, place, |_, stored| {
+    rewrite(js, place, Some(guard), |_, stored| {
         let new = || PositionRecord::new("", start, std::iter::empty(), (0, 0));
-        match stored {
-            Some(stored) if stored.closed => None,
-            stored => Some(stored.cloned().unwrap_or_else(new).close(key.cloned())),
-        }
+        // Closed ones, too: who was about to open them must find another revision.
+        let record = stored.cloned().unwrap_or_else(new);
+        Some(record.close(key.cloned()))
     })
     .await
 }
@@ -156,13 +149,22 @@ pub(super) struct Beyond {
 
 impl Beyond {
     /// A partition's position that begins behind `start`.
-    pub(super) fn position(&self, partition: u16, start: u64) -> PositionRecord {
+    pub(super) fn position(
+        &self,
+        partition: u16,
+        start: u64,
+        key: Option<&KeySource>,
+    ) -> PositionRecord {
         let done = self.done.get(&partition).into_iter().flatten().copied();
-        PositionRecord::new("", start, done, self.witness)
+        PositionRecord {
+            // Should this deploy not end, the next one can read what is done here.
+            key: key.cloned(),
+            ..PositionRecord::new("", start, done, self.witness)
+        }
     }
 }
 
-/// What the positions that a switch to the queue closed say is done beyond `input.start`, up to where the queue has done everything, if it never got
+/// What the positions that were there before the queue say is done beyond `input.start`, up to where the queue has done everything, if it never got
 /// that far: by the partition that each has by `key` now.
 pub(super) async fn done_beyond(
     js: &jetstream::Context,
@@ -171,8 +173,8 @@ pub(super) async fn done_beyond(
     key: Option<&KeySource>,
 ) -> Result<Beyond, ControlError> {
     let mut found = Beyond::default();
-    let mut closed = records(js, place).await?;
-    closed.retain(|_, record| record.closed);
+    // Closed, or begun by a deploy that did not end.
+    let closed = records(js, place).await?;
     let progress = Progress::new(0, &closed);
     let Some(before) = closed.values().next().map(|record| record.key.clone()) else {
         return Ok(found);

@@ -49,6 +49,13 @@ pub(super) async fn remove(context: &Context, message: &Message) {
     }
 }
 
+/// Removes a message of which the park has a copy now. A call stays: who waits for its answer looks whether it is there.
+pub(super) async fn put_off(context: &Context, message: &Message) {
+    if Caller::of(&message.headers).is_none() {
+        remove(context, message).await;
+    }
+}
+
 pub(super) fn header<'a>(headers: &'a Headers, wanted: &str) -> Option<&'a str> {
     let found = headers
         .iter()

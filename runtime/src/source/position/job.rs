@@ -238,10 +238,12 @@ impl Job {
         let Some(first) = messages.next() else {
             return (settlement, Body::Parked, Vec::new());
         };
-        if let Settlement::Done | Settlement::Parked(..) = settlement
-            && self.context.internal
-        {
-            Box::pin(due::remove(&self.context, &first)).await;
+        if self.context.internal {
+            match settlement {
+                Settlement::Done => Box::pin(due::remove(&self.context, &first)).await,
+                Settlement::Parked(..) => Box::pin(due::put_off(&self.context, &first)).await,
+                _ => {}
+            }
         }
         let left = messages.skip(count.saturating_sub(1)).collect();
         (settlement, Body::Read(Box::new(first)), left)
@@ -260,7 +262,7 @@ impl Job {
         let settlement = settle::park::behind(&self.worker, &case, &received).await;
         let body = match settlement {
             Settlement::Parked(..) => {
-                due::remove(&self.context, &received.message).await;
+                due::put_off(&self.context, &received.message).await;
                 Body::Parked
             }
             _ => Body::Read(Box::new(received.message)),
