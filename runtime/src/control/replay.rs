@@ -7,10 +7,10 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::ControlError;
 use super::dead_letters::{DeadLetter, read, stream};
 use super::publish::publish;
-use crate::event::{Draft, DraftDefaults, Event, Headers, Message, decode, encode, owned};
+use super::{ControlError, ErrorKind, functions};
+use crate::event::{self, Draft, DraftDefaults, Event, Headers, Message, decode, encode, owned};
 use crate::names::{
     AppNames, DUE_KEY_HEADER, DUE_SUBJECT_HEADER, DUE_TARGET_HEADER, INPUT_GONE, ONLY_HEADER,
     TIMER_HEADER,
@@ -35,7 +35,8 @@ pub struct Replayed {
 /// that is repeated within the stream's dedupe window is dropped by it.
 ///
 /// # Errors
-/// No such dead letter, or one whose event is lost; no stream covers its subject any more; NATS trouble.
+/// No such dead letter, or one whose event is lost; its function is gone or takes no such event any more; no stream covers its subject; NATS
+/// trouble.
 pub async fn replay(
     js: &jetstream::Context,
     app: &str,
@@ -64,8 +65,14 @@ pub async fn replay(
             headers.retain(|(name, _)| name != ONLY_HEADER);
             letter.subject.clone()
         }
-        true => internal(&names, &letter, &mut headers),
-        false => letter.subject.clone(),
+        true => {
+            takes(js, &letter, None).await?;
+            internal(&names, &letter, &mut headers)
+        }
+        false => {
+            takes(js, &letter, Some(&letter.subject)).await?;
+            letter.subject.clone()
+        }
     };
     check_size(js, sequence, &headers, &body)?;
     let published = publish(js, &to, &headers, body).await?;
@@ -88,6 +95,43 @@ pub async fn replay(
         stream: published.stream.unwrap_or_default(),
         stream_sequence: published.sequence.unwrap_or(0),
     })
+}
+
+/// Refuses to put back what its function would not get: with its letter deleted, the event would be lost. None: it goes to the function's
+/// internal input, which every function has.
+async fn takes(
+    js: &jetstream::Context,
+    letter: &DeadLetter,
+    subject: Option<&str>,
+) -> Result<(), ControlError> {
+    let (app, function, sequence) = (&letter.app, &letter.function, letter.sequence);
+    let record = match functions::record(js, app, function).await {
+        Ok((record, _)) => record,
+        Err(error) if error.kind == ErrorKind::NotFound => {
+            return Err(ControlError::refused(
+                format!(
+                    "dead letter {sequence} is of function {function}, which app {app} does not have any more"
+                ),
+                "deploy it again, then replay",
+            ));
+        }
+        Err(error) => return Err(error),
+    };
+    let taken = || record.inputs.iter().flat_map(|input| &input.subjects);
+    match subject {
+        Some(to) if !taken().any(|pattern| event::subject::matches(pattern, to)) => {
+            let taken: Vec<&str> = taken().map(String::as_str).collect();
+            let taken = match taken.is_empty() {
+                true => "no events of streams".to_owned(),
+                false => taken.join(", "),
+            };
+            Err(ControlError::refused(
+                format!("function {function} does not take {to} any more; it takes {taken}"),
+                format!("deploy it with `subjects` that take {to}, then replay"),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A call or a tick goes back to the function's internal input.

@@ -225,3 +225,62 @@ async fn a_dead_letter_is_replayed_after_the_cause_is_mended() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn a_dead_letter_that_its_function_would_not_get_stays() -> Result<()> {
+    let new = format!("start = \"new\"\n{}", project::QUICK_RETRY);
+    let scene = Scene::start(&manifest("mended = \"no\"", &new)?).await?;
+    let nats = &scene.nats;
+    let act = json!({ "do": "needs-mending" }).to_string();
+    let (subject, mended) = ("hostile.act.now", "mended = \"yes\"");
+    let event = nats.publish(subject, act.clone()).await?;
+    let call = [
+        "call",
+        "hostile",
+        &act,
+        "--subject",
+        subject,
+        "--id",
+        "call-1",
+    ];
+    scene.pelton.refused(&call, &["not-mended"]).await?;
+    let letters = |expected: usize| async move {
+        eventually(&format!("{expected} dead letters"), || async {
+            let dead = nats.dead("shop").await?;
+            let ours = dead
+                .iter()
+                .filter(|dead| dead.header("Pelton-Function") == "hostile");
+            Ok((ours.count() == expected).then_some(()))
+        })
+        .await
+    };
+    letters(2).await?;
+
+    // It does not take the event any more; a call goes to it whatever it takes.
+    let narrow = format!("subjects = [\"hostile.raw\"]\n{new}");
+    scene.project.change(&manifest(mended, &narrow)?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    scene.nats.serving("hostile", Some(2), 1).await?;
+    let replay = ["dead-letter", "replay", "--all", "--function", "hostile"];
+    let one = ["1 dead letter could not be replayed"];
+    let said = scene.pelton.refused(&replay, &one).await?.stdout;
+    let why = "does not take hostile.act.now any more; it takes hostile.raw";
+    ensure!(said.contains(why), "{said}");
+    let handled = eventually("the call to be handled", || {
+        nats.value("shop", "done.call-1")
+    });
+    handled.await?;
+    letters(1).await?;
+
+    let remove = ["function", "rm", "hostile", "--yes"];
+    scene.pelton.ok(&remove).await?;
+    let said = scene.pelton.refused(&replay, &one).await?.stdout;
+    ensure!(said.contains("deploy it again, then replay"), "{said}");
+    letters(1).await?;
+
+    scene.project.change(&manifest(mended, &new)?)?;
+    scene.pelton.ok(&["deploy"]).await?;
+    scene.pelton.ok(&replay).await?;
+    done(&scene, event).await?;
+    letters(0).await
+}
