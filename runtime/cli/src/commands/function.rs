@@ -73,7 +73,8 @@ enum FunctionCommand {
     /// Have a function begin elsewhere in its inputs: at the start, at an event, at a time, or with what is new
     ///
     /// All nodes let go of it first. What it handles again is another delivery than the first time: its state writes are made and its events are
-    /// emitted once more. What waits for another attempt from before that place goes on waiting. Asks first.
+    /// emitted once more. What waits for another attempt from before that place goes on waiting; on a queue (at-least-once) it is passed by, too, and
+    /// counted as such. Asks first.
     #[command(
         after_help = "Examples:\n  pelton function reset orders --to start --dry-run\n  \
         pelton function reset orders --to 1200 --stream ORDERS --yes\n  \
