@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{self, stream::Stream};
 use futures::StreamExt;
 use schemars::JsonSchema;
@@ -62,9 +63,11 @@ pub struct InputReset {
     pub to: u64,
     /// Events that are handled again, at most: some of them may not have been handled before.
     pub again: u64,
-    /// Events that are passed by and will not be handled.
+    /// Events that are passed by and will not be handled. On a queue those that wait for another attempt or another event are among them;
+    /// at most so many then, if `to` lies before the last that it handed out.
     pub passed_by: u64,
-    /// Events that wait for another attempt, and are begun anew instead; those that lie before `to` go on waiting.
+    /// Events that wait for another attempt, and are begun anew instead; those that lie before `to` go on waiting. None on a queue: what
+    /// waits there beyond `to` is handled again.
     pub begun_anew: u64,
 }
 
@@ -141,44 +144,93 @@ async fn look(
             before.unwrap_or(state.last_sequence)
         }
     };
+    match record.settings.delivery {
+        DeliveryMode::ExactlyOnce => by_positions(js, names, record, input, &stream, to).await,
+        DeliveryMode::AtLeastOnce => by_consumer(names, record, input, &stream, to).await,
+    }
+}
+
+async fn by_positions(
+    js: &jetstream::Context,
+    names: &AppNames,
+    record: &FunctionRecord,
+    input: &Input,
+    stream: &Stream,
+    to: u64,
+) -> Result<InputReset, ControlError> {
     let place = Place {
         names,
         function: &record.function,
-        stream: name,
+        stream: &input.stream,
     };
-    let mut mixed = Mixed::default();
-    let (from, begun_anew) = match record.settings.delivery {
-        DeliveryMode::ExactlyOnce => {
-            let positions = records(js, place).await?;
-            let progress = Progress::new(input.start, &positions);
-            mixed = Mixed::of(&stream, record, input, &progress, to).await?;
-            let parked = positions.values();
-            let parked = parked.flat_map(PositionRecord::parked_sequences);
-            let beyond = parked.filter(|at| *at > to).count() as u64;
-            (progress.floor(), beyond)
-        }
-        DeliveryMode::AtLeastOnce => {
-            let consumer = names.consumer(&record.function);
-            let info = stream.consumer_info(&consumer).await;
-            let floor = info.map_or(0, |info| info.ack_floor.stream_sequence);
-            (floor, 0)
-        }
-    };
-    let (low, high) = (from.min(to), from.max(to));
-    let between = count(&stream, input, low)
+    let positions = records(js, place).await?;
+    let progress = Progress::new(input.start, &positions);
+    let mixed = Mixed::of(stream, record, input, &progress, to).await?;
+    let parked = positions.values();
+    let parked = parked.flat_map(PositionRecord::parked_sequences);
+    let begun_anew = parked.filter(|at| *at > to).count() as u64;
+    let from = progress.floor();
+    let between = count(stream, input, from.min(to))
         .await?
-        .saturating_sub(count(&stream, input, high).await?);
+        .saturating_sub(count(stream, input, from.max(to)).await?);
     let (again, passed_by) = match to < from {
         true => (between, 0),
         false => (0, between),
     };
     Ok(InputReset {
-        stream: name.clone(),
+        stream: input.stream.clone(),
         from,
         to,
         again: (again + mixed.done_beyond).saturating_sub(begun_anew),
         passed_by: passed_by.saturating_sub(mixed.done_before),
         begun_anew,
+    })
+}
+
+/// The consumer says how many of those that it handed out are not done, not which: between its floor and the last one they may be any.
+async fn by_consumer(
+    names: &AppNames,
+    record: &FunctionRecord,
+    input: &Input,
+    stream: &Stream,
+    to: u64,
+) -> Result<InputReset, ControlError> {
+    let beyond = count(stream, input, to).await?;
+    let consumer = names.consumer(&record.function);
+    let (from, last, waiting, ahead) = match stream.consumer_info(&consumer).await {
+        Ok(info) => (
+            info.ack_floor.stream_sequence,
+            info.delivered.stream_sequence,
+            info.num_ack_pending as u64,
+            info.num_pending,
+        ),
+        // Nothing was handed out by one that somebody deleted.
+        Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
+            (0, 0, 0, count(stream, input, 0).await?)
+        }
+        Err(error) => {
+            let doing = format!("read consumer {consumer} of stream {}", input.stream);
+            return Err(ControlError::nats(doing, error));
+        }
+    };
+    let passed_by = match () {
+        () if to >= last => waiting + ahead.saturating_sub(beyond),
+        () if waiting == 0 || to <= from => 0,
+        () => {
+            let handed_out = count(stream, input, from).await?.saturating_sub(beyond);
+            waiting.min(handed_out)
+        }
+    };
+    Ok(InputReset {
+        stream: input.stream.clone(),
+        from,
+        to,
+        again: match to < last {
+            true => beyond.saturating_sub(ahead),
+            false => 0,
+        },
+        passed_by,
+        begun_anew: 0,
     })
 }
 

@@ -164,6 +164,40 @@ async fn what_waits_goes_on_waiting_or_is_begun_anew() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_waits_on_a_queue_is_passed_by_and_counted() -> Result<()> {
+    let function = project::function("hostile", &build::component("hostile")?, "");
+    let scene = Scene::start(&manifest_of(function)?).await?;
+    let nats = &scene.nats;
+    let waits = json!({ "do": "fail", "how": "defer", "code": "no", "well_at": 0 }).to_string();
+    nats.publish("hostile.act.a", waits).await?;
+    count(nats, 3).await?;
+    counted(nats, 3).await?;
+    eventually("one to wait and no other", || async {
+        let info = scene.pelton.json(&["function", "info", "hostile"]).await?;
+        let status = &info["status"];
+        ensure!(status["pending"] == 1 && status["deferred"] == 1, "{info}");
+        Ok(Some(()))
+    })
+    .await?;
+    for (to, again, passed_by) in [("start", 4, 0), ("1", 4, 0), ("3", 2, 1), ("new", 0, 1)] {
+        let dry = ["function", "reset", "hostile", "--to", to, "--dry-run"];
+        let said = scene.pelton.json(&dry).await?;
+        let input = &said["reset"]["inputs"][0];
+        assert_eq!(
+            (&input["again"], &input["passed_by"]),
+            (&json!(again), &json!(passed_by)),
+            "{said}"
+        );
+    }
+    let reset = ["function", "reset", "hostile", "--to", "new", "--yes"];
+    let said = scene.pelton.json(&reset).await?;
+    assert_eq!(said["reset"]["inputs"][0]["passed_by"], 1, "{said}");
+    at_rest(&scene).await?;
+    count(nats, 1).await?;
+    counted(nats, 4).await
+}
+
+#[tokio::test]
 async fn a_function_is_removed_and_what_stays_is_said() -> Result<()> {
     let scene = Scene::start(&manifest("start = \"new\"\nschedule = \"* * * * * *\"")?).await?;
     let nats = &scene.nats;
