@@ -143,7 +143,9 @@ pub struct FunctionStatus {
     pub nodes: Vec<OnNode>,
     /// Where its events come from and what waits there.
     pub inputs: Vec<InputStatus>,
-    /// Events not yet done with, over all inputs.
+    /// The same of what comes from no stream: calls, ticks and timers that are due; none: there are none.
+    pub internal: Option<InputStatus>,
+    /// Events not yet done with, over all inputs; calls, ticks and timers that are due count, too.
     pub pending: u64,
     /// Age of the oldest of them, milliseconds: since it was stored.
     pub oldest_pending_ms: Option<u64>,
@@ -280,11 +282,13 @@ pub(crate) async fn status(
     for input in &record.inputs {
         inputs.push(lag::of(js, &names, record, input).await?);
     }
+    let internal = lag::internal(js, &names, record).await?;
     let mut targets = Vec::new();
     for one in &record.targets {
         targets.push(target(js, &names, &one.stream).await?);
     }
     let dead = count(js, &names.dead_stream(), &names.dead_subject(function)).await?;
+    let all = || inputs.iter().chain(&internal);
     Ok(FunctionStatus {
         app: app.clone(),
         function: function.clone(),
@@ -293,11 +297,12 @@ pub(crate) async fn status(
         paused: record.controls.paused.is_some(),
         deployed_at: record.deployed_at.clone(),
         nodes: on_nodes.collect(),
-        pending: inputs.iter().filter_map(|one| one.pending).sum(),
-        oldest_pending_ms: inputs.iter().filter_map(|one| one.oldest_pending_ms).max(),
-        retrying: inputs.iter().map(|one| one.retrying).sum(),
-        deferred: inputs.iter().map(|one| one.deferred).sum(),
+        pending: all().filter_map(|one| one.pending).sum(),
+        oldest_pending_ms: all().filter_map(|one| one.oldest_pending_ms).max(),
+        retrying: all().map(|one| one.retrying).sum(),
+        deferred: all().map(|one| one.deferred).sum(),
         inputs,
+        internal,
         dead_letters: dead,
         targets,
     })

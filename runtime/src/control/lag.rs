@@ -17,10 +17,12 @@ use time::OffsetDateTime;
 use super::progress::{self, Place, Progress};
 use super::scan::{Scan, scan};
 use super::{ControlError, open};
+use crate::call;
 use crate::config::{DeliveryMode, KeySource};
-use crate::names::AppNames;
+use crate::names::{self, AppNames};
+use crate::nats::headers;
 use crate::records::{AttemptsRecord, FunctionRecord, Input, PositionRecord, rfc3339};
-use crate::settle::park;
+use crate::settle::park::{self, Parked};
 use crate::source;
 
 /// Messages of an input, and deliveries that wait, that one look reads at most: it takes a fraction of a second.
@@ -64,6 +66,15 @@ impl InputStatus {
         self.oldest_pending_ms = u64::try_from(age.whole_milliseconds()).ok();
     }
 
+    /// Counts one that waits in the park.
+    fn parked(&mut self, parked: &Parked) {
+        self.waits(&parked.record);
+        let stored = i128::from(parked.message.stored);
+        let stored = OffsetDateTime::from_unix_timestamp_nanos(stored);
+        let stored = stored.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        self.note(parked.message.sequence, stored);
+    }
+
     fn waits(&mut self, record: &AttemptsRecord) {
         match record.deferred_since_ms {
             Some(_) => self.deferred += 1,
@@ -92,7 +103,12 @@ pub(super) async fn of(
             };
             status.consumer = Some(names.consumer(&record.function));
             queue(&stream, &mut status).await;
-            recorded(js, names, record, &mut status).await?;
+            // What waits is not acknowledged.
+            if status.in_flight > Some(0) {
+                let created = stream.cached_info().created.unix_timestamp_nanos();
+                let life = input.life(i64::try_from(created).unwrap_or_default());
+                recorded(js, names, record, life, &mut status).await?;
+            }
         }
         DeliveryMode::ExactlyOnce => {
             let place = Place {
@@ -142,11 +158,12 @@ async fn queue(stream: &Stream, status: &mut InputStatus) {
     }
 }
 
-/// What waits, as the queue engine records it.
+/// What waits, as the queue engine records it. A record of another life of the input is left over: what it is of is gone, or was begun anew.
 async fn recorded(
     js: &jetstream::Context,
     names: &AppNames,
     record: &FunctionRecord,
+    life: i64,
     status: &mut InputStatus,
 ) -> Result<(), ControlError> {
     let Some(commits) = open(js, &names.commit_stream()).await? else {
@@ -155,8 +172,14 @@ async fn recorded(
     let filter = names.waiting_filter(&record.function, &status.stream);
     let mut read = 0;
     scan(&commits, all(filter, false), |message| {
-        let known = serde_json::from_slice::<AttemptsRecord>(&message.payload);
-        if let (true, Ok(known)) = (names.is_of_queue(&message.subject), known) {
+        let known = serde_json::from_slice::<AttemptsRecord>(&message.payload).ok();
+        let sequence = message.subject.rsplit('.').next();
+        let sequence = sequence.and_then(|token| token.parse().ok());
+        let known = known.zip(sequence).filter(|(known, sequence)| {
+            let txn = names::txn(record.instance, &status.stream, life, *sequence);
+            names.is_of_queue(&message.subject) && *known.txn == *txn
+        });
+        if let Some((known, _)) = known {
             status.waits(&known);
         }
         read += 1;
@@ -180,35 +203,16 @@ async fn parked(
     let Some(commits) = open(js, &names.commit_stream()).await? else {
         return Ok(0);
     };
-    let waiting: HashSet<(u16, u64)> = positions
-        .iter()
-        .flat_map(|(partition, record)| record.parked_sequences().map(|at| (*partition, at)))
-        .collect();
+    let waiting = waiting(positions);
     if waiting.is_empty() {
         return Ok(0);
     }
     let filter = names.parked_filter(&record.function, &status.stream, None);
     let mut read = 0;
     scan(&commits, all(filter, true), |message| {
-        let mut tokens = message.subject.rsplit('.');
-        let sequence = tokens.next().and_then(|token| token.parse().ok());
-        let partition = tokens.nth(1).and_then(|token| token.parse().ok());
-        let place = partition.zip(sequence);
-        let place = place.filter(|place| waiting.contains(place));
-        let found = message
-            .headers
-            .as_ref()
-            .zip(place)
-            .and_then(|(headers, (_, sequence))| {
-                let payload = bytes::Bytes::new();
-                let parked = park::read(headers, payload, &status.stream, sequence)?;
-                Some((parked, sequence))
-            });
-        if let Some((parked, sequence)) = found {
-            status.waits(&parked.record);
-            let stored =
-                OffsetDateTime::from_unix_timestamp_nanos(i128::from(parked.message.stored));
-            status.note(sequence, stored.unwrap_or(OffsetDateTime::UNIX_EPOCH));
+        let found = in_park(message, &status.stream);
+        if let Some((_, found)) = found.filter(|(place, _)| waiting.contains(place)) {
+            status.parked(&found);
         }
         read += 1;
         if read >= READ {
@@ -219,6 +223,84 @@ async fn parked(
     })
     .await?;
     Ok(status.retrying + status.deferred)
+}
+
+/// What positions name of the park: partition and sequence.
+fn waiting(positions: &BTreeMap<u16, PositionRecord>) -> HashSet<(u16, u64)> {
+    let all = positions.iter();
+    all.flat_map(|(partition, record)| record.parked_sequences().map(|at| (*partition, at)))
+        .collect()
+}
+
+/// Where a message of the park belongs, partition and sequence, and what it says; none: it is none that this release wrote.
+fn in_park(message: &jetstream::Message, stream: &str) -> Option<((u16, u64), Parked)> {
+    let mut tokens = message.subject.rsplit('.');
+    let sequence = tokens.next()?.parse().ok()?;
+    let partition = tokens.nth(1)?.parse().ok()?;
+    let headers = message.headers.as_ref()?;
+    let parked = park::read(headers, bytes::Bytes::new(), stream, sequence)?;
+    Some(((partition, sequence), parked))
+}
+
+/// What is there for a function that comes from no stream of the user's: calls, ticks and timers that are due. None: nothing is. Beyond
+/// the first 10,000 that lie there, answers of calls among them, nothing is counted.
+pub(super) async fn internal(
+    js: &jetstream::Context,
+    names: &AppNames,
+    record: &FunctionRecord,
+) -> Result<Option<InputStatus>, ControlError> {
+    let (function, stream) = (record.function.as_str(), names.commit_stream());
+    let Some(commits) = open(js, &stream).await? else {
+        return Ok(None);
+    };
+    let due_filter = names.due_filter(function);
+    let parked_filter = names.parked_filter(function, &stream, None);
+    let both = Scan {
+        filters: vec![due_filter.clone(), parked_filter],
+        from: DeliverPolicy::LastPerSubject,
+        headers_only: true,
+    };
+    let (mut due, mut parked, mut read) = (BTreeMap::new(), BTreeMap::new(), 0);
+    scan(&commits, both, |message| {
+        if names.due_for(&message.subject).is_none() {
+            parked.extend(in_park(message, &stream));
+        } else if !call::is_left(&headers(message.headers.as_ref())) {
+            let info = message.info();
+            let info = info.map_err(|error| ControlError::nats(format!("read {stream}"), error))?;
+            due.insert(info.stream_sequence, info.published);
+        }
+        read += 1;
+        Ok(match read >= READ {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    })
+    .await?;
+    if !parked.is_empty() {
+        let place = Place {
+            names,
+            function,
+            stream: &stream,
+        };
+        let waiting = waiting(&progress::records(js, place).await?);
+        parked.retain(|place, _| waiting.contains(place));
+    }
+    let mut status = InputStatus {
+        stream,
+        subjects: vec![due_filter],
+        ..InputStatus::default()
+    };
+    for ((_, sequence), one) in &parked {
+        status.parked(one);
+        // A call that has an id stays where it was, too.
+        due.remove(sequence);
+    }
+    for (sequence, stored) in &due {
+        status.note(*sequence, *stored);
+    }
+    let pending = (parked.len() + due.len()) as u64;
+    status.pending = Some(pending);
+    Ok((pending > 0).then_some(status))
 }
 
 /// How many events positions have not passed.

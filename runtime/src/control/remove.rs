@@ -26,6 +26,8 @@ pub struct Removal {
     pub unhandled: u64,
     /// Of these, those that wait for another attempt or another event, with their attempts so far.
     pub waiting: u64,
+    /// Calls, ticks and timers that are due and not handled, those that wait among them: they go with it.
+    pub calls: u64,
     /// Deliveries that it gave up on: they stay, and cannot be replayed without it.
     pub dead_letters: u64,
     /// Versions that are kept, and go with it.
@@ -52,9 +54,8 @@ pub async fn find(
     };
     let FunctionStatus {
         version,
-        pending,
-        retrying,
-        deferred,
+        inputs,
+        internal,
         dead_letters,
         ..
     } = info.status;
@@ -62,8 +63,9 @@ pub async fn find(
         app: app.to_owned(),
         function: function.to_owned(),
         version,
-        unhandled: pending,
-        waiting: retrying + deferred,
+        unhandled: inputs.iter().filter_map(|one| one.pending).sum(),
+        waiting: inputs.iter().map(|one| one.retrying + one.deferred).sum(),
+        calls: internal.and_then(|one| one.pending).unwrap_or(0),
         dead_letters,
         versions: versions::list(js, app, function).await?.len(),
     })
@@ -77,6 +79,7 @@ impl Removal {
             version: record.version,
             unhandled: 0,
             waiting: 0,
+            calls: 0,
             dead_letters: 0,
             versions: 0,
         }

@@ -349,3 +349,37 @@ async fn parked(nats: &Nats, count: usize) -> Result<()> {
     })
     .await
 }
+
+#[tokio::test]
+async fn what_waited_of_a_queue_that_was_made_anew_is_not_said_to_wait() -> Result<()> {
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    text += &project::function("hostile", &build::component("hostile")?, "");
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    let scene = Scene::start(&text).await?;
+    let nats = &scene.nats;
+    let waits = json!({ "do": "fail", "how": "defer", "code": "no", "well_at": 0 }).to_string();
+    let waiting = |expected: u64| {
+        let what = format!("{expected} to wait");
+        let pelton = &scene.pelton;
+        async move {
+            eventually(&what, || async {
+                let info = pelton.json(&["function", "info", "hostile"]).await?;
+                let status = &info["status"];
+                let waits = status["pending"] == expected && status["deferred"] == expected;
+                ensure!(waits, "{info}");
+                Ok(Some(()))
+            })
+            .await
+        }
+    };
+    nats.publish("hostile.act.a", waits.clone()).await?;
+    nats.publish("hostile.act.b", waits.clone()).await?;
+    waiting(2).await?;
+    let config = config(nats, "HOSTILE").await?;
+    nats.js.delete_stream("HOSTILE").await?;
+    nats.js.create_stream(config).await?;
+    waiting(0).await?;
+    // Beside one of the new stream, those of the former are still not there.
+    nats.publish("hostile.act.c", waits).await?;
+    waiting(1).await
+}

@@ -249,6 +249,47 @@ async fn a_function_is_removed_and_what_stays_is_said() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_call_that_waits_is_seen_and_goes_with_its_function() -> Result<()> {
+    let function = project::function("hostile", &build::component("hostile")?, "");
+    let scene = Scene::start(&manifest_of(function)?).await?;
+    let (nats, pelton) = (&scene.nats, &scene.pelton);
+    let look = ["function", "info", "hostile"];
+    let before = pelton.json(&look).await?;
+    ensure!(before["status"]["internal"].is_null(), "{before}");
+    let shown = pelton.ok(&look).await?.stdout;
+    ensure!(!shown.contains("calls and timers"), "{shown}");
+    // One with an id lies where it was stored, and in the park, too.
+    let waits = json!({ "do": "fail", "how": "defer", "code": "no", "well_at": 0 }).to_string();
+    let call = ["call", "hostile", &waits, "--subject", "hostile.act.a"];
+    let late = [call.as_slice(), &["--id", "late", "--timeout", "2s"]].concat();
+    pelton.refused(&late, &["did not reply"]).await?;
+    eventually("one call to wait", || async {
+        let info = pelton.json(&look).await?;
+        let (all, due) = (&info["status"], &info["status"]["internal"]);
+        ensure!(due["pending"] == 1 && due["deferred"] == 1, "{info}");
+        ensure!(all["pending"] == 1 && all["deferred"] == 1, "{info}");
+        Ok(Some(()))
+    })
+    .await?;
+    let shown = pelton.ok(&look).await?.stdout;
+    ensure!(shown.contains("calls and timers"), "{shown}");
+    let listed = pelton.json(&["function", "ls"]).await?;
+    assert_eq!(listed[0]["pending"], 1, "{listed}");
+    let dry = ["function", "rm", "hostile", "--dry-run"];
+    let removal = pelton.json(&dry).await?["removal"].clone();
+    assert_eq!(
+        (&removal["calls"], &removal["unhandled"]),
+        (&json!(1), &json!(0))
+    );
+    pelton.ok(&["function", "rm", "hostile", "--yes"]).await?;
+    for kind in ["due", "park"] {
+        let lies = format!("$PELTON.shop.{kind}.>");
+        assert_eq!(nats.count_below("KV_shop", &lies).await?, 0, "{kind}");
+    }
+    Ok(())
+}
+
 /// As after a removal that was killed when the function was out of the registry, and nothing else was done yet.
 #[tokio::test]
 async fn a_removal_that_was_cut_off_goes_on() -> Result<()> {

@@ -210,7 +210,8 @@ fn versions(output: &Output, versions: &[VersionStatus]) -> String {
 fn whole(output: &Output, info: &FunctionInfo) -> String {
     let (status, record) = (&info.status, &info.record);
     let mut parts = vec![facts(output, info)];
-    let inputs = status.inputs.iter().map(input);
+    let mut inputs: Vec<Vec<String>> = status.inputs.iter().map(input).collect();
+    inputs.extend(status.internal.iter().map(internal));
     let header = [
         "STREAM",
         "SUBJECTS",
@@ -219,7 +220,7 @@ fn whole(output: &Output, info: &FunctionInfo) -> String {
         "OLDEST",
         "CONSUMER",
     ];
-    parts.push(output.table(&header, inputs.collect()));
+    parts.push(output.table(&header, inputs));
     let stuck = status.targets.iter().filter_map(|target| {
         let age = target.oldest_waiting_ms?;
         let why = target.blocked.as_deref().unwrap_or_default();
@@ -364,6 +365,13 @@ fn input(input: &InputStatus) -> Vec<String> {
         oldest,
         input.consumer.clone().unwrap_or_else(|| "none".into()),
     ]
+}
+
+/// What comes from no stream of the user's: where it lies means nothing to a person.
+fn internal(due: &InputStatus) -> Vec<String> {
+    let mut row = input(due);
+    row.splice(..2, ["calls and timers".to_owned(), "-".to_owned()]);
+    row
 }
 
 /// What an input lacks of which nobody can say what is pending.

@@ -73,6 +73,7 @@ fn text(report: &RemovalReport) -> String {
         version,
         unhandled,
         waiting,
+        calls,
         dead_letters,
         versions,
     } = &report.removal;
@@ -83,6 +84,9 @@ fn text(report: &RemovalReport) -> String {
         format!(
             "  {unhandled} events of its streams are not handled, {waiting} of which wait for another attempt or another event: they stay in the streams \
              as long as those keep them, and it will not handle them; deployed again, it begins where `start` says"
+        ),
+        format!(
+            "  {calls} calls, ticks and timers that are due are not handled: they go with it, and who waits for a reply gets none"
         ),
         format!("  {dead_letters} dead letters stay, and cannot be replayed without it"),
         format!(
