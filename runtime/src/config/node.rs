@@ -354,9 +354,10 @@ fn apps(findings: &mut Findings<'_>, root: &Table<'_>) -> Option<Vec<String>> {
 
 fn connection(findings: &mut Findings<'_>, nats: &Table<'_>, folder: &Path) -> NodeConnection {
     nats.only(findings, &NATS_KEYS, &[]);
-    one_login(findings, nats);
+    let server = text(findings, nats, "server", "nats://127.0.0.1:4222");
+    one_login(findings, nats, server.as_deref());
     NodeConnection {
-        server: text(findings, nats, "server", "nats://127.0.0.1:4222"),
+        server,
         context: text(findings, nats, "context", "production")
             .map(|context| context_path(context, folder)),
         user: text(findings, nats, "user", "node"),
@@ -373,20 +374,24 @@ fn connection(findings: &mut Findings<'_>, nats: &Table<'_>, folder: &Path) -> N
 }
 
 /// Two ways to log in would be one that counts and one that is thought to.
-fn one_login(findings: &mut Findings<'_>, nats: &Table<'_>) {
-    let mut given: Vec<(&str, usize)> = LOGINS
+fn one_login(findings: &mut Findings<'_>, nats: &Table<'_>, server: Option<&str>) {
+    let in_url = server.is_some_and(|urls| urls.contains('@'));
+    let in_url = in_url.then_some(("server", "the login in `nats.server`".to_owned()));
+    let mut given: Vec<(String, usize)> = LOGINS
         .iter()
-        .filter_map(|key| Some((*key, nats.get(key)?.at)))
+        .map(|key| (*key, format!("`nats.{key}`")))
+        .chain(in_url)
+        .filter_map(|(key, named)| Some((named, nats.get(key)?.at)))
         .collect();
     given.sort_by_key(|(_, at)| *at);
     let mut given = given.into_iter();
     let Some((first, _)) = given.next() else {
         return;
     };
-    for (key, at) in given {
+    for (named, at) in given {
         findings.add(
             at,
-            format!("`nats.{key}` is a second way to log in, beside `nats.{first}`"),
+            format!("{named} is a second way to log in, beside {first}"),
             "keep one of them",
         );
     }

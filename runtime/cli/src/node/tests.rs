@@ -17,7 +17,7 @@ level = "warn"
 format = "json"
 
 [nats]
-server = "nats://me:hush@10.0.0.5:4222"
+server = "nats://10.0.0.5:4222"
 user = "node"
 password = "hush"
 inbox-prefix = "_I"
@@ -114,6 +114,25 @@ fn everything_wrong_is_told_at_once_with_its_line() {
 }
 
 #[test]
+fn a_login_within_a_url_is_one_of_the_ways_to_log_in() {
+    let error = refused("[nats]\nserver = \"nats://h:1,nats://u:hush@h:2\"\ntoken = \"t\"\n");
+    let second =
+        "node.toml:3:1: `nats.token` is a second way to log in, beside the login in `nats.server`";
+    assert!(error.contains(second), "{error}");
+    let error = refused("[nats]\nuser = \"u\"\nserver = \"nats://hush@h:1\"\n");
+    let second =
+        "node.toml:3:1: the login in `nats.server` is a second way to log in, beside `nats.user`";
+    assert!(error.contains(second), "{error}");
+    assert!(!error.contains("hush"), "{error}");
+    for one in [
+        "server = \"nats://u:p@h:1\"",
+        "server = \"nats://h:1\"\ntoken = \"t\"",
+    ] {
+        assert!(read(&format!("[nats]\n{one}\n"), &[]).is_ok(), "{one}");
+    }
+}
+
+#[test]
 fn a_file_that_is_none() {
     assert!(refused("app = ").contains("node.toml:1:"), "no TOML");
     let error = refused("pelton = 1\napp = \"shop\"\n");
@@ -152,16 +171,22 @@ fn what_is_shown_hides_every_secret() {
     assert!(!text.contains("hush"), "{text}");
     let of = |key: &str| shown.settings.iter().find(|one| one.key == key).unwrap();
     assert_eq!(of("nats.password").value.as_deref(), Some("(hidden)"));
-    let server = of("nats.server").value.as_deref();
-    assert_eq!(server, Some("nats://(hidden)@10.0.0.5:4222"));
     assert_eq!(of("drain").place.as_deref(), Some("--drain"));
     assert_eq!(of("nats.user").value.as_deref(), Some("node"));
     let place = of("max-memory").place.as_deref().unwrap();
     assert!(place.ends_with("node.toml:6"), "{place}");
-    // Without a password, a user is a token.
-    let node = read("[nats]\nuser = \"hush\"\n", &[]).unwrap();
-    let text = serde_json::to_string(&show::settings(&node).unwrap()).unwrap();
-    assert!(!text.contains("hush"), "{text}");
+    // Without a password, a user is a token; and a URL may hold a login.
+    for (login, shown) in [
+        ("user = \"hush\"", "(hidden)"),
+        (
+            "server = \"nats://me:hush@10.0.0.5:4222\"",
+            "nats://(hidden)@10.0.0.5:4222",
+        ),
+    ] {
+        let node = read(&format!("[nats]\n{login}\n"), &[]).unwrap();
+        let text = serde_json::to_string(&show::settings(&node).unwrap()).unwrap();
+        assert!(!text.contains("hush") && text.contains(shown), "{text}");
+    }
 }
 
 #[test]
