@@ -120,9 +120,14 @@ impl Job {
                 if let Some(left) = case.retries_in(self.worker.record.version) {
                     return Settlement::Parked(left, Return::Retry);
                 }
-                let received = self.received(message);
-                let ended = self.attempt(&[(case, received)], permit).await;
-                ended.0
+                let one = [(case, self.received(message))];
+                let (settlement, _) = self.attempt(&one, permit).await;
+                if self.context.internal && settlement == Settlement::Done {
+                    let [(_, received)] = &one;
+                    // A call: what else is parked was removed before.
+                    Box::pin(due::remove(&self.context, &received.message)).await;
+                }
+                settlement
             }
             Found::Lost(found, why) => {
                 let (message, case) = *found;

@@ -457,7 +457,11 @@ impl PositionSource {
 
     /// A message of an internal input that was left where it lay when it was done.
     fn remove_done(&mut self, partition: u16, message: &Message) {
-        let done = |one: &Partition| self.context.internal && one.is_done(message.sequence);
+        let done = |one: &Partition| {
+            let at = message.sequence;
+            // A call that waits in the park stays.
+            self.context.internal && one.is_done(at) && !one.is_parked(at)
+        };
         if self.claims.get(partition).is_some_and(done) {
             self.jobs
                 .spawn(job::remove(self.context.clone(), message.clone()));
