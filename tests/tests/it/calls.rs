@@ -514,21 +514,11 @@ async fn calls_go_on_while_nodes_come_and_go() -> Result<()> {
 #[tokio::test]
 async fn a_call_that_is_tried_again_keeps_its_caller() -> Result<()> {
     let slow = "retry = { max-attempts = 3, initial-delay = \"20s\", max-delay = \"20s\" }";
-    let mut text = manifest()?;
-    text = text.replace(project::QUICK_RETRY, slow);
-    ensure!(text.contains(slow), "{text}");
-    let scene = Scene::start(&text).await?;
+    let scene = Scene::start(&manifest()?.replace(project::QUICK_RETRY, slow)).await?;
     let calls = (0..6).map(async |n| {
         let subject = format!("hostile.act.k{}", n / 2);
-        let headers = [
-            ("Pelton-Subject", subject.as_str()),
-            ("Pelton-Timeout", "60s"),
-        ];
-        let body = if n % 2 == 0 {
-            fails("retry", 2)
-        } else {
-            count("n")
-        };
+        let headers = [("Pelton-Subject", &*subject), ("Pelton-Timeout", "60s")];
+        let body = [fails("retry", 2), count("n")][n % 2].clone();
         request(&scene.nats, &headers, body, LONG).await
     });
     for reply in join_all(calls).await {

@@ -111,19 +111,13 @@ async fn inputs(
                     "waiting for consumer {consumer} of stream {} to come to rest",
                     input.stream
                 ));
-                if pause(js, &place, SHORT).await? {
-                    paused.push(place.clone());
-                    input.start = rest(js, name, &input.stream, &place).await?;
-                } else if start.is_some() {
-                    first(js, input, start.as_ref()).await?;
-                } else {
-                    return Err(ControlError::refused(
-                        format!(
-                            "consumer {consumer} of stream {} is gone, which said how far function {name} is",
-                            input.stream
-                        ),
-                        "say `start`: \"new\", \"all\" or a time",
-                    ));
+                match pause(js, &place, SHORT).await? {
+                    true => {
+                        paused.push(place.clone());
+                        input.start = rest(js, name, &input.stream, &place).await?;
+                    }
+                    false if start.is_some() => first(js, input, start.as_ref()).await?,
+                    false => return Err(nowhere(name, &consumer, &input.stream)),
                 }
                 created(js, input).await?;
             }
@@ -155,6 +149,16 @@ async fn inputs(
         input.begun = true;
     }
     Ok(())
+}
+
+/// Refuses to guess where the function is.
+fn nowhere(function: &str, consumer: &str, stream: &str) -> ControlError {
+    ControlError::refused(
+        format!(
+            "consumer {consumer} of stream {stream} is gone, which said how far function {function} is"
+        ),
+        "say `start`: \"new\", \"all\" or a time",
+    )
 }
 
 /// Whether an input that the version before did not read was read by one before that, and is still the same: then its positions say how far.
