@@ -315,7 +315,7 @@ pub async fn abort(
     })
     .await?;
     if handed_over {
-        give_back(js, &AppNames::new(app), function, None).await?;
+        give_back(js, &AppNames::new(app), function).await?;
     }
     Ok(record)
 }

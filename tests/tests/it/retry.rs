@@ -257,14 +257,15 @@ async fn a_dead_letter_that_its_function_would_not_get_stays() -> Result<()> {
     letters(2).await?;
 
     // It does not take the event any more; a call goes to it whatever it takes.
-    let narrow = format!("subjects = [\"hostile.raw\"]\n{new}");
+    let narrow =
+        format!("subjects = [\"hostile.raw\", \"hostile.look\", \"hostile.act.other\"]\n{new}");
     scene.project.change(&manifest(mended, &narrow)?)?;
     scene.pelton.ok(&["deploy"]).await?;
     scene.nats.serving("hostile", Some(2), 1).await?;
     let replay = ["dead-letter", "replay", "--all", "--function", "hostile"];
     let one = ["1 dead letter could not be replayed"];
     let said = scene.pelton.refused(&replay, &one).await?.stdout;
-    let why = "does not take hostile.act.now any more; it takes hostile.raw";
+    let why = "does not take hostile.act.now any more; it takes hostile.";
     ensure!(said.contains(why), "{said}");
     let handled = eventually("the call to be handled", || {
         nats.value("shop", "done.call-1")

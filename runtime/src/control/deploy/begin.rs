@@ -141,12 +141,29 @@ async fn inputs(
         };
         let key = record.settings.key.as_ref();
         let make = |partition| done.position(partition, input.start, key);
-        match before {
-            // Some may be there, and what they say stays.
-            Before::Positions => drop(bring_in_line(js, place, &guard, Some(&make)).await?),
-            Before::Nothing | Before::Queue => positions(js, place, &guard, make).await?,
-        }
+        write(js, place, &guard, before, &make).await?;
         input.begun = true;
+    }
+    Ok(())
+}
+
+/// Writes the positions with which a function begins.
+async fn write(
+    js: &jetstream::Context,
+    place: Place<'_>,
+    guard: &Guard<'_>,
+    before: Before,
+    make: &(dyn Fn(u16) -> PositionRecord + Sync),
+) -> Result<(), ControlError> {
+    match before {
+        // Some may be there, and what they say stays.
+        Before::Positions => drop(bring_in_line(js, place, guard, Some(make)).await?),
+        Before::Queue => positions(js, place, guard, make).await?,
+        // Of a stream before this one of its name there may be some, which nodes still hold.
+        Before::Nothing => {
+            let anew = |partition, _: Option<&PositionRecord>| Some(make(partition));
+            rewrite(js, place, Some(guard), anew).await?;
+        }
     }
     Ok(())
 }

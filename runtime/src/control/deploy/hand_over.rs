@@ -19,7 +19,7 @@ use crate::rollout::promoted;
 const TRIES: usize = 3;
 
 /// Hands the inputs over to a version that takes them by the other engine, when nodes have tried it, and makes it the active one: the record then.
-/// If that cannot be, the active version goes on with them.
+/// If that cannot be, this one is taken back, and the active version goes on with them.
 ///
 /// # Errors
 /// Somebody has deployed another version meanwhile, reset the function, or taken this one back; the inputs cannot be handed over now, for what
@@ -49,11 +49,13 @@ pub async fn hand_over(
             done => break done,
         }
     };
-    if handed
-        .as_ref()
-        .is_err_and(|error| error.kind != ErrorKind::Nats)
-    {
-        give_back(js, &names, &function.function, Some(function.version)).await?;
+    if let Err(error) = &handed {
+        let (name, version) = (&function.function, Some(function.version));
+        let taken_back = rollout::abort(js, app, name, version, &error.what).await;
+        // Somebody else was first. What cannot be done now, for NATS is away, the next deploy does.
+        if taken_back.is_err() {
+            let _ = give_back(js, &names, name).await;
+        }
     }
     handed
 }
@@ -119,17 +121,15 @@ pub(in crate::control) fn hands_over(record: &FunctionRecord) -> bool {
     trial.is_some_and(|trial| other(&trial.record))
 }
 
-/// Has the active version go on with its inputs, which a deploy of this version, or one that did not end, may have taken from it.
+/// Has the active version go on with its inputs, which a deploy that did not end may have taken from it.
 pub(in crate::control) async fn give_back(
     js: &jetstream::Context,
     names: &AppNames,
     function: &str,
-    version: Option<u64>,
 ) -> Result<(), ControlError> {
     let (active, revision) = functions::record(js, names.app(), function).await?;
-    let tried = active.trial.as_ref().map(|trial| trial.record.version);
     // Another deploy is at it.
-    if hands_over(&active) && tried != version {
+    if hands_over(&active) {
         return Ok(());
     }
     let guard = Guard {
