@@ -6,10 +6,20 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::answer::Refusal;
-use crate::event::{self, Headers, MAX_KEY, Message, attribute_headers, decode, subject};
+use crate::event::{
+    self, EventError, Headers, MAX_KEY, Message, attribute_headers, decode, subject,
+};
 use crate::names::{self, DUE_KEY_HEADER, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT_HEADER};
 use crate::records::{FORMAT, FunctionRecord};
 
+/// Headers that steer a call, in lower case: two values of one are refused.
+const DECIDING: [&str; 5] = [
+    "content-type",
+    "nats-msg-id",
+    "pelton-deadline",
+    "pelton-subject",
+    "pelton-timeout",
+];
 /// How long a caller is taken to wait who does not say.
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 /// How long one may say: each caller who waits takes a place on the node that was asked.
@@ -89,6 +99,8 @@ pub(super) fn read(
     now: i64,
     max_payload: usize,
 ) -> Result<Asked, Refusal> {
+    let malformed = |why: EventError| Refusal::invalid("pelton-event-malformed", why.to_string());
+    event::unambiguous(headers, &DECIDING).map_err(malformed)?;
     let subject = handled(record, value(headers, DUE_SUBJECT_HEADER))?;
     let given = value(headers, ID_HEADER);
     let id = given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned);
@@ -102,8 +114,7 @@ pub(super) fn read(
         sequence: 0,
         stored: now,
     };
-    let decoded = decode(&message)
-        .map_err(|why| Refusal::invalid("pelton-event-malformed", why.to_string()))?;
+    let decoded = decode(&message).map_err(malformed)?;
     let source = record.settings.key.as_ref();
     let key = source.map(|source| event::key(source, &message));
     // A version with another `key` finds it in the partition where it was stored.

@@ -17,12 +17,17 @@ pub(super) const PREFIX: &str = "ce-";
 /// [`UNREADABLE_HEADER`](crate::names::UNREADABLE_HEADER) in lower case.
 const UNREADABLE: &str = "pelton-unreadable";
 
+/// Headers that decide what a message is and whom it is for, in lower case. A message in which one
+/// of them has two values is malformed.
+const DECIDING: [&str; 3] = ["content-type", "nats-msg-id", "pelton-only"];
+
 /// A message, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
     /// The event.
     pub event: Event,
-    /// Headers that are no attributes (no `ce-*`), in their order, names in lower case.
+    /// Headers that are no attributes (no `ce-*`): by name, values of one name in the order of the
+    /// message, names in lower case.
     pub headers: Headers,
 }
 
@@ -40,6 +45,7 @@ pub fn decode(message: &Message) -> Result<Decoded, EventError> {
     if let Some(why) = header(&headers, UNREADABLE) {
         return Err(EventError(why.to_owned()));
     }
+    unambiguous(&headers, &DECIDING)?;
     let event = match content_mode(&headers, &attributes)? {
         Mode::Structured => structured::event(&message.payload, message.stored)?,
         Mode::Binary => binary(message, attributes, &headers)?,
@@ -47,6 +53,28 @@ pub fn decode(message: &Message) -> Result<Decoded, EventError> {
     };
     let event = with_trace(event, &headers);
     Ok(Decoded { event, headers })
+}
+
+/// Refuses two values under one of these (lower-case) names, however each is spelled.
+///
+/// # Errors
+/// Names the header and two of its values.
+pub(crate) fn unambiguous(headers: &Headers, names: &[&str]) -> Result<(), EventError> {
+    for wanted in names {
+        let mut values = headers
+            .iter()
+            .filter(|(name, _)| name.eq_ignore_ascii_case(wanted))
+            .map(|(_, value)| value.trim())
+            .filter(|value| !value.is_empty());
+        let Some(first) = values.next() else { continue };
+        if let Some(other) = values.find(|value| *value != first) {
+            let (first, other) = (shown(first), shown(other));
+            return Err(EventError(format!(
+                "header `{wanted}` comes twice: {first} and {other}; send it once"
+            )));
+        }
+    }
+    Ok(())
 }
 
 enum Mode {
@@ -151,12 +179,18 @@ fn with_trace(mut event: Event, headers: &Headers) -> Event {
     if event.extensions.contains_key("traceparent") {
         return event;
     }
-    if let Some(parent) = header(headers, "traceparent") {
+    // Two parents are as good as none: W3C Trace Context has the trace begin anew then.
+    let only = |name| {
+        unambiguous(headers, &[name])
+            .ok()
+            .and_then(|()| header(headers, name))
+    };
+    if let Some(parent) = only("traceparent") {
         event
             .extensions
             .insert("traceparent".into(), parent.to_owned());
         // The two belong together: a state of another trace would mislead.
-        match header(headers, "tracestate") {
+        match only("tracestate") {
             Some(state) => event.extensions.insert("tracestate".into(), state.into()),
             None => event.extensions.remove("tracestate"),
         };

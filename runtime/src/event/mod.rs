@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub(crate) use decode::unambiguous;
 pub use decode::{Decoded, EventError, decode};
 pub(crate) use encode::content_type;
 pub use encode::{Draft, DraftDefaults, Outgoing, attribute_headers, encode};
 pub use key::{MAX_KEY, key};
 
-/// Names and values in their order; names may repeat.
+/// Names and values; names may repeat. Those of a message that was read are ordered by name,
+/// regardless of case, and values of one name stay in the order of the message.
 pub type Headers = Vec<(String, String)>;
 
 /// The same of a message to be; most of their names are known beforehand.
@@ -92,7 +94,7 @@ pub struct Delivery {
     pub position: Option<Position>,
     /// The ordering key.
     pub key: Option<Arc<str>>,
-    /// Headers that are no event attributes; lower-case names.
+    /// Headers that are no event attributes, by name; lower-case names.
     pub headers: Headers,
     /// This attempt, from 1.
     pub attempt: u32,
