@@ -2,7 +2,7 @@
 # The work is in scripts/, which run just as well without make.
 
 .POSIX:
-.PHONY: help demo test faults campaign soak mutations build lint bench setup clean
+.PHONY: help demo test faults campaign soak mutations messages build lint bench setup clean
 
 help:
 	@echo 'make demo    run the order system end to end on a throw-away NATS, and check what it did'
@@ -11,6 +11,7 @@ help:
 	@echo 'make campaign  the same with ten seeds on one server and on three: an hour and more (SEEDS=, CLUSTERS=, DURATION=)'
 	@echo 'make soak    a million events, then whether anything grew: memory of a node, what is stored (COUNT=)'
 	@echo 'make mutations  takes one safeguard after the other away; a test must notice each time'
+	@echo 'make messages  random messages of any bytes to two nodes: each must be handled or given up once (MESSAGES=)'
 	@echo 'make build   the binary: target/release/pelton'
 	@echo 'make lint    rustfmt and clippy'
 	@echo 'make bench   measurements (NAMES= some of them)'
@@ -34,6 +35,9 @@ soak:
 
 mutations:
 	@./scripts/mutations.sh
+
+messages:
+	@./scripts/messages.sh
 
 build:
 	@. ./scripts/tools.sh && need_rust && build_all

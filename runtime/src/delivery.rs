@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::Client;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -15,6 +14,7 @@ use crate::config::RetryPolicy;
 use crate::effects::{Attempt, Disposition, Effects, Failure, StateReader};
 use crate::event::{self, Decoded, Delivery, EventError, MAX_KEY, Position};
 use crate::names::ONLY_HEADER;
+use crate::nats::Connection;
 use crate::records::FunctionRecord;
 use crate::route::End;
 use crate::sandbox::{self, Call, LogLine, LogLines};
@@ -47,7 +47,7 @@ pub(crate) struct Worker {
     pub(crate) committer: Committer,
     pub(crate) attempts: Attempts,
     /// For answers to callers.
-    pub(crate) client: Client,
+    pub(crate) nats: Connection,
     pub(crate) logs: LogPublisher,
     pub(crate) counters: Arc<Counters>,
     /// What its handlers were seen to read.
@@ -360,14 +360,14 @@ fn failed(failure: Failure) -> Attempt {
 
 /// A replayed event goes to one function only; the others let it pass.
 fn meant_for_another(worker: &Worker, received: &Received) -> bool {
-    let only = received
-        .message
-        .headers
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case(ONLY_HEADER));
-    only.is_some_and(|(_, value)| {
-        value.split_once('/') != Some((worker.record.app.as_str(), worker.record.function.as_str()))
-    })
+    let me = (worker.record.app.as_str(), worker.record.function.as_str());
+    let headers = received.message.headers.iter();
+    let mut only = headers
+        .filter(|(name, _)| name.eq_ignore_ascii_case(ONLY_HEADER))
+        .map(|(_, value)| value.split_once('/') == Some(me))
+        .peekable();
+    // One that names this function and another, too, is malformed, and that is for decoding to say.
+    only.peek().is_some() && !only.any(|is_me| is_me)
 }
 
 async fn reporting_progress(

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Client, Message};
+use async_nats::Message;
 use futures::StreamExt;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::names::NODES_BUCKET;
+use crate::nats::Connection;
 use crate::records::{Counted, NodeRecord};
 use crate::registry::NODE_TTL;
 
@@ -97,13 +98,14 @@ impl Members {
 
 /// Listens to heartbeats until `stop`.
 pub(crate) async fn follow(
-    client: Client,
+    nats: Connection,
     members: watch::Sender<Members>,
     counted: Heard,
     stop: CancellationToken,
 ) {
     let listening = async {
         loop {
+            let client = nats.client();
             if let Ok(beats) = client.subscribe(format!("$KV.{NODES_BUCKET}.*")).await {
                 listen(beats, &members, &counted).await;
             }

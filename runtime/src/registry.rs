@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{self, kv, object_store, stream};
-use futures::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use crate::names::{LOGS_PREFIX, LOGS_STREAM, MODULES_BUCKET, NODES_BUCKET, REGISTRY_BUCKET};
+use crate::nats::Connection;
+use crate::nats::raw::Stored;
+use crate::nats::tail::Tail;
 use crate::records::{FORMAT, FunctionRecord};
 
 /// A node that says nothing for this long is gone.
@@ -102,46 +104,52 @@ pub fn shared_streams() -> [String; 4] {
     ]
 }
 
-/// What is deployed now, then every change. The stream's end means: watch anew.
-///
-/// # Errors
-/// The registry cannot be read.
-pub async fn watch(
-    js: &jetstream::Context,
-) -> Result<impl Stream<Item = Change> + Unpin + use<>, RegistryError> {
-    let bucket = js
-        .get_key_value(REGISTRY_BUCKET)
-        .await
-        .map_err(|error| failed(REGISTRY_BUCKET, error))?;
-    let entries = bucket
-        .watch_with_history("function.>")
-        .await
-        .map_err(|error| failed(REGISTRY_BUCKET, error))?;
-    let changes = entries
-        .take_while(|entry| std::future::ready(entry.is_ok()))
-        .filter_map(|entry| std::future::ready(entry.ok().and_then(|entry| read(&entry))));
-    Ok(Box::pin(changes))
+/// Follows what is deployed: first what is deployed now, then every change.
+pub(crate) struct Watch(Tail);
+
+impl Watch {
+    pub(crate) fn new(connection: Connection) -> Self {
+        let stream = format!("KV_{REGISTRY_BUCKET}");
+        let filter = format!("$KV.{REGISTRY_BUCKET}.function.>");
+        Self(Tail::new(connection, &stream, filter))
+    }
+
+    /// Waits for the next change. It may be dropped at any moment and loses nothing.
+    ///
+    /// # Errors
+    /// The registry cannot be read; the next call goes on where this one failed.
+    pub(crate) async fn next(&mut self) -> Result<Change, RegistryError> {
+        loop {
+            let entry = self.0.next().await;
+            let entry = entry.map_err(|error| failed(REGISTRY_BUCKET, error))?;
+            if let Some(change) = read(&entry) {
+                return Ok(change);
+            }
+        }
+    }
 }
 
-fn read(entry: &kv::Entry) -> Option<Change> {
-    let mut tokens = entry.key.split('.').skip(1).map(str::to_owned);
+fn read(entry: &Stored) -> Option<Change> {
+    let prefix = format!("$KV.{REGISTRY_BUCKET}.");
+    let key = entry.subject.strip_prefix(&prefix)?;
+    let mut tokens = key.split('.').skip(1).map(str::to_owned);
     let (app, function) = (tokens.next()?, tokens.next()?);
-    if entry.operation != kv::Operation::Put {
+    if entry.is_deletion() {
         return Some(Change::Removed { app, function });
     }
-    match serde_json::from_slice::<FunctionRecord>(&entry.value) {
+    match serde_json::from_slice::<FunctionRecord>(&entry.payload) {
         Ok(record) if record.format == FORMAT => Some(Change::Deployed(Box::new(record))),
         Ok(record) => {
             let found = record.format;
             tracing::error!(
-                key = entry.key,
+                key,
                 found,
                 "the registry entry has a format that this node does not read; upgrade the node"
             );
             None
         }
         Err(error) => {
-            tracing::error!(key = entry.key, %error, "the registry entry cannot be read; deploy the function again");
+            tracing::error!(key, %error, "the registry entry cannot be read; deploy the function again");
             None
         }
     }

@@ -18,6 +18,7 @@ pub mod production;
 pub mod project;
 pub mod proxy;
 pub mod rates;
+pub mod raw;
 pub mod scene;
 pub mod scrape;
 pub mod server;

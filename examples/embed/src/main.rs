@@ -35,7 +35,7 @@ async fn main() -> Result<()> {
             .join("embed-example"),
         drain_deadline: Duration::from_secs(5),
         node_name: "embedded".into(),
-        ..RuntimeOptions::new(client.clone())
+        ..RuntimeOptions::new(options)
     })
     .await?;
     println!("node {} serves {app}; Ctrl-C ends it", node.id());

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream;
 use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::service::{self, NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
-use async_nats::{Client, HeaderMap, Message, PublishError, Subject, Subscriber, header};
+use async_nats::{HeaderMap, Message, PublishError, Subject, Subscriber, header};
 use bytes::Bytes;
 use futures::StreamExt;
 use time::OffsetDateTime;
@@ -14,7 +12,8 @@ use time::OffsetDateTime;
 use super::answer::{Answer, Refusal, one_line};
 use super::request::{self, Asked};
 use crate::names::{AppNames, CODE_HEADER};
-use crate::nats::{header_map, headers};
+use crate::nats::raw::{self, Which};
+use crate::nats::{Connection, header_map, header_value, headers};
 use crate::records::FunctionRecord;
 
 /// Callers of one function who wait on one node: more are told so at once, and another node may have room.
@@ -28,8 +27,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What it takes to answer the calls of one version.
 pub(super) struct Desk {
-    pub(super) client: Client,
-    pub(super) js: jetstream::Context,
+    pub(super) nats: Connection,
     pub(super) names: AppNames,
     pub(super) record: FunctionRecord,
 }
@@ -91,12 +89,12 @@ impl Desk {
         data: Bytes,
     ) -> Result<(), PublishError> {
         let Some(kind) = content_type else {
-            return self.client.publish(caller, data).await;
+            return self.nats.client().publish(caller, data).await;
         };
         let mut headers = HeaderMap::new();
-        headers.insert("Content-Type", kind.as_str());
-        let sent = self.client.publish_with_headers(caller, headers, data);
-        sent.await
+        headers.insert("Content-Type", header_value(&kind));
+        let client = self.nats.client();
+        client.publish_with_headers(caller, headers, data).await
     }
 
     async fn refuse(
@@ -106,13 +104,13 @@ impl Desk {
         error: &service::error::Error,
     ) -> Result<(), PublishError> {
         let mut headers = HeaderMap::new();
-        headers.insert(CODE_HEADER, code);
-        headers.insert(NATS_SERVICE_ERROR, error.status.as_str());
+        headers.insert(CODE_HEADER, header_value(code));
+        headers.insert(NATS_SERVICE_ERROR, header_value(&error.status));
         headers.insert(NATS_SERVICE_ERROR_CODE, error.code.to_string());
-        let sent = self
-            .client
-            .publish_with_headers(caller, headers, Bytes::new());
-        sent.await
+        let client = self.nats.client();
+        client
+            .publish_with_headers(caller, headers, Bytes::new())
+            .await
     }
 
     /// The outcome of a call; `None`: it did not come in the caller's time.
@@ -123,7 +121,7 @@ impl Desk {
             &headers(message.headers.as_ref()),
             message.payload,
             i64::try_from(now).unwrap_or(i64::MAX),
-            self.client.server_info().max_payload,
+            self.nats.max_payload(),
         )?;
         if asked.is_late {
             return Ok(None);
@@ -149,7 +147,8 @@ impl Desk {
         // Before the call is stored, or looked for: its answer comes after that.
         let subject = self.names.answer(&self.record.function, &asked.call);
         let mut answers = self
-            .client
+            .nats
+            .client()
             .subscribe(subject)
             .await
             .map_err(|error| unavailable(error.to_string()))?;
@@ -177,8 +176,8 @@ impl Desk {
         loop {
             match tokio::time::timeout(LOOK_AGAIN, answers.next()).await {
                 Ok(Some(message)) => {
-                    let headers = message.headers.unwrap_or_default();
-                    if let Some(answer) = Answer::read(&headers, message.payload) {
+                    let headers = headers(message.headers.as_ref());
+                    if let Some(answer) = Answer::read(&headers, &message.payload) {
                         return Ok(Some(answer));
                     }
                 }
@@ -208,9 +207,8 @@ impl Desk {
                 upon.to_string(),
             );
             let payload = asked.payload.clone();
-            let sent = self
-                .js
-                .publish_with_headers(subject.clone(), headers, payload);
+            let js = self.nats.jetstream();
+            let sent = js.publish_with_headers(subject.clone(), headers, payload);
             let stored = match sent.await {
                 Ok(ack) => ack.await,
                 Err(error) => Err(error),
@@ -240,21 +238,17 @@ impl Desk {
 
     /// What the internal input has of a call, as the stream's leader knows it.
     async fn look(&self, subject: &str) -> Result<Found, String> {
-        let stream = self.js.get_stream_no_info(self.names.commit_stream()).await;
-        let stream = stream.map_err(|error| error.to_string())?;
-        let found = match stream.get_last_raw_message_by_subject(subject).await {
-            Ok(found) => found,
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-                return Ok(Found::Room(0));
-            }
-            Err(error) => return Err(error.to_string()),
+        let (js, stream) = (self.nats.jetstream(), self.names.commit_stream());
+        let found = raw::get(&js, &stream, Which::Last(subject)).await;
+        let Some(found) = found.map_err(|error| error.to_string())? else {
+            return Ok(Found::Room(0));
         };
-        if let Some(answer) = Answer::read(&found.headers, found.payload) {
+        if let Some(answer) = Answer::read(&found.headers, &found.payload) {
             return Ok(Found::Answered(answer));
         }
-        Ok(match found.headers.get("KV-Operation") {
-            Some(_) => Found::Room(found.sequence),
-            None => Found::UnderWay,
+        Ok(match found.is_deletion() {
+            true => Found::Room(found.sequence),
+            false => Found::UnderWay,
         })
     }
 }

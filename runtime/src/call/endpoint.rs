@@ -1,25 +1,30 @@
 //! What callers find on a node: one endpoint of each function, which passes from version to version, so that no request falls
 //! between two of them.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream;
-use async_nats::{Client, Message, Subscriber};
+use async_nats::Message;
+use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::StreamExt;
-use futures::stream::SelectAll;
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::desk::{CALLERS, Desk};
-use super::service::Service;
+use super::service::{Asked, Service};
 use crate::names::AppNames;
 use crate::records::FunctionRecord;
+use crate::runtime::Connections;
 
 /// What a node that stops may still have in its hands of what the server sent it.
 const LEAVING: Duration = Duration::from_secs(1);
+
+/// Pauses before subscriptions that ended with their client are made again.
+const RESUBSCRIBE_MIN: Duration = Duration::from_millis(50);
+const RESUBSCRIBE_MAX: Duration = Duration::from_secs(1);
 
 /// A function's place for callers on this node, shared by its versions: the newest that is ready answers.
 #[derive(Clone, Default)]
@@ -41,14 +46,12 @@ impl Endpoint {
     /// The connection is closed.
     pub(crate) async fn open(
         &self,
-        client: Client,
-        js: jetstream::Context,
+        connections: &Connections,
         record: FunctionRecord,
     ) -> Result<(), async_nats::SubscribeError> {
         let names = AppNames::new(record.app.as_str());
         let desk = Arc::new(Desk {
-            client,
-            js,
+            nats: connections.commits.clone(),
             names,
             record,
         });
@@ -57,7 +60,7 @@ impl Endpoint {
             Some(open) => {
                 open.desk.send_replace(desk);
             }
-            None => *open = Some(Open::new(desk).await?),
+            None => *open = Some(Open::new(desk, connections).await?),
         }
         Ok(())
     }
@@ -80,9 +83,12 @@ impl Endpoint {
 }
 
 impl Open {
-    async fn new(desk: Arc<Desk>) -> Result<Self, async_nats::SubscribeError> {
-        let (service, questions) = Service::open(desk.client.clone(), &desk.record).await?;
-        let requests = service.requests().await?;
+    async fn new(
+        desk: Arc<Desk>,
+        connections: &Connections,
+    ) -> Result<Self, async_nats::SubscribeError> {
+        let service = Service::new(connections, &desk.record);
+        let asked = service.subscribe().await?;
         let (desk, current) = watch::channel(desk);
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
         let counter = Counter {
@@ -92,7 +98,7 @@ impl Open {
             taken: TaskTracker::new(),
             abort: abort.clone(),
         };
-        let task = tokio::spawn(counter.serve(requests, questions, stop.clone()));
+        let task = tokio::spawn(counter.run(asked, stop.clone()));
         Ok(Self {
             desk,
             stop,
@@ -119,33 +125,65 @@ struct Counter {
 }
 
 impl Counter {
-    async fn serve(
-        self,
-        mut requests: Subscriber,
-        mut questions: SelectAll<Subscriber>,
-        stop: CancellationToken,
-    ) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                Some(request) = requests.next() => self.take(request),
-                Some(asked) = questions.next() => {
-                    let desk = self.desk.borrow().clone();
-                    self.service.say(asked, &desk.record).await;
-                }
-                else => break,
+    /// Takes requests until `stop`, then what the server has sent of them already. Subscriptions end
+    /// with their client, which the connection replaces: they are made again then.
+    async fn run(self, mut asked: Asked, stop: CancellationToken) {
+        while self.serve(&mut asked, &stop).await.is_break() {
+            match self.subscribe_again(&stop).await {
+                Some(again) => asked = again,
+                None => break,
             }
         }
-        drop(questions);
-        let _ = requests.drain().await;
+        drop(asked.questions);
+        let _ = asked.requests.drain().await;
         let rest = async {
-            while let Some(request) = requests.next().await {
+            while let Some(request) = asked.requests.next().await {
                 self.take(request);
             }
         };
         let _ = tokio::time::timeout(LEAVING, rest).await;
         self.taken.close();
         self.taken.wait().await;
+    }
+
+    /// Until `stop`; breaks off when the subscriptions have ended.
+    async fn serve(&self, asked: &mut Asked, stop: &CancellationToken) -> ControlFlow<()> {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return ControlFlow::Continue(()),
+                request = asked.requests.next() => match request {
+                    Some(request) => self.take(request),
+                    None => return ControlFlow::Break(()),
+                },
+                question = asked.questions.next() => match question {
+                    Some(question) => {
+                        let desk = self.desk.borrow().clone();
+                        self.service.say(question, &desk.record).await;
+                    }
+                    None => return ControlFlow::Break(()),
+                },
+            }
+        }
+    }
+
+    /// `None` once `stop` has come.
+    async fn subscribe_again(&self, stop: &CancellationToken) -> Option<Asked> {
+        let pauses = ExponentialBuilder::new()
+            .with_min_delay(RESUBSCRIBE_MIN)
+            .with_max_delay(RESUBSCRIBE_MAX)
+            .without_max_times()
+            .build();
+        for pause in pauses {
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(pause) => {}
+            }
+            match self.service.subscribe().await {
+                Ok(asked) => return Some(asked),
+                Err(error) => tracing::debug!(%error, "calls cannot be taken yet"),
+            }
+        }
+        None
     }
 
     fn take(&self, request: Message) {

@@ -8,14 +8,16 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use async_nats::service::{Info, PingResponse, endpoint, error};
-use async_nats::{Client, Message, Subscriber};
+use async_nats::{Message, SubscribeError, Subscriber};
 use futures::stream::{SelectAll, select_all};
 use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::names::AppNames;
+use crate::nats::Connection;
 use crate::records::FunctionRecord;
+use crate::runtime::Connections;
 
 /// The protocol's own: nodes share the requests of a function.
 const QUEUE_GROUP: &str = "q";
@@ -24,12 +26,21 @@ const ENDPOINT: &str = "call";
 
 /// One function's service on this node.
 pub(super) struct Service {
-    client: Client,
+    requests: Connection,
+    replies: Connection,
     id: String,
     name: String,
     subject: String,
     started: OffsetDateTime,
     counts: Mutex<endpoint::Stats>,
+}
+
+/// The subscriptions of a service.
+pub(super) struct Asked {
+    /// Calls.
+    pub(super) requests: Subscriber,
+    /// Questions about the service: `$SRV.PING`, `INFO`, `STATS`.
+    pub(super) questions: SelectAll<Subscriber>,
 }
 
 /// Answer to `$SRV.STATS`; the library's cannot be made by others.
@@ -47,21 +58,11 @@ struct Stats<'a> {
 }
 
 impl Service {
-    /// Of `record`'s function, and what is asked about it.
-    ///
-    /// # Errors
-    /// The connection is closed.
-    pub(super) async fn open(
-        client: Client,
-        record: &FunctionRecord,
-    ) -> Result<(Self, SelectAll<Subscriber>), async_nats::SubscribeError> {
+    /// Of `record`'s function.
+    pub(super) fn new(connections: &Connections, record: &FunctionRecord) -> Self {
         let names = AppNames::new(record.app.as_str());
         let name = names.service(&record.function);
         let id = Uuid::new_v4().simple().to_string();
-        let mut questions = Vec::new();
-        for whom in [String::new(), format!(".{name}"), format!(".{name}.{id}")] {
-            questions.push(client.subscribe(format!("$SRV.*{whom}")).await?);
-        }
         let subject = names.call(&record.function);
         let counts = endpoint::Stats {
             name: ENDPOINT.to_owned(),
@@ -69,24 +70,33 @@ impl Service {
             queue_group: QUEUE_GROUP.to_owned(),
             ..Default::default()
         };
-        let service = Self {
-            client,
+        Self {
+            requests: connections.requests.clone(),
+            replies: connections.commits.clone(),
             id,
             name,
             subject,
             started: OffsetDateTime::now_utc(),
             counts: Mutex::new(counts),
-        };
-        Ok((service, select_all(questions)))
+        }
     }
 
-    /// Where its requests come to.
+    /// Subscribes to its requests and to questions about it.
     ///
     /// # Errors
-    /// The connection is closed.
-    pub(super) async fn requests(&self) -> Result<Subscriber, async_nats::SubscribeError> {
+    /// The connection's client has ended and is not replaced yet.
+    pub(super) async fn subscribe(&self) -> Result<Asked, SubscribeError> {
+        let client = self.requests.client();
+        let (name, id) = (&self.name, &self.id);
+        let mut questions = Vec::new();
+        for whom in [String::new(), format!(".{name}"), format!(".{name}.{id}")] {
+            questions.push(client.subscribe(format!("$SRV.*{whom}")).await?);
+        }
         let (subject, group) = (self.subject.clone(), QUEUE_GROUP.to_owned());
-        self.client.queue_subscribe(subject, group).await
+        Ok(Asked {
+            requests: client.queue_subscribe(subject, group).await?,
+            questions: select_all(questions),
+        })
     }
 
     /// Counts a request that was taken at `since`, and its error if it had one.
@@ -112,7 +122,7 @@ impl Service {
             _ => return,
         };
         let Ok(said) = said else { return };
-        if let Err(error) = self.client.publish(reply, said.into()).await {
+        if let Err(error) = self.replies.client().publish(reply, said.into()).await {
             tracing::debug!(%error, "a question about the service could not be answered");
         }
     }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use async_nats::header;
-use async_nats::jetstream::{self, message::PublishMessage};
+use async_nats::jetstream::message::PublishMessage;
 
 use super::state::NatsState;
 use super::transaction::Origin;
 use crate::effects::StateError;
 use crate::names::AppNames;
+use crate::nats::Connection;
 use crate::records::{self, AttemptsRecord};
 
 /// Attempt records outlive the longest `retry-after` (24 h) and then go, should their function be gone.
@@ -28,15 +29,15 @@ pub enum Earlier {
 /// Records of attempts that failed, kept in the commit stream until their delivery is settled.
 #[derive(Clone)]
 pub struct Attempts {
-    js: jetstream::Context,
+    nats: Connection,
     state: NatsState,
     names: AppNames,
 }
 
 impl Attempts {
     /// The records of the app that `names` names.
-    pub fn new(js: jetstream::Context, state: NatsState, names: AppNames) -> Self {
-        Self { js, state, names }
+    pub fn new(nats: Connection, state: NatsState, names: AppNames) -> Self {
+        Self { nats, state, names }
     }
 
     /// What earlier attempts of this delivery left.
@@ -102,7 +103,8 @@ impl Attempts {
                 format!("{}s", ATTEMPTS_TTL.as_secs()),
             );
         let ack = self
-            .js
+            .nats
+            .jetstream()
             .send_publish(subject, message)
             .await
             .map_err(|error| StateError(error.to_string()))?;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_nats::Client;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -25,6 +24,7 @@ use super::transaction::{Fence, Origin, Transaction};
 use crate::effects::{Effects, HEADER_RESERVE};
 use crate::members::Members;
 use crate::names::AppNames;
+use crate::nats::Connection;
 use crate::telemetry::AppMeter;
 
 /// Batches of one app in flight from this node at most: batches of the same partitions wait for each other anyway.
@@ -87,7 +87,7 @@ pub(super) type Reply = oneshot::Sender<Result<(), CommitError>>;
 /// Commits to one app's stream; cheap to clone. Its task ends with the last of them.
 #[derive(Clone)]
 pub struct Committer {
-    client: Client,
+    nats: Connection,
     names: AppNames,
     queue: mpsc::Sender<Entry<Reply>>,
     room: Arc<Semaphore>,
@@ -114,7 +114,7 @@ impl Committer {
     /// A committer for the app that `names` names; `members` says with how many nodes it shares what the server takes, `meter` is told
     /// what it commits.
     pub(crate) fn start(
-        client: Client,
+        nats: Connection,
         state: NatsState,
         names: AppNames,
         members: watch::Receiver<Members>,
@@ -123,7 +123,7 @@ impl Committer {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let cache = Cache::default();
         let pilot = Pilot {
-            client: client.clone(),
+            nats: nats.clone(),
             state: state.clone(),
             names: names.clone(),
             cache: cache.clone(),
@@ -132,7 +132,7 @@ impl Committer {
         let expected = Arc::new(AtomicUsize::new(0));
         tokio::spawn(Gatherer::new(pilot, expected.clone(), members).run(waiting));
         Self {
-            client,
+            nats,
             names,
             queue,
             room: Arc::new(Semaphore::new(ROOM)),
@@ -217,7 +217,7 @@ impl Committer {
             let description = format!("{count} messages in one commit, {MAX_MESSAGES} fit");
             return refused(batch::TOO_MANY, description);
         }
-        let (largest, limit) = (transaction.largest(), self.client.max_payload());
+        let (largest, limit) = (transaction.largest(), self.nats.max_payload());
         if largest + HEADER_RESERVE / 2 > limit {
             let description =
                 format!("a message of {largest} bytes, the server takes {limit} with headers");

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::Client;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use rustc_hash::FxHashSet;
 
@@ -17,6 +16,7 @@ use super::state::{Last, NatsState};
 use crate::effects::{StateError, Versioned};
 use crate::mutation;
 use crate::names::AppNames;
+use crate::nats::Connection;
 use crate::telemetry::AppMeter;
 
 /// Wait for the answer of one batch.
@@ -29,7 +29,7 @@ const LOOK: usize = 256;
 
 /// Sends batches of one app.
 pub(super) struct Pilot {
-    pub(super) client: Client,
+    pub(super) nats: Connection,
     pub(super) state: NatsState,
     pub(super) names: AppNames,
     pub(super) cache: Cache,
@@ -95,7 +95,7 @@ impl Pilot {
             };
             let (size, sent) = (messages.len(), Instant::now());
             let (written, emitted) = (self.written(&messages), self.emitted(&messages));
-            let refusal = match batch::publish(&self.client, messages, TIMEOUT).await {
+            let refusal = match batch::publish(&self.nats.client(), messages, TIMEOUT).await {
                 Ok(first) => {
                     tracing::debug!(deliveries = members.len(), messages = size, took = ?sent.elapsed(), "batch stored");
                     // Before anybody goes on: the next batch rests on these.

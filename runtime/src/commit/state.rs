@@ -3,17 +3,18 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
-use async_nats::jetstream::{self};
-use async_nats::{Client, Request, StatusCode};
+use async_nats::{Request, StatusCode};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::effects::{MAX_STATE_BYTES, StateError, StateReader, Versioned};
 use crate::mutation;
 use crate::names::AppNames;
+use crate::nats::Connection;
+use crate::nats::raw::{self, Stored, Which};
 
 /// An answer later than this counts as none; a request in flight waits it out across a disconnect.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,18 +28,29 @@ const MAX_LISTED: usize = 100_000;
 /// Bytes of one read; an attempt may not read more than [`MAX_STATE_BYTES`] anyway.
 const MAX_READ: usize = MAX_STATE_BYTES + (1 << 20);
 
+/// Requests to the JSON API at once.
+const RAW_READS: usize = 16;
+/// Subjects with an unreadable message that are remembered.
+const MAX_ODD: usize = 1024;
+
+/// The last message of each subject that has one, and up to where the server that answered has the
+/// stream, if it said so.
+type Found = (HashMap<String, Last>, Option<u64>);
+
 /// Reads one app's state.
 #[derive(Clone)]
 pub struct NatsState {
-    client: Client,
-    js: jetstream::Context,
+    nats: Connection,
     names: AppNames,
+    /// Subjects whose message no client can read; they are read through the JSON API.
+    odd: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl NatsState {
     /// A reader of the app that `names` names.
-    pub fn new(client: Client, js: jetstream::Context, names: AppNames) -> Self {
-        Self { client, js, names }
+    pub fn new(nats: Connection, names: AppNames) -> Self {
+        let odd = Arc::default();
+        Self { nats, names, odd }
     }
 
     /// The last message of each subject: sequence, headers' operation and body. Subjects without any are left out.
@@ -46,14 +58,78 @@ impl NatsState {
         &self,
         subjects: Vec<String>,
     ) -> Result<HashMap<String, Last>, StateError> {
-        let all = async {
-            match subjects.as_slice() {
-                [] => Ok(HashMap::new()),
-                [subject] => self.last_one(subject).await,
-                _ => self.last_many(&subjects).await.map(|(found, _)| found),
+        let found = self.read(subjects, |plain| async move {
+            match plain.as_slice() {
+                [] => Ok((HashMap::new(), None)),
+                [subject] => Ok((self.last_one(subject).await?, None)),
+                _ => self.last_many(&plain).await,
+            }
+        });
+        found.await.map(|(found, _)| found)
+    }
+
+    /// Reads through `direct`, which is fast; where that breaks the connection, through the JSON API.
+    async fn read<F: Future<Output = Result<Found, StateError>>>(
+        &self,
+        subjects: Vec<String>,
+        direct: impl FnOnce(Vec<String>) -> F,
+    ) -> Result<Found, StateError> {
+        let (odd, plain): (Vec<String>, Vec<String>) = {
+            let known = self.odd.lock().unwrap_or_else(PoisonError::into_inner);
+            match known.is_empty() {
+                true => (Vec::new(), subjects),
+                false => subjects.into_iter().partition(|one| known.contains(one)),
             }
         };
-        answered(all).await
+        let breaks = self.nats.breaks();
+        let all = plain.clone();
+        let (mut found, upto) = tokio::select! {
+            biased;
+            found = answered(direct(plain)) => match found {
+                Err(_) if self.nats.breaks() > breaks => (self.last_raw(all).await?, None),
+                found => found?,
+            },
+            () = self.nats.broken(breaks) => (self.last_raw(all).await?, None),
+        };
+        if !odd.is_empty() {
+            found.extend(self.last_raw(odd).await?);
+        }
+        Ok((found, upto))
+    }
+
+    /// The last message of each subject, through the JSON API, which returns any bytes.
+    async fn last_raw(&self, subjects: Vec<String>) -> Result<HashMap<String, Last>, StateError> {
+        let stream = self.names.commit_stream();
+        let (js, stream) = (&self.nats.jetstream(), stream.as_str());
+        let reads = subjects.into_iter().map(|subject| async move {
+            let found = raw::get(js, stream, Which::Last(&subject)).await;
+            found.map(|found| (subject, found))
+        });
+        let mut reads = futures::stream::iter(reads).buffer_unordered(RAW_READS);
+        let mut all = HashMap::new();
+        while let Some(read) = reads.next().await {
+            let (subject, found) = read.map_err(unreadable)?;
+            let Some(found) = found else { continue };
+            if let Some(why) = &found.unreadable {
+                self.remember(&subject, why);
+            }
+            all.insert(subject, Last::of(&found));
+        }
+        Ok(all)
+    }
+
+    fn remember(&self, subject: &str, why: &str) {
+        let mut odd = self.odd.lock().unwrap_or_else(PoisonError::into_inner);
+        if odd.len() >= MAX_ODD {
+            odd.clear();
+        }
+        if odd.insert(subject.to_owned()) {
+            tracing::warn!(
+                subject,
+                why,
+                "a state message has unreadable headers; its value is read"
+            );
+        }
     }
 
     /// As [`last`](Self::last), from a server that has the stream up to `since`: any server that holds a copy may answer, and one
@@ -65,7 +141,13 @@ impl NatsState {
     ) -> Result<HashMap<String, Last>, StateError> {
         let began = Instant::now();
         loop {
-            let (found, upto) = answered(self.last_many(subjects)).await?;
+            let read = self.read(subjects.to_vec(), |plain| async move {
+                match plain.is_empty() {
+                    true => Ok((HashMap::new(), None)),
+                    false => self.last_many(&plain).await,
+                }
+            });
+            let (found, upto) = read.await?;
             let heard = upto.is_none_or(|upto| upto >= since) || mutation::is("upto-check");
             if heard || began.elapsed() > LAG {
                 return Ok(found);
@@ -76,17 +158,9 @@ impl NatsState {
 
     /// The last message of a subject as the stream's leader has it: other servers may not have heard of it yet.
     pub(crate) async fn newest(&self, subject: &str) -> Result<Option<Last>, StateError> {
-        let stream = self.js.get_stream_no_info(self.names.commit_stream());
-        let stream = stream.await.map_err(unreadable)?;
-        match stream.get_last_raw_message_by_subject(subject).await {
-            Ok(found) => Ok(Some(Last {
-                sequence: found.sequence,
-                deleted: found.headers.get("KV-Operation").is_some(),
-                payload: found.payload,
-            })),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(unreadable(error)),
-        }
+        let (js, stream) = (self.nats.jetstream(), self.names.commit_stream());
+        let found = raw::get(&js, &stream, Which::Last(subject)).await;
+        Ok(found.map_err(unreadable)?.as_ref().map(Last::of))
     }
 
     async fn last_one(&self, subject: &str) -> Result<HashMap<String, Last>, StateError> {
@@ -95,7 +169,8 @@ impl NatsState {
             self.names.commit_stream()
         );
         let answer = self
-            .client
+            .nats
+            .client()
             .send_request(request, Request::new())
             .await
             .map_err(unreadable)?;
@@ -103,20 +178,14 @@ impl NatsState {
     }
 
     /// What was found, and up to where the server that answered has the stream; it does not say so when it found nothing.
-    async fn last_many(
-        &self,
-        subjects: &[String],
-    ) -> Result<(HashMap<String, Last>, Option<u64>), StateError> {
-        let inbox = self.client.new_inbox();
-        let mut answers = self
-            .client
-            .subscribe(inbox.clone())
-            .await
-            .map_err(unreadable)?;
+    async fn last_many(&self, subjects: &[String]) -> Result<Found, StateError> {
+        let client = self.nats.client();
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(unreadable)?;
         let body =
             serde_json::json!({ "multi_last": subjects, "batch": subjects.len(), "max_bytes": MAX_READ }).to_string();
         let request = format!("$JS.API.DIRECT.GET.{}", self.names.commit_stream());
-        self.client
+        client
             .publish_with_reply(request, inbox, body.into())
             .await
             .map_err(unreadable)?;
@@ -139,7 +208,8 @@ impl NatsState {
             format!("{state}{prefix}.>")
         };
         let stream = self
-            .js
+            .nats
+            .jetstream()
             .get_stream_no_info(self.names.commit_stream())
             .await
             .map_err(unreadable)?;
@@ -242,6 +312,14 @@ pub(crate) struct Last {
 }
 
 impl Last {
+    fn of(stored: &Stored) -> Self {
+        Self {
+            sequence: stored.sequence,
+            deleted: stored.is_deletion(),
+            payload: stored.payload.clone(),
+        }
+    }
+
     /// As a guest sees it.
     pub(super) fn versioned(&self) -> Versioned {
         Versioned {

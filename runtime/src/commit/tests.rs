@@ -45,10 +45,10 @@ impl Scene {
         let js = jetstream::new(client.clone());
         let names = AppNames::new("shop");
         stream::ensure_commit_stream(&js, &names, 1).await.unwrap();
-        let state = NatsState::new(client.clone(), js.clone(), names.clone());
+        let state = NatsState::new(client.clone().into(), names.clone());
         let members = tokio::sync::watch::Sender::new(crate::members::Members::default());
         let committer = Committer::start(
-            client.clone(),
+            client.clone().into(),
             state.clone(),
             names.clone(),
             members.subscribe(),

@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use async_nats::header::{self, HeaderMap, HeaderName, IntoHeaderName, IntoHeaderValue};
+use async_nats::header::{self, HeaderMap, HeaderName};
 use bytes::Bytes;
 
 use super::batch::BatchMessage;
@@ -14,7 +15,7 @@ use crate::effects::{Effects, Emit, Write};
 use crate::event::{Headers, OutHeaders};
 use crate::mutation;
 use crate::names::AppNames;
-use crate::nats::header_map;
+use crate::nats::{append, header_map, header_value};
 
 /// How long a marker suppresses duplicates of its delivery.
 pub(crate) const MARKER_TTL: &str = "1h";
@@ -466,9 +467,7 @@ fn aside(
     let Some((kept, payload)) = message else {
         return scrap(subject.to_owned(), headers, SCRAP_TTL);
     };
-    for (name, value) in kept {
-        headers.append(name.as_str(), value.as_str());
-    }
+    append(&mut headers, kept);
     BatchMessage {
         subject: subject.to_owned(),
         headers,
@@ -485,12 +484,13 @@ fn size(headers: &[(impl AsRef<str>, String)]) -> usize {
 
 /// The headers of an event, none of them twice.
 fn event_headers(headers: &OutHeaders) -> HeaderMap {
-    let named = headers.iter().map(|(name, value)| {
+    let named = headers.iter().filter_map(|(name, value)| {
         let name = match name {
             Cow::Borrowed(name) => HeaderName::from_static(name),
-            Cow::Owned(name) => name.as_str().into_header_name(),
+            // Names of attributes, which were checked as the event was made.
+            Cow::Owned(name) => HeaderName::from_str(name).ok()?,
         };
-        (name, value.as_str().into_header_value())
+        Some((name, header_value(value)))
     });
     named.collect()
 }

@@ -238,7 +238,12 @@ fn in_park(message: &jetstream::Message, stream: &str) -> Option<((u16, u64), Pa
     let sequence = tokens.next()?.parse().ok()?;
     let partition = tokens.nth(1)?.parse().ok()?;
     let headers = message.headers.as_ref()?;
-    let parked = park::read(headers, bytes::Bytes::new(), stream, sequence)?;
+    let parked = park::read(
+        &crate::nats::headers(Some(headers)),
+        bytes::Bytes::new(),
+        stream,
+        sequence,
+    )?;
     Some(((partition, sequence), parked))
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::{ControlError, ErrorKind, open};
 use crate::names::{self, NODES_BUCKET};
+use crate::nats::raw::{self, Which};
 use crate::records::{FunctionRecord, NodeFunction, NodeOrder, NodeRecord, PAUSED, READY};
 
 /// Nodes that an error names.
@@ -65,7 +66,8 @@ impl NodeRecord {
 /// # Errors
 /// NATS trouble. No bucket means no node.
 pub async fn list(js: &jetstream::Context) -> Result<Vec<NodeRecord>, ControlError> {
-    let Some(stream) = open(js, &format!("KV_{NODES_BUCKET}")).await? else {
+    let bucket = format!("KV_{NODES_BUCKET}");
+    let Some(stream) = open(js, &bucket).await? else {
         return Ok(Vec::new());
     };
     let failed = |why: String| ControlError::nats("list the nodes", why);
@@ -77,7 +79,8 @@ pub async fn list(js: &jetstream::Context) -> Result<Vec<NodeRecord>, ControlErr
     let mut nodes = Vec::new();
     while let Some(entry) = subjects.next().await {
         let (subject, _) = entry.map_err(|error| failed(error.to_string()))?;
-        let Ok(message) = stream.get_last_raw_message_by_subject(&subject).await else {
+        let found = raw::get(js, &bucket, Which::Last(&subject)).await;
+        let Ok(Some(message)) = found else {
             continue;
         };
         // A deletion has no body, and what a later release writes otherwise is not ours to judge.

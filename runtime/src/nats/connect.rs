@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use async_nats::{ConnectErrorKind, Event, ServerAddr, ServerError};
 use percent_encoding::percent_decode_str;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::connection::Breaks;
 use super::context::{Resolved, config_dir, resolve};
 use super::{ConnectOptions, Denials, Denied, NatsError};
 
@@ -34,6 +36,18 @@ pub async fn connect(
     options: &ConnectOptions,
     name: &str,
 ) -> Result<async_nats::Client, NatsError> {
+    let breaks = Breaks::default();
+    let (client, _) = connect_watched(options, name, &breaks).await?;
+    Ok(client)
+}
+
+/// Connects, and tells when the client's connection task has ended: the token is cancelled then.
+/// Each break of the connection is counted in `breaks`.
+pub(super) async fn connect_watched(
+    options: &ConnectOptions,
+    name: &str,
+    breaks: &Breaks,
+) -> Result<(async_nats::Client, CancellationToken), NatsError> {
     let resolved = resolve(options, config_dir().as_deref())?;
     let servers = servers(&resolved.server)?;
     let place = place(&servers, resolved.context.as_deref());
@@ -44,7 +58,13 @@ pub async fn connect(
         // Without a password it is a token, which belongs in no message.
         user: resolved.password.as_ref().and(resolved.user.clone()),
     };
-    let settings = client_settings(name, &connected, refusals);
+    let ended = CancellationToken::new();
+    let watch = ClientWatch {
+        first_done: Arc::clone(&connected),
+        breaks: breaks.clone(),
+        _ended: ended.clone().drop_guard(),
+    };
+    let settings = client_settings(name, watch, refusals);
     let settings = authenticate(settings, &resolved, &servers)?;
     let settings = encrypt(settings, &resolved)?;
     let in_url = servers.iter().any(|server| server.username().is_some());
@@ -57,7 +77,15 @@ pub async fn connect(
         Err(_) => return Err(NatsError(no_answer(&place))),
     };
     connected.store(true, Ordering::Relaxed);
-    Ok(client)
+    Ok((client, ended))
+}
+
+/// What the client's connection task owns, and so drops when it ends, however it ends.
+struct ClientWatch {
+    /// Whether the first connection was made.
+    first_done: Arc<AtomicBool>,
+    breaks: Breaks,
+    _ended: DropGuard,
 }
 
 /// Where what the server does not permit is kept, and what is said with it.
@@ -69,10 +97,10 @@ struct Refusals {
 
 fn client_settings(
     name: &str,
-    connected: &Arc<AtomicBool>,
+    watch: ClientWatch,
     refusals: Refusals,
 ) -> async_nats::ConnectOptions {
-    let first_done = Arc::clone(connected);
+    let breaks = watch.breaks.clone();
     let lost = AtomicBool::new(false);
     async_nats::ConnectOptions::new()
         .name(name)
@@ -80,20 +108,25 @@ fn client_settings(
         .request_timeout(Some(REQUEST_TIMEOUT))
         .max_reconnects(None)
         .reconnect_delay_callback(move |attempt| {
-            if first_done.load(Ordering::Relaxed) {
+            // All of it is to live as long as the connection task, not only what is used here.
+            let watch = &watch;
+            if watch.first_done.load(Ordering::Relaxed) {
                 reconnect_delay(attempt)
             } else {
                 Duration::ZERO
             }
         })
         .event_callback(move |event| {
+            if event == Event::Disconnected {
+                breaks.count_one();
+            }
             log(&event, &lost, &refusals);
             std::future::ready(())
         })
 }
 
 /// Doubling, with jitter, so that the nodes of a cluster do not come back in one instant.
-fn reconnect_delay(attempt: usize) -> Duration {
+pub(super) fn reconnect_delay(attempt: usize) -> Duration {
     let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX);
     let bound = RECONNECT_MIN
         .saturating_mul(2u32.saturating_pow(doublings))

@@ -2,18 +2,22 @@
 
 mod check;
 mod connect;
+mod connection;
 mod context;
 mod denied;
 mod headers;
+pub(crate) mod raw;
+pub(crate) mod tail;
 
 use std::fmt;
 use std::path::PathBuf;
 
 pub use check::{check_server, check_version};
 pub use connect::{CONNECT_LIMIT, REQUEST_TIMEOUT, connect, without_logins};
+pub use connection::Connection;
 pub use context::{config_dir, saved};
 pub use denied::{Denials, Denied};
-pub(crate) use headers::{header_map, headers};
+pub(crate) use headers::{append, header_map, header_value, headers};
 
 /// Where NATS is when nobody says otherwise.
 pub const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";

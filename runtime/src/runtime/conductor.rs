@@ -4,8 +4,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use async_nats::Client;
-use async_nats::jetstream;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::node::every;
 use crate::control::rollout;
 use crate::control::{ControlError, nodes};
+use crate::nats::Connection;
 use crate::records::NodeRecord;
 use crate::rollout::{Both, decided};
 
@@ -23,8 +22,7 @@ const LOOK: Duration = Duration::from_millis(500);
 pub(super) type Trials = BTreeSet<(String, String)>;
 
 pub(super) struct Conductor {
-    pub(super) client: Client,
-    pub(super) js: jetstream::Context,
+    pub(super) nats: Connection,
     /// This node's id.
     pub(super) node: String,
     pub(super) trials: watch::Receiver<Trials>,
@@ -44,7 +42,7 @@ impl Conductor {
             if trials.is_empty() {
                 continue;
             }
-            let nodes = match nodes::list(&self.js).await {
+            let nodes = match nodes::list(&self.nats.jetstream()).await {
                 Ok(nodes) => nodes,
                 Err(error) => {
                     tracing::debug!(%error, "rollouts are not looked at");
@@ -85,7 +83,8 @@ impl Conductor {
         app: &str,
         function: &str,
     ) -> Result<(), ControlError> {
-        let changed = rollout::change(&self.js, app, function, |record| {
+        let js = self.nats.jetstream();
+        let changed = rollout::change(&js, app, function, |record| {
             let both = Both::of(record, nodes);
             Ok(decided(record, &both, OffsetDateTime::now_utc()))
         });
@@ -100,7 +99,7 @@ impl Conductor {
                 why = chapter.why,
                 "rollout"
             );
-            rollout::publish(&self.client, &record).await;
+            rollout::publish(&self.nats.client(), &record).await;
         }
         Ok(())
     }

@@ -507,8 +507,9 @@ impl Host {
         if let Some(loaded) = self.loaded.get(&record.version) {
             return Ok(loaded.clone());
         }
-        let spec = spec(record, self.shared.publisher.server_info().max_payload)?;
-        let component = registry::fetch_module(&self.shared.js, &record.digest).await;
+        let spec = spec(record, self.shared.connections.commits.max_payload())?;
+        let js = self.shared.connections.commits.jetstream();
+        let component = registry::fetch_module(&js, &record.digest).await;
         let component = component.map_err(|error| error.to_string())?;
         let loaded = self.shared.sandbox.load(&component, spec).await;
         let loaded = loaded.map_err(|error| error.to_string())?;
@@ -520,8 +521,8 @@ impl Host {
         let shared = &self.shared;
         let concurrency = record.settings.concurrency.max(1) as usize;
         let names = AppNames::new(record.app.as_str());
-        let (client, js) = (shared.publisher.clone(), shared.js.clone());
-        let state = NatsState::new(client, js, names.clone());
+        let nats = &shared.connections.commits;
+        let state = NatsState::new(nats.clone(), names.clone());
         let committer = shared.committer(&names, &state);
         let counters = Arc::default();
         let FunctionRecord { app, version, .. } = record;
@@ -533,14 +534,14 @@ impl Host {
             function,
             state: Arc::new(committer.state().clone()),
             committer,
-            attempts: Attempts::new(shared.js.clone(), state.clone(), names.clone()),
-            client: shared.publisher.clone(),
+            attempts: Attempts::new(nats.clone(), state.clone(), names.clone()),
+            nats: nats.clone(),
             logs: shared.logs.clone(),
             counters,
             habits: Habits::default(),
             handlers: Arc::new(Semaphore::new(concurrency)),
             unsettled: Arc::new(Semaphore::new(concurrency + FINISHED)),
-            max_payload: shared.publisher.server_info().max_payload,
+            max_payload: nats.max_payload(),
             end: End::new(),
         }
     }

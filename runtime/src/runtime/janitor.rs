@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use async_nats::jetstream;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +12,7 @@ use super::node::every;
 use crate::commit::bygone::Bygone;
 use crate::commit::{outbox, stream, transport};
 use crate::names::AppNames;
+use crate::nats::Connection;
 
 /// How often outboxes are cleared of what has arrived.
 const PURGE: Duration = Duration::from_secs(2);
@@ -50,7 +50,7 @@ pub(super) struct Served {
 pub(super) type Apps = BTreeMap<String, Served>;
 
 pub(super) struct Janitor {
-    pub(super) js: jetstream::Context,
+    nats: Connection,
     pub(super) apps: watch::Receiver<Apps>,
     /// What each target of each app had stored at the last purge.
     purged: HashMap<(String, String), outbox::Purged>,
@@ -63,9 +63,9 @@ pub(super) struct Janitor {
 }
 
 impl Janitor {
-    pub(super) fn new(js: jetstream::Context, apps: watch::Receiver<Apps>) -> Self {
+    pub(super) fn new(nats: Connection, apps: watch::Receiver<Apps>) -> Self {
         Self {
-            js,
+            nats,
             apps,
             purged: HashMap::new(),
             stuck: HashMap::new(),
@@ -94,7 +94,7 @@ impl Janitor {
             for target in targets {
                 let key = (app.clone(), target);
                 let purged = self.purged.entry(key.clone()).or_default();
-                match outbox::purge(&self.js, &names, &key.1, purged).await {
+                match outbox::purge(&self.nats.jetstream(), &names, &key.1, purged).await {
                     Ok(()) => {
                         self.failing.remove(&key);
                     }
@@ -114,7 +114,7 @@ impl Janitor {
             let names = AppNames::new(app.as_str());
             targets.insert(names.dead_stream());
             for target in targets {
-                match transport::waiting(&self.js, &names, &target).await {
+                match transport::waiting(&self.nats.jetstream(), &names, &target).await {
                     Ok(waiting) => self.watched((app.clone(), target), waiting).await,
                     Err(error) => {
                         tracing::debug!(%error, app, target, "the outbox is not watched");
@@ -148,7 +148,7 @@ impl Janitor {
             && now - since > tenure.min(PATIENCE)
         {
             stuck.elections += 1;
-            match transport::step_down(&self.js, &target).await {
+            match transport::step_down(&self.nats.jetstream(), &target).await {
                 Ok(()) => {
                     tracing::info!(
                         app,
@@ -164,12 +164,12 @@ impl Janitor {
     async fn mend(&mut self, apps: Apps) {
         for (app, served) in apps {
             let names = AppNames::new(app.as_str());
-            if let Err(error) = stream::mend_commit_stream(&self.js, &names, served.deployed).await
-            {
+            let js = self.nats.jetstream();
+            if let Err(error) = stream::mend_commit_stream(&js, &names, served.deployed).await {
                 tracing::warn!(%error, "the commit stream is not as it should be");
             }
             let bygone = self.bygone.entry(app.clone()).or_default();
-            match bygone.look(&self.js, &names).await {
+            match bygone.look(&js, &names).await {
                 Ok(0) => {}
                 Ok(records) => {
                     tracing::info!(

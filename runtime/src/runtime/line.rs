@@ -18,7 +18,9 @@ use crate::delivery::{self, Worker};
 use crate::names::AppNames;
 use crate::records::{FunctionRecord, Input};
 use crate::route::{Lineup, Route, Switch};
-use crate::source::{OpenContext, PositionSource, QueueSource, Received, Settlement, SourceError};
+use crate::source::{
+    OpenContext, PositionSource, QueueSource, Received, Settlement, SourceError, Undelivered,
+};
 use crate::telemetry::Counters;
 
 /// An old version may finish what it runs for this long after its successor took over.
@@ -256,8 +258,7 @@ fn resize(permits: &Arc<Semaphore>, old: u32, new: u32) {
 
 /// Lets the function be called.
 async fn open_endpoint(endpoint: &Endpoint, record: &FunctionRecord, shared: &Shared) {
-    let (client, js) = (shared.publisher.clone(), shared.js.clone());
-    if let Err(error) = endpoint.open(client, js, record.clone()).await {
+    if let Err(error) = endpoint.open(&shared.connections, record.clone()).await {
         tracing::warn!(%error, function = record.function, "it cannot be called on this node");
     }
 }
@@ -325,12 +326,12 @@ impl Pumps {
                 route: self.route.clone(),
                 input: input.clone(),
                 node: shared.node.clone(),
-                client: shared.publisher.clone(),
-                js: shared.js.clone(),
-                state: NatsState::new(shared.publisher.clone(), shared.js.clone(), names),
+                nats: shared.connections.commits.clone(),
+                inputs: shared.connections.inputs.clone(),
+                state: NatsState::new(shared.connections.commits.clone(), names),
             };
-            let (consumer, members) = (shared.consumer.clone(), shared.members.clone());
-            let opened = PositionSource::open(context, consumer, members, self.abort.clone()).await;
+            let members = shared.members.clone();
+            let opened = PositionSource::open(context, members, self.abort.clone()).await;
             let ended = match opened {
                 Ok(source) => {
                     lock(&self.lost).remove(&input.stream);
@@ -356,11 +357,13 @@ impl Pumps {
     /// Takes from one input until the function stops; opens it anew whenever it fails.
     async fn pump_queue(&self, input: &Input, running: &TaskTracker) {
         let mut pauses = backoff();
+        let inputs = &self.shared.connections.inputs;
+        let mut undelivered = Undelivered::new(inputs);
         while !self.stop.is_cancelled() {
             let record = self.route.worker().record.clone();
             let opened = tokio::select! {
                 () = self.stop.cancelled() => return,
-                opened = QueueSource::open(&self.shared.consumer, &record, input) => opened,
+                opened = QueueSource::open(inputs, &record, input, &mut undelivered) => opened,
             };
             let failure = match opened {
                 Ok(mut source) => {
@@ -408,7 +411,7 @@ impl Pumps {
     /// progress: in the client's buffer its ack wait would run out. `Err` tells whether anything was taken before.
     async fn take(
         &self,
-        source: &mut QueueSource,
+        source: &mut QueueSource<'_>,
         running: &TaskTracker,
     ) -> Result<(), (SourceError, bool)> {
         let first = self.route.worker();

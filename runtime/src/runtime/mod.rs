@@ -19,26 +19,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use async_nats::Client;
-use async_nats::jetstream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::nats;
+use crate::nats::{self, ConnectOptions, Connection};
 use crate::registry;
 use crate::sandbox::{Sandbox, SandboxConfig};
-
-/// A request in flight waits this out across a disconnect.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a node runs. Begin with [`RuntimeOptions::new`].
 #[derive(Debug, Clone)]
 pub struct RuntimeOptions {
-    /// The connection that takes events.
-    pub client: Client,
-    /// A second one that publishes and reads state, so that a flood of events does not delay commits; none: `client`.
-    pub publisher: Option<Client>,
+    /// How to connect. A node has three connections: see [`Runtime::start`].
+    pub nats: ConnectOptions,
     /// Apps to serve; empty: all of the account.
     pub apps: Vec<String>,
     /// Folder of compiled components.
@@ -64,11 +57,10 @@ impl RuntimeOptions {
     /// Default of [`max_memory`](Self::max_memory), bytes.
     pub const MAX_MEMORY: u64 = 256 << 20;
 
-    /// Serves every app of the client's account, with the defaults of `pelton run`.
-    pub fn new(client: Client) -> Self {
+    /// Serves every app of the account, with the defaults of `pelton run`.
+    pub fn new(nats: ConnectOptions) -> Self {
         Self {
-            client,
-            publisher: None,
+            nats,
             apps: Vec::new(),
             cache_dir: cache_dir(),
             drain_deadline: Self::DRAIN_DEADLINE,
@@ -96,6 +88,33 @@ fn cache_dir() -> PathBuf {
 #[error("{0}")]
 pub struct RuntimeError(pub String);
 
+/// The connections of one node.
+#[derive(Debug, Clone)]
+pub(crate) struct Connections {
+    /// Reads input streams.
+    pub(crate) inputs: Connection,
+    /// Takes calls, orders to the node, and heartbeats: messages that any client can send.
+    pub(crate) requests: Connection,
+    /// Commits, reads state, and publishes all else.
+    pub(crate) commits: Connection,
+}
+
+impl Connections {
+    async fn open(options: &ConnectOptions) -> Result<Self, nats::NatsError> {
+        let commits = Connection::open(options, "pelton-commits").await?;
+        nats::check_server(&commits.client()).await?;
+        Ok(Self {
+            inputs: Connection::open(options, "pelton-inputs").await?,
+            requests: Connection::open(options, "pelton-requests").await?,
+            commits,
+        })
+    }
+
+    pub(crate) fn all(&self) -> [&Connection; 3] {
+        [&self.inputs, &self.requests, &self.commits]
+    }
+}
+
 /// A running node. Dropping it stops the node, and waits for nothing.
 #[derive(Debug)]
 pub struct Runtime {
@@ -106,21 +125,20 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Checks the server, makes the shared buckets where they are missing and begins to serve.
+    /// Connects, checks the server, makes the shared buckets where they are missing and begins to
+    /// serve.
+    ///
+    /// One connection reads inputs, one takes calls and questions, one commits and reads state: a
+    /// flood of events does not delay commits, and a message that breaks a connection disturbs
+    /// neither of the others.
     ///
     /// # Errors
-    /// The server is too old or has no JetStream, the address for metrics is taken, or the sandbox cannot start.
+    /// The server cannot be reached, is too old or has no JetStream, the address for metrics is taken, or the sandbox cannot start.
     pub async fn start(options: RuntimeOptions) -> Result<Self, RuntimeError> {
-        nats::check_server(&options.client)
+        let connections = Connections::open(&options.nats)
             .await
             .map_err(|error| RuntimeError(error.to_string()))?;
-        let publisher = options
-            .publisher
-            .clone()
-            .unwrap_or_else(|| options.client.clone());
-        let mut js = jetstream::new(publisher.clone());
-        js.set_timeout(REQUEST_TIMEOUT);
-        registry::ensure_buckets(&js, 1)
+        registry::ensure_buckets(&connections.commits.jetstream(), 1)
             .await
             .map_err(|error| RuntimeError(error.to_string()))?;
         let sandbox = Sandbox::new(SandboxConfig {
@@ -139,7 +157,7 @@ impl Runtime {
         let id = Uuid::now_v7();
         let stop = CancellationToken::new();
         let (done, stopped) = watch::channel(false);
-        let node = node::Node::new(id, options, publisher, js, sandbox, listener);
+        let node = node::Node::new(id, options, connections, sandbox, listener);
         let token = stop.clone();
         tokio::spawn(async move {
             node.run(token).await;

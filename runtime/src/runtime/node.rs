@@ -4,9 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::Client;
-use async_nats::jetstream;
-use futures::StreamExt;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
@@ -16,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::RuntimeOptions;
 use super::conductor::{Conductor, Trials};
 use super::function::Running;
 use super::health::Health;
@@ -25,10 +21,11 @@ use super::observer::Observer;
 use super::shared::Shared;
 use super::station::Station;
 use super::steward::Steward;
+use super::{Connections, RuntimeOptions};
 use crate::members::{self, Heard, Members};
 use crate::names::NODES_BUCKET;
 use crate::records::{FORMAT, NodeFunction, NodeLimits, NodeOrder, NodeRecord};
-use crate::registry::{self, Change};
+use crate::registry::{self, Change, RegistryError};
 use crate::sandbox::Sandbox;
 
 /// A third of the entry's life: two beats may be lost.
@@ -66,8 +63,7 @@ impl Node {
     pub(super) fn new(
         id: Uuid,
         options: RuntimeOptions,
-        publisher: Client,
-        js: jetstream::Context,
+        connections: Connections,
         sandbox: Sandbox,
         listener: Option<TcpListener>,
     ) -> Self {
@@ -75,14 +71,7 @@ impl Node {
             .format(&Rfc3339)
             .unwrap_or_default();
         let (members, known) = watch::channel(Members::default());
-        let shared = Arc::new(Shared::new(
-            id,
-            options.client.clone(),
-            publisher,
-            js,
-            sandbox,
-            known,
-        ));
+        let shared = Arc::new(Shared::new(id, connections, sandbox, known));
         Self {
             id,
             options,
@@ -113,21 +102,18 @@ impl Node {
             AbortOnDropHandle::new(tokio::spawn(station.run(listener)))
         });
         self.latest.send_replace(self.record());
-        let (steward, mut orders) =
-            Steward::new(self.shared.publisher.clone(), self.latest.subscribe());
+        let (steward, mut orders) = Steward::new(
+            self.shared.connections.requests.clone(),
+            self.latest.subscribe(),
+        );
         tokio::spawn(steward.run(stop.clone()));
         self.start_helpers(measures, &stop);
+        let mut changes = registry::Watch::new(self.shared.connections.inputs.clone());
         while !stop.is_cancelled() {
             self.health.turned();
-            let watched = tokio::select! {
-                () = stop.cancelled() => break,
-                watched = registry::watch(&self.shared.js) => watched,
-            };
-            match watched {
-                Ok(changes) => self.follow(changes, &mut orders, &stop).await,
-                Err(error) => {
-                    tracing::warn!(%error, "the registry cannot be watched; trying again")
-                }
+            let failed = self.follow(&mut changes, &mut orders, &stop).await;
+            if let Some(error) = failed {
+                tracing::warn!(%error, "the registry cannot be watched; trying again");
             }
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -143,11 +129,10 @@ impl Node {
     /// What goes on beside the node's task.
     fn start_helpers(&mut self, measures: bool, stop: &CancellationToken) {
         let shared = &self.shared;
-        let janitor = Janitor::new(shared.js.clone(), self.apps.subscribe());
+        let janitor = Janitor::new(shared.connections.commits.clone(), self.apps.subscribe());
         tokio::spawn(janitor.run(stop.clone()));
         let conductor = Conductor {
-            client: shared.publisher.clone(),
-            js: shared.js.clone(),
+            nats: shared.connections.commits.clone(),
             node: self.id.to_string(),
             trials: self.trials.subscribe(),
         };
@@ -155,8 +140,7 @@ impl Node {
         let heard = Heard::default();
         if measures {
             let observer = Observer {
-                client: shared.publisher.clone(),
-                js: shared.js.clone(),
+                nats: shared.connections.commits.clone(),
                 node: self.id.to_string(),
                 apps: self.apps.subscribe(),
                 members: shared.members.clone(),
@@ -168,7 +152,7 @@ impl Node {
         }
         if let Some(members) = self.members.take() {
             tokio::spawn(members::follow(
-                shared.publisher.clone(),
+                shared.connections.requests.clone(),
                 members,
                 heard,
                 stop.clone(),
@@ -176,26 +160,26 @@ impl Node {
         }
     }
 
-    /// Until the watch ends or the node is to stop.
+    /// Until the watch fails, which is returned, or the node is to stop.
     async fn follow(
         &mut self,
-        mut changes: impl futures::Stream<Item = Change> + Unpin,
+        changes: &mut registry::Watch,
         orders: &mut mpsc::Receiver<NodeOrder>,
         stop: &CancellationToken,
-    ) {
+    ) -> Option<RegistryError> {
         let mut heartbeat = every(HEARTBEAT);
         let health = self.health.clone();
         loop {
             health.turned();
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return None,
                 change = changes.next() => match change {
-                    Some(change) => {
+                    Ok(change) => {
                         self.apply(change);
                         self.announce();
                         self.beat().await;
                     }
-                    None => return,
+                    Err(error) => return Some(error),
                 },
                 Some(order) = orders.recv() => {
                     self.obey(order);
@@ -291,7 +275,8 @@ impl Node {
         };
         // Without an ack: the next beat comes in a second.
         let subject = format!("$KV.{NODES_BUCKET}.{}", self.id);
-        let published = self.shared.publisher.publish(subject, body.into());
+        let client = self.shared.connections.commits.client();
+        let published = client.publish(subject, body.into());
         // While NATS is away, the client takes only so much.
         match tokio::time::timeout(HEARTBEAT, published).await {
             Ok(Ok(())) => {}
@@ -357,13 +342,12 @@ impl Node {
         let subject = format!("$KV.{NODES_BUCKET}.{}", self.id);
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("KV-Operation", "DEL");
-        let left = self
-            .shared
-            .publisher
+        let client = self.shared.connections.commits.client();
+        let left = client
             .publish_with_headers(subject, headers, Default::default())
             .await;
-        if left.is_ok() && self.shared.publisher.flush().await.is_ok() {
-            let _ = self.options.client.flush().await;
+        if left.is_ok() && client.flush().await.is_ok() {
+            let _ = self.shared.connections.inputs.client().flush().await;
         }
     }
 }

@@ -9,8 +9,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::connection::State;
-use async_nats::{Client, jetstream};
 use futures::future;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +20,8 @@ use crate::commit::{stream, transport};
 use crate::control::functions::{self, FunctionStatus};
 use crate::members::{Heard, Members};
 use crate::names::{AppNames, NODES_BUCKET};
+use crate::nats::Connection;
+use crate::nats::raw::{self, Which};
 use crate::records::Counted;
 use crate::registry::NODE_TTL;
 use crate::telemetry::{AppMeter, FunctionLag, InputLag, Meters};
@@ -42,8 +42,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// What both tasks need.
 #[derive(Clone)]
 pub(super) struct Observer {
-    pub(super) client: Client,
-    pub(super) js: jetstream::Context,
+    pub(super) nats: Connection,
     /// This node's id.
     pub(super) node: String,
     pub(super) apps: watch::Receiver<Apps>,
@@ -90,7 +89,7 @@ impl Observer {
                     _ = tick.tick() => {}
                     Ok(()) = apps.changed() => {}
                 }
-                if self.client.connection_state() == State::Connected {
+                if self.nats.is_connected() {
                     self.look(&mut looks).await;
                 }
             }
@@ -145,17 +144,12 @@ impl Observer {
 
     /// Whether the server holds a heartbeat of this node.
     async fn ask_for_heartbeat(&self) {
-        let stream = self
-            .js
-            .get_stream_no_info(format!("KV_{NODES_BUCKET}"))
-            .await;
-        let Ok(stream) = stream else { return };
-        let subject = format!("$KV.{NODES_BUCKET}.{}", self.node);
-        if stream
-            .get_last_raw_message_by_subject(&subject)
-            .await
-            .is_ok()
-        {
+        let js = self.nats.jetstream();
+        let (stream, subject) = (
+            format!("KV_{NODES_BUCKET}"),
+            format!("$KV.{NODES_BUCKET}.{}", self.node),
+        );
+        if let Ok(Some(_)) = raw::get(&js, &stream, Which::Last(&subject)).await {
             self.health.accepted();
         }
     }
@@ -166,7 +160,7 @@ impl Observer {
         if !counts && looks.known.contains_key(&key) {
             return;
         }
-        let info = match stream::info(&self.js, name).await {
+        let info = match stream::info(&self.nats.jetstream(), name).await {
             Ok(Some(info)) => info,
             Ok(None) => return,
             Err(error) => {
@@ -218,7 +212,7 @@ impl Observer {
                 _ if *looks <= DOUBT => {}
                 // A server that was restarted does not say how far it is before the next event.
                 _ => {
-                    let waiting = transport::waiting(&self.js, &names, &target).await;
+                    let waiting = transport::waiting(&self.nats.jetstream(), &names, &target).await;
                     if matches!(waiting, Ok(None)) {
                         meter.reached(&target, last);
                     }
@@ -230,7 +224,7 @@ impl Observer {
 
     /// Up to where a target has stored what the app's commit stream holds for it.
     async fn reached(&self, names: &AppNames, target: &str) -> Option<u64> {
-        let info = stream::info(&self.js, target).await.ok()??;
+        let info = stream::info(&self.nats.jetstream(), target).await.ok()??;
         let commit = names.commit_stream();
         let sources = info["sources"].as_array()?;
         let source = sources.iter().find(|one| one["name"] == commit.as_str())?;
@@ -259,8 +253,9 @@ impl Observer {
         meter: &AppMeter,
     ) -> Result<(), crate::control::ControlError> {
         let mut lag = Vec::new();
-        for (record, _) in functions::records(&self.js, Some(app)).await? {
-            lag.push(lag_of(functions::status(&self.js, &record, &[]).await?));
+        let js = self.nats.jetstream();
+        for (record, _) in functions::records(&js, Some(app)).await? {
+            lag.push(lag_of(functions::status(&js, &record, &[]).await?));
         }
         // It may have taken a while.
         if self.is_first(app) {

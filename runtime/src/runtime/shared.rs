@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use async_nats::Client;
-use async_nats::jetstream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::Connections;
 use super::leaving::Leaving;
 use crate::commit::{Committer, NatsState};
 use crate::members::Members;
@@ -19,9 +18,7 @@ use crate::telemetry::{LogPublisher, Meters};
 
 /// What all functions of a node use.
 pub(super) struct Shared {
-    pub(super) consumer: jetstream::Context,
-    pub(super) publisher: Client,
-    pub(super) js: jetstream::Context,
+    pub(super) connections: Connections,
     pub(super) sandbox: Sandbox,
     pub(super) logs: LogPublisher,
     pub(super) meters: Arc<Meters>,
@@ -40,18 +37,14 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(
         id: Uuid,
-        client: Client,
-        publisher: Client,
-        js: jetstream::Context,
+        connections: Connections,
         sandbox: Sandbox,
         members: watch::Receiver<Members>,
     ) -> Self {
-        let logs = LogPublisher::new(publisher.clone(), id.to_string());
+        let logs = LogPublisher::new(connections.commits.clone(), id.to_string());
         let committers = Mutex::default();
         Self {
-            consumer: jetstream::new(client),
-            publisher,
-            js,
+            connections,
             sandbox,
             logs,
             meters: Arc::default(),
@@ -73,7 +66,7 @@ impl Shared {
         let make = || {
             let members = self.members.clone();
             Committer::start(
-                self.publisher.clone(),
+                self.connections.commits.clone(),
                 state.clone(),
                 names.clone(),
                 members,

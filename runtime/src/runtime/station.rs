@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::connection::State;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -25,6 +24,7 @@ use super::RuntimeError;
 use super::health::Health;
 use super::node::memory;
 use super::shared::Shared;
+use crate::nats::Connection;
 use crate::telemetry::{self, Family, Value, metrics};
 
 /// Connections at once; more wait to be accepted.
@@ -114,13 +114,7 @@ impl Station {
         }
         match request.uri().path() {
             "/metrics" => answer(StatusCode::OK, telemetry::CONTENT_TYPE, self.metrics()),
-            "/healthz" => match self.health.stalled() {
-                None => answer_json(StatusCode::OK, &json!({ "status": "alive" })),
-                Some(why) => {
-                    let body = json!({ "status": "stalled", "reasons": [why] });
-                    answer_json(StatusCode::SERVICE_UNAVAILABLE, &body)
-                }
-            },
+            "/healthz" => self.health(),
             "/readyz" => {
                 let reasons = self.reasons();
                 if reasons.is_empty() {
@@ -138,9 +132,37 @@ impl Station {
     }
 
     fn is_connected(&self) -> bool {
-        let both = [self.shared.consumer.client(), self.shared.publisher.clone()];
-        both.iter()
-            .all(|client| client.connection_state() == State::Connected)
+        let all = self.shared.connections.all();
+        all.into_iter().all(Connection::is_connected)
+    }
+
+    fn by_connection(&self, metric: metrics::Metric, count: fn(&Connection) -> u64) -> Family {
+        let mut family = Family::new(metric);
+        for one in self.shared.connections.all() {
+            family.push(&[one.name()], Value::Count(count(one)));
+        }
+        family
+    }
+
+    /// Why the node does not live; empty: it does.
+    fn faults(&self) -> Vec<String> {
+        let all = self.shared.connections.all().into_iter();
+        let unwatched = all.filter(|one| !one.is_supervised()).map(|one| {
+            let name = one.name();
+            format!("nobody watches over connection {name} any more; restart the node")
+        });
+        self.health.stalled().into_iter().chain(unwatched).collect()
+    }
+
+    fn health(&self) -> Answer {
+        let connections = self.shared.connections.all().map(connection);
+        let faults = self.faults();
+        if faults.is_empty() {
+            let body = json!({ "status": "alive", "connections": connections });
+            return answer_json(StatusCode::OK, &body);
+        }
+        let body = json!({ "status": "stalled", "reasons": faults, "connections": connections });
+        answer_json(StatusCode::SERVICE_UNAVAILABLE, &body)
     }
 
     fn reasons(&self) -> Vec<String> {
@@ -178,6 +200,8 @@ impl Station {
             one(metrics::INSTANCES, instances as f64),
             one(metrics::INSTANCES_LIMIT, most as f64),
             one(metrics::CONNECTED, truth(self.is_connected())),
+            self.by_connection(metrics::CONNECTION_BREAKS, Connection::breaks),
+            self.by_connection(metrics::CLIENTS_REPLACED, Connection::replacements),
             one(metrics::READY, truth(self.reasons().is_empty())),
             one(metrics::DRAINING, truth(self.health.is_draining())),
             one(metrics::UPTIME_SECONDS, self.health.uptime().as_secs_f64()),
@@ -187,6 +211,16 @@ impl Station {
         }
         all
     }
+}
+
+/// One line of `/healthz`.
+fn connection(connection: &Connection) -> serde_json::Value {
+    json!({
+        "name": connection.name(),
+        "connected": connection.is_connected(),
+        "breaks": connection.breaks(),
+        "replaced": connection.replacements(),
+    })
 }
 
 fn truth(holds: bool) -> f64 {

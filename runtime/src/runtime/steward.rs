@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 
+use async_nats::HeaderMap;
 use async_nats::service::error::Error;
 use async_nats::service::{Request, ServiceExt};
-use async_nats::{Client, HeaderMap};
 use futures::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::line::backoff;
 use crate::names;
+use crate::nats::{Connection, header_value};
 use crate::records::{NodeOrder, NodeRecord};
 
 /// Orders on their way to the node: who gives more waits.
@@ -18,7 +19,7 @@ const ORDERS: usize = 8;
 
 /// Answers for the node.
 pub(super) struct Steward {
-    client: Client,
+    nats: Connection,
     /// The latest heartbeat.
     latest: watch::Receiver<NodeRecord>,
     orders: mpsc::Sender<NodeOrder>,
@@ -27,12 +28,12 @@ pub(super) struct Steward {
 impl Steward {
     /// One, and what it passes on.
     pub(super) fn new(
-        client: Client,
+        nats: Connection,
         latest: watch::Receiver<NodeRecord>,
     ) -> (Self, mpsc::Receiver<NodeOrder>) {
         let (orders, given) = mpsc::channel(ORDERS);
         let steward = Self {
-            client,
+            nats,
             latest,
             orders,
         };
@@ -62,7 +63,8 @@ impl Steward {
             .map(|(name, value)| (name.to_owned(), value.clone()))
             .collect();
         let service = self
-            .client
+            .nats
+            .client()
             .service_builder()
             .description("A Pelton node")
             .metadata(metadata)
@@ -76,7 +78,7 @@ impl Steward {
                 () = stop.cancelled() => break,
                 request = asked.next() => match request {
                     Some(request) => self.answer(request).await,
-                    None => break,
+                    None => return Err("the connection's client has ended".into()),
                 },
             }
         }
@@ -108,5 +110,7 @@ async fn refuse(
     code: usize,
     status: String,
 ) -> Result<(), async_nats::PublishError> {
+    // It goes into a header, and may quote what was asked.
+    let status = header_value(&status).as_str().to_owned();
     request.respond(Err(Error { code, status })).await
 }

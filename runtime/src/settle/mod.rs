@@ -507,7 +507,8 @@ pub(crate) async fn drop_late(worker: &Worker, case: &Case, received: &Received)
 /// Tells the caller, if there is one, what was committed.
 async fn tell(worker: &Worker, received: &Received, answer: Option<Answer>) {
     if let (Some(caller), Some(answer)) = (&received.caller, answer) {
-        let told = answer.tell(caller, &worker.client, &worker.record);
+        let client = worker.nats.client();
+        let told = answer.tell(caller, &client, &worker.record);
         Box::pin(told).await;
     }
 }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use bytes::Bytes;
 
 use super::{Case, STUCK_PAUSE};
@@ -136,12 +135,16 @@ pub(crate) fn write(
 
 /// Reads what [`store`] wrote; `None`: it is nothing that this release wrote.
 pub(crate) fn read(
-    headers: &HeaderMap,
+    headers: &Headers,
     payload: Bytes,
     stream: &str,
     sequence: u64,
 ) -> Option<Parked> {
-    let text = |name: &str| headers.get(name).map(|value| value.as_str());
+    let text = |wanted: &str| {
+        let mut all = headers.iter();
+        all.find(|(name, _)| name == wanted)
+            .map(|(_, value)| value.as_str())
+    };
     let record = serde_json::from_str(text(RECORD)?).ok()?;
     let whole = text(BODY)? == "inline";
     let headers = match whole {

@@ -1,5 +1,6 @@
 //! The queue engine's source: one durable pull consumer per function and input stream, shared by all nodes.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +13,12 @@ use futures::{FutureExt, StreamExt};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::undelivered::Undelivered;
 use super::{Acker, Received, Settlement};
 use crate::config::Start;
 use crate::event::Message;
 use crate::names::{AppNames, META_VERSION};
-use crate::nats::headers;
+use crate::nats::{Connection, headers, raw};
 use crate::records::{FunctionRecord, Input};
 
 /// A message not settled within this comes again; attempts that last longer report progress.
@@ -33,40 +35,49 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 pub(crate) struct SourceError(pub(crate) String);
 
 /// One open input.
-pub(crate) struct QueueSource {
+pub(crate) struct QueueSource<'a> {
+    connection: Connection,
+    consumer: PullConsumer,
     messages: pull::Stream,
+    /// Messages asked for at once, `concurrency`.
+    batch: usize,
+    /// Whether another number of messages is to be asked for.
+    is_to_pull_anew: bool,
+    /// Read already, and not handed over yet.
+    ready: VecDeque<Received>,
+    undelivered: &'a mut Undelivered,
     stream: Arc<str>,
     /// See [`Input::life`].
     life: i64,
 }
 
-impl QueueSource {
+impl<'a> QueueSource<'a> {
     /// Brings the consumer up to date and begins to pull. The client asks for more when half of a batch is left, so
     /// that up to one and a half times `concurrency` are handed out to this node beyond what it runs.
     pub(crate) async fn open(
-        js: &jetstream::Context,
+        inputs: &Connection,
         record: &FunctionRecord,
         input: &Input,
+        undelivered: &'a mut Undelivered,
     ) -> Result<Self, SourceError> {
-        let stream = js
+        let stream = inputs
+            .jetstream()
             .get_stream(&input.stream)
             .await
             .map_err(|error| stream_error(&input.stream, &error))?;
         let stream_created = stream.cached_info().created.unix_timestamp_nanos();
         let consumer = current_consumer(&stream, record, input).await?;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(record.settings.concurrency.max(1) as usize)
-            .expires(PULL_EXPIRES)
-            .heartbeat(HEARTBEAT)
-            .messages()
-            .await
-            .map_err(|error| {
-                SourceError(format!("cannot pull from stream {}: {error}", input.stream))
-            })?;
+        let batch = record.settings.concurrency.max(1) as usize;
+        let messages = pull_from(&consumer, undelivered.batch(batch), &input.stream).await?;
         let stream_created = i64::try_from(stream_created).unwrap_or_default();
         Ok(Self {
+            connection: inputs.clone(),
+            consumer,
             messages,
+            batch,
+            is_to_pull_anew: false,
+            ready: VecDeque::new(),
+            undelivered,
             stream: input.stream.as_str().into(),
             life: input.life(stream_created),
         })
@@ -74,8 +85,34 @@ impl QueueSource {
 
     /// The next message; an error means that the source must be opened anew.
     pub(crate) async fn next(&mut self) -> Result<Received, SourceError> {
-        match self.messages.next().await {
-            Some(Ok(message)) => self.received(message),
+        loop {
+            if let Some(received) = self.ready.pop_front() {
+                return Ok(received);
+            }
+            if let Some(received) = self.undelivered.take(&self.stream, self.life) {
+                return Ok(received);
+            }
+            if self.is_to_pull_anew {
+                self.pull_anew().await?;
+            }
+            tokio::select! {
+                biased;
+                taken = self.messages.next() => return self.read(taken),
+                () = self.undelivered.suspected(&self.connection) => {}
+            }
+            let searched = self
+                .undelivered
+                .search(&self.connection, &mut self.consumer);
+            self.is_to_pull_anew |= searched.await?;
+        }
+    }
+
+    fn read(&mut self, taken: Option<Taken>) -> Result<Received, SourceError> {
+        match taken {
+            Some(Ok(message)) => {
+                self.is_to_pull_anew |= self.undelivered.read_one();
+                self.received(message)
+            }
             Some(Err(error)) => Err(SourceError(format!(
                 "pulling from stream {} failed: {error}",
                 self.stream
@@ -87,18 +124,34 @@ impl QueueSource {
         }
     }
 
+    /// Asks for as many messages at once as is right now; what has come already is kept.
+    async fn pull_anew(&mut self) -> Result<(), SourceError> {
+        let batch = self.undelivered.batch(self.batch);
+        let next = pull_from(&self.consumer, batch, &self.stream).await?;
+        let mut former = std::mem::replace(&mut self.messages, next);
+        self.is_to_pull_anew = false;
+        while let Some(Some(Ok(message))) = former.next().now_or_never() {
+            let received = self.received(message)?;
+            self.ready.push_back(received);
+        }
+        Ok(())
+    }
+
     /// Hands back what was pulled and not begun, so that other nodes need not wait for its ack wait. How much of it was handed out
     /// for the first time.
     pub(crate) async fn hand_back(mut self) -> u64 {
         let mut new = 0;
         while let Some(Some(Ok(message))) = self.messages.next().now_or_never() {
             if let Ok(received) = self.received(message) {
-                new += u64::from(received.is_new());
-                received
-                    .acker
-                    .settle(Settlement::Again(Duration::ZERO))
-                    .await;
+                self.ready.push_back(received);
             }
+        }
+        for received in self.ready {
+            new += u64::from(received.is_new());
+            received
+                .acker
+                .settle(Settlement::Again(Duration::ZERO))
+                .await;
         }
         new
     }
@@ -117,6 +170,23 @@ impl QueueSource {
             acker: Acker(Some(Box::new(acker))),
         })
     }
+}
+
+type Taken = Result<jetstream::Message, pull::MessagesError>;
+
+async fn pull_from(
+    consumer: &PullConsumer,
+    batch: usize,
+    stream: &str,
+) -> Result<pull::Stream, SourceError> {
+    consumer
+        .stream()
+        .max_messages_per_batch(batch)
+        .expires(PULL_EXPIRES)
+        .heartbeat(HEARTBEAT)
+        .messages()
+        .await
+        .map_err(|error| SourceError(format!("cannot pull from stream {stream}: {error}")))
 }
 
 fn misplaced(error: &dyn std::fmt::Display) -> SourceError {
@@ -139,14 +209,16 @@ pub(super) fn stream_error(stream: &str, error: &GetStreamError) -> SourceError 
 
 /// A message as it came from a consumer.
 pub(crate) fn message(taken: &jetstream::Message, info: &Info<'_>, stream: &Arc<str>) -> Message {
-    Message {
+    let message = Message {
         subject: taken.subject.to_string(),
         headers: headers(taken.headers.as_ref()),
         payload: taken.payload.clone(),
         stream: stream.clone(),
         sequence: info.stream_sequence,
         stored: i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default(),
-    }
+    };
+    let unreadable = raw::unreadable_subject(&taken.subject);
+    raw::marked(message, unreadable)
 }
 
 /// Makes the consumer, or brings it up to date: what a deploy does. Where to begin is said once: the server refuses

@@ -1,12 +1,12 @@
 //! What functions log: published as records, each with the delivery that it was logged in.
 
-use async_nats::Client;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::names::AppNames;
+use crate::nats::Connection;
 use crate::records::{FORMAT, FunctionRecord};
 use crate::sandbox::LogLine;
 
@@ -52,13 +52,13 @@ pub(crate) struct LogSource {
 /// Publishes functions' lines; without acks, for a log must never hold up an event.
 #[derive(Clone)]
 pub(crate) struct LogPublisher {
-    client: Client,
+    nats: Connection,
     node: String,
 }
 
 impl LogPublisher {
-    pub(crate) fn new(client: Client, node: String) -> Self {
-        Self { client, node }
+    pub(crate) fn new(nats: Connection, node: String) -> Self {
+        Self { nats, node }
     }
 
     pub(crate) async fn publish(
@@ -89,7 +89,7 @@ impl LogPublisher {
         let Ok(body) = serde_json::to_vec(&record) else {
             return;
         };
-        if let Err(error) = self.client.publish(subject, body.into()).await {
+        if let Err(error) = self.nats.client().publish(subject, body.into()).await {
             tracing::debug!(%error, "a log line was lost");
         }
     }

@@ -147,7 +147,11 @@ metrics! {
         MEMORY_BYTES Gauge "pelton_node_memory_bytes" &[],
             "Memory that the process holds, bytes; Linux only.";
         CONNECTED Gauge "pelton_node_nats_connected" &[],
-            "1: both connections to NATS stand.";
+            "1: all connections to NATS stand.";
+        CONNECTION_BREAKS Counter "pelton_node_nats_breaks" &["connection"],
+            "Times that a connection to NATS broke: the server or the network went away, or a message could not be read.";
+        CLIENTS_REPLACED Counter "pelton_node_nats_clients_replaced" &["connection"],
+            "Clients of a connection that were replaced because their task had ended.";
         READY Gauge "pelton_node_ready" &[],
             "1: `/readyz` says yes.";
         DRAINING Gauge "pelton_node_draining" &[],

@@ -117,16 +117,14 @@ async fn with_node(
     global: &Global,
 ) -> anyhow::Result<()> {
     let client = server.connect("pelton dev").await?;
-    let publisher = server.connect("pelton dev, publishing").await?;
-    let mut js = jetstream::new(publisher.clone());
+    let mut js = jetstream::new(client);
     js.set_timeout(REQUEST_TIMEOUT);
     let node = Runtime::start(RuntimeOptions {
-        publisher: Some(publisher),
         apps: vec![manifest.app.clone()],
         cache_dir: super::run::cache_dir()?,
         drain_deadline: DRAIN,
         node_name: super::run::host_name(),
-        ..RuntimeOptions::new(client)
+        ..RuntimeOptions::new(server.options())
     })
     .await?;
     let session = Session {

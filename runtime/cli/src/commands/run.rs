@@ -8,10 +8,9 @@ use anyhow::Context;
 use clap::Args;
 use etcetera::BaseStrategy;
 use pelton_runtime::config;
-use pelton_runtime::nats;
 use pelton_runtime::runtime::{Runtime, RuntimeOptions};
 
-use crate::global::{self, Global};
+use crate::global::Global;
 use crate::logging::{self, LogFormat};
 use crate::node::{Node, show};
 
@@ -103,8 +102,7 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
 }
 
 async fn start(node: Node) -> anyhow::Result<Runtime> {
-    let mut options = RuntimeOptions::new(global::connect(&node.nats).await?);
-    options.publisher = Some(nats::connect(&node.nats, "pelton-publisher").await?);
+    let mut options = RuntimeOptions::new(node.nats);
     options.apps = node.apps.value;
     options.cache_dir = node.cache.value;
     options.drain_deadline = node.drain.value;

@@ -117,14 +117,20 @@ async fn give_up(
         return Ok(0);
     }
     let (client, names) = (js.client(), place.names.clone());
-    let state = NatsState::new(client.clone(), js.clone(), names.clone());
+    let state = NatsState::new(client.clone().into(), names.clone());
     let members = watch::Sender::new(Members::default());
     let gone = Gone {
         place,
         function,
         life,
         max_payload: client.server_info().max_payload,
-        committer: Committer::start(client, state, names, members.subscribe(), Arc::default()),
+        committer: Committer::start(
+            client.into(),
+            state,
+            names,
+            members.subscribe(),
+            Arc::default(),
+        ),
         commit,
     };
     let mut given_up = 0;
@@ -240,7 +246,10 @@ impl Gone<'_> {
         let found = found.filter(|one| one.headers.get("KV-Operation").is_none());
         let revision = found.as_ref().map_or(0, |one| one.sequence);
         let parked = found
-            .and_then(|one| park::read(&one.headers, one.payload, &stream, sequence))
+            .and_then(|one| {
+                let headers = crate::nats::headers(Some(&one.headers));
+                park::read(&headers, one.payload, &stream, sequence)
+            })
             .unwrap_or_else(|| park::lost(&stream, sequence));
         let code = if parked.whole {
             INPUT_REPLACED

@@ -190,7 +190,10 @@ impl Claims {
 /// The partitions that were let go. The others are tried again, or taken over when this node's lease ends.
 async fn release(context: &Context, partitions: Vec<(u16, Partition)>) -> Vec<u16> {
     let released = partitions.iter().map(|(number, partition)| async move {
-        match partition.release(&context.client, &context.state).await {
+        match partition
+            .release(&context.nats.client(), &context.state)
+            .await
+        {
             Ok(gone) => gone.then_some(*number),
             Err(error) => {
                 tracing::debug!(%error, partition = number, "a partition was not let go");
@@ -250,7 +253,7 @@ async fn take(
         context.input.start,
     );
     let at = stored.map_or(0, |(at, _)| at);
-    let revision = put(&context.client, &subject, &record, at).await;
+    let revision = put(&context.nats.client(), &subject, &record, at).await;
     let revision = revision.map_err(|error| SourceError(error.to_string()))?;
     Ok(revision.map(|revision| (partition, record, revision)))
 }

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use async_nats::Client;
-use async_nats::jetstream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +14,7 @@ use crate::delivery::Worker;
 use crate::event::{self, Message, subject};
 use crate::members::Members;
 use crate::names::AppNames;
+use crate::nats::Connection;
 use crate::records::Input;
 use crate::route::Route;
 
@@ -25,8 +24,10 @@ pub(crate) struct OpenContext {
     pub(crate) input: Input,
     /// This node's id.
     pub(crate) node: String,
-    pub(crate) client: Client,
-    pub(crate) js: jetstream::Context,
+    /// For what is written and for single reads.
+    pub(crate) nats: Connection,
+    /// For reading the input.
+    pub(crate) inputs: Connection,
     pub(crate) state: NatsState,
 }
 
@@ -49,8 +50,9 @@ pub(crate) struct Context {
     pub(crate) owner: String,
     pub(crate) names: AppNames,
     /// For what is written and for single reads.
-    pub(crate) client: Client,
-    pub(crate) js: jetstream::Context,
+    pub(crate) nats: Connection,
+    /// For reading the input.
+    pub(super) inputs: Connection,
     pub(crate) state: NatsState,
     pub(super) stream_created: i64,
     /// Whether it is the function's internal input, which lies in the commit stream.

@@ -37,7 +37,7 @@ pub(super) async fn remove(context: &Context, message: &Message) {
         return;
     };
     let name = context.names.commit_stream();
-    let removed = match context.js.get_stream_no_info(&name).await {
+    let removed = match context.nats.jetstream().get_stream_no_info(&name).await {
         Ok(stream) => {
             let purge = stream.purge().filter(due).sequence(sequence + 1);
             purge.await.map(|_| ()).map_err(|error| error.to_string())

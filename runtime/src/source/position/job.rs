@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Context;
@@ -18,6 +17,7 @@ use crate::delivery::{self, TROUBLE_PAUSE, Worker};
 use crate::effects::{Effects, Failure};
 use crate::event::{self, Message};
 use crate::names::INPUT_GONE;
+use crate::nats::raw::{self, Which};
 use crate::records::AttemptsRecord;
 use crate::series::Work;
 use crate::settle::{self, Case, Park};
@@ -354,7 +354,7 @@ impl Job {
     async fn load(&self) -> Found {
         let Context {
             function,
-            js,
+            nats,
             names,
             stream: input,
             ..
@@ -362,18 +362,13 @@ impl Job {
         let ((partition, key), sequence) = (&self.place, self.sequence);
         let key = key.name().map(Arc::as_ref);
         let subject = names.parked(function, input, *partition, key, sequence);
-        let stream = match js.get_stream_no_info(names.commit_stream()).await {
-            Ok(stream) => stream,
+        let (js, stream) = (nats.jetstream(), names.commit_stream());
+        let found = match raw::get(&js, &stream, Which::Last(&subject)).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return Found::Gone(0),
             Err(error) => return Found::Unreadable(error.to_string()),
         };
-        let found = match stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(found) => found,
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-                return Found::Gone(0);
-            }
-            Err(error) => return Found::Unreadable(error.to_string()),
-        };
-        if found.headers.get("KV-Operation").is_some() {
+        if found.is_deletion() {
             return Found::Gone(found.sequence);
         }
         let Some(parked) = settle::park::read(&found.headers, found.payload, input, sequence)

@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream;
 use futures::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
@@ -69,6 +68,9 @@ const PARK_AT_ONCE: usize = 64;
 const TICK: Duration = Duration::from_millis(100);
 /// How often partitions of others are looked at: a lease ends after three seconds.
 const CLAIMS: Duration = Duration::from_millis(250);
+/// So many messages behind an unreadable one are read one by one: unreadable ones come in company, and
+/// each would break the connection.
+const CAREFUL: u32 = 64;
 /// For so long an input that cannot be read is waited for; then it is opened anew, and why is told.
 const OUTAGE: Duration = Duration::from_secs(30);
 /// A reader that is at the end of its input for so long has not been given a copy of it that lags behind.
@@ -87,8 +89,6 @@ pub(crate) fn partition(key: Option<&KeySource>, message: &Message) -> u16 {
 /// One input of one function on one node.
 pub(crate) struct PositionSource {
     context: Arc<Context>,
-    /// For reading the input.
-    consumer: jetstream::Context,
     members: watch::Receiver<Members>,
     claims: Claims,
     lanes: Lanes,
@@ -103,6 +103,8 @@ pub(crate) struct PositionSource {
     reader: Option<Reader>,
     /// Since when there is no reader that there should be.
     unread: Option<Instant>,
+    /// Messages that are still read one by one, for an unreadable one came before them.
+    careful: u32,
     /// Read, and waiting for room in its partition.
     stalled: Option<Message>,
     jobs: JoinSet<Ended>,
@@ -128,7 +130,6 @@ pub(crate) struct PositionSource {
 impl PositionSource {
     pub(crate) async fn open(
         context: OpenContext,
-        consumer: jetstream::Context,
         members: watch::Receiver<Members>,
         abort: CancellationToken,
     ) -> Result<Self, SourceError> {
@@ -136,11 +137,11 @@ impl PositionSource {
             route,
             input,
             node,
-            client,
-            js,
+            nats,
+            inputs,
             state,
         } = context;
-        let stream = js.get_stream(&input.stream).await;
+        let stream = nats.jetstream().get_stream(&input.stream).await;
         let stream = stream.map_err(|error| stream_error(&input.stream, &error))?;
         check_stream(&input, stream.cached_info())?;
         let stream_created = created(stream.cached_info());
@@ -159,8 +160,8 @@ impl PositionSource {
             node,
             owner,
             names,
-            client,
-            js,
+            nats,
+            inputs,
             state,
             stream_created,
             internal,
@@ -169,7 +170,7 @@ impl PositionSource {
         // Read first: what is parked and removed meanwhile is found in the park.
         let (reader, awake) = match internal {
             true => {
-                let reader = Reader::open(&context, &consumer, 1).await?;
+                let reader = Reader::open(&context, 1).await?;
                 tick::arm(&context).await?;
                 (Some(reader), park::any(&context).await?)
             }
@@ -178,7 +179,6 @@ impl PositionSource {
         Ok(Self {
             turns: context.route.clone(),
             context: Arc::new(context),
-            consumer,
             members,
             claims: Claims::default(),
             lanes: Lanes::default(),
@@ -188,6 +188,7 @@ impl PositionSource {
             seen: (0, 0),
             reader,
             unread: None,
+            careful: 0,
             stalled: None,
             jobs: JoinSet::new(),
             begun: 0,
@@ -322,7 +323,7 @@ impl PositionSource {
 
     async fn read_from(&mut self, passed: u64) -> Result<(), SourceError> {
         self.stalled = None;
-        self.reader = Some(Reader::open(&self.context, &self.consumer, passed + 1).await?);
+        self.reader = Some(Reader::open(&self.context, passed + 1).await?);
         (self.unread, self.at_end) = (None, None);
         Ok(())
     }
@@ -354,19 +355,29 @@ impl PositionSource {
         }
     }
 
-    /// Reads on, behind messages that would only break the connection again: each is handed out as what could be read of it.
+    /// Reads on behind what may have broken the connection: message by message through the JSON API
+    /// until [`CAREFUL`] in a row were readable, then with a reader. An unreadable one is handed out
+    /// as what could be read of it.
     async fn step_over(&mut self, mut from: u64) -> Result<(), SourceError> {
-        for _ in 0..AT_ONCE {
-            let Some(message) = self.context.unreadable(from).await? else {
-                break;
-            };
-            from = message.sequence;
-            self.read(Ok(message));
-            if self.stalled.is_some() {
+        for _ in 0..CAREFUL {
+            if !self.has_room() {
                 return Ok(());
             }
+            let Some(stored) = self.context.read_behind(from).await? else {
+                return self.read_from(from).await;
+            };
+            if let Some(why) = &stored.unreadable {
+                let (stream, sequence) = (&*self.context.stream, stored.sequence);
+                tracing::warn!(stream, sequence, why, "a message is unreadable");
+                self.careful = CAREFUL;
+            } else if self.careful == 0 {
+                return self.read_from(from).await;
+            }
+            self.careful = self.careful.saturating_sub(1);
+            from = stored.sequence;
+            self.read(Ok(stored.into_message(&self.context.stream)));
         }
-        self.read_from(from).await
+        Ok(())
     }
 
     /// Whether another message may be read.

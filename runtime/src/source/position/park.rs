@@ -155,7 +155,7 @@ async fn subjects(
     let (function, input) = (&context.function, &context.input.stream);
     let filter = context.names.parked_filter(function, input, partition);
     let name = context.names.commit_stream();
-    let stream = context.js.get_stream_no_info(name).await;
+    let stream = context.nats.jetstream().get_stream_no_info(name).await;
     let stream = stream.map_err(unreadable)?;
     let subjects = stream.info_with_subjects(filter).await;
     subjects.map_err(unreadable)
@@ -301,7 +301,7 @@ async fn named(
 
 async fn purge(context: &Context, entry: InPark, until: u64) -> Result<(), SourceError> {
     let name = context.names.commit_stream();
-    let stream = context.js.get_stream_no_info(name).await;
+    let stream = context.nats.jetstream().get_stream_no_info(name).await;
     let stream = stream.map_err(unreadable)?;
     let purge = stream.purge().filter(entry.subject).sequence(until + 1);
     purge.await.map(drop).map_err(unreadable)

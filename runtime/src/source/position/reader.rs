@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
@@ -48,17 +47,14 @@ impl Reader {
     /// All partitions are read from the least that one of them needs; what is done or under way is passed by. Without a
     /// filter: the server finds the next of several patterns by going through all subjects of a block. An internal input is what
     /// one pattern matches of the commit stream.
-    pub(super) async fn open(
-        context: &Context,
-        consumer: &jetstream::Context,
-        start_sequence: u64,
-    ) -> Result<Self, SourceError> {
+    pub(super) async fn open(context: &Context, start_sequence: u64) -> Result<Self, SourceError> {
         let name = &context.input.stream;
-        let client = consumer.client();
+        let js = context.inputs.jetstream();
+        let client = js.client();
         let failed = |error: &dyn std::fmt::Display| {
             SourceError(format!("cannot read stream {name}: {error}"))
         };
-        let stream = consumer.get_stream(name).await;
+        let stream = js.get_stream(name).await;
         let stream = stream.map_err(|error| queue::stream_error(name, &error))?;
         let first = stream.cached_info().state.first_sequence;
         let function = &context.function;

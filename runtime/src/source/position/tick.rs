@@ -27,7 +27,7 @@ pub(super) async fn arm(context: &Context) -> Result<(), SourceError> {
     let (revision, mut held) = last(context, &subject).await.map_err(unreadable)?;
     // A killed server may bring back what an earlier schedule, or an earlier function of that name, set: nothing would ever tick.
     if let Some(record) = &held
-        && is_nowhere(&context.js, &context.names, record)
+        && is_nowhere(&context.nats.jetstream(), &context.names, record)
             .await
             .map_err(|error| unreadable(error.to_string()))?
     {
@@ -47,7 +47,14 @@ pub(super) async fn arm(context: &Context) -> Result<(), SourceError> {
     tracing::info!(function = record.function, schedule = ?wanted, "schedule set");
     let function = &record.function;
     // Should another node have been faster, that is as well.
-    let set = set_timer(&context.client, &context.names, function, subject, change).await;
+    let set = set_timer(
+        &context.nats.client(),
+        &context.names,
+        function,
+        subject,
+        change,
+    )
+    .await;
     set.map(|_| ()).map_err(|error| unreadable(error.0))
 }
 

@@ -4,8 +4,6 @@
 //! cancelled while its message lay there. So only what the timer's record names counts, and the batch that takes the message
 //! changes that record, under the condition that it is still the one that was read.
 
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
-
 use super::Context;
 use super::due::header;
 use super::tick;
@@ -13,6 +11,7 @@ use crate::commit::stream;
 use crate::effects::{Effects, Emit, Failure, TimerChange};
 use crate::event::Message;
 use crate::names::{DUE_HEADER, DUE_TARGET_HEADER, TIMER_HEADER};
+use crate::nats::raw::{self, Which};
 use crate::records::TimerRecord;
 
 /// What a message of the internal input is.
@@ -70,7 +69,7 @@ async fn refused(context: &Context, emit: &Emit) -> Result<Option<Failure>, Stri
     let target = &emit.target;
     let known = record.targets.iter().any(|one| one.stream == *target);
     if known
-        || stream::is_target(&context.js, &context.names, target)
+        || stream::is_target(&context.nats.jetstream(), &context.names, target)
             .await
             .map_err(|error| error.to_string())?
     {
@@ -111,12 +110,10 @@ pub(super) async fn last(
     context: &Context,
     subject: &str,
 ) -> Result<(u64, Option<TimerRecord>), String> {
-    let name = context.names.commit_stream();
-    let stream = context.js.get_stream_no_info(name).await;
-    let stream = stream.map_err(|error| error.to_string())?;
-    match stream.get_last_raw_message_by_subject(subject).await {
-        Ok(found) => Ok((found.sequence, TimerRecord::read(&found.payload))),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((0, None)),
-        Err(error) => Err(error.to_string()),
-    }
+    let (js, name) = (context.nats.jetstream(), context.names.commit_stream());
+    let found = raw::get(&js, &name, Which::Last(subject)).await;
+    Ok(match found.map_err(|error| error.to_string())? {
+        Some(found) => (found.sequence, TimerRecord::read(&found.payload)),
+        None => (0, None),
+    })
 }

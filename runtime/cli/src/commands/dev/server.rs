@@ -68,6 +68,11 @@ impl Server {
         self.folder.as_ref().map(|(folder, _)| folder.as_path())
     }
 
+    /// How to connect to it.
+    pub(super) fn options(&self) -> ConnectOptions {
+        self.options.clone()
+    }
+
     /// A connection of its own, to a server that can do what Pelton needs.
     ///
     /// # Errors
