@@ -5,12 +5,13 @@ use wasm_encoder::{ComponentSectionId, CustomSection, Encode};
 use wasmparser::{Parser, Payload};
 
 use super::{ComponentError, damaged};
+use crate::config::canonical;
 use crate::event::subject;
 use crate::records::Handler;
 
 const SECTION: &str = "pelton:handlers";
 
-/// All announcements, those of nested modules too, in the order of the bytes.
+/// All announcements, those of nested modules too. Their order in the bytes is the linker's choice and has no meaning: they are sorted.
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<Handler>, ComponentError> {
     let mut handlers = Vec::new();
     for payload in Parser::new(0).parse_all(bytes) {
@@ -20,7 +21,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Handler>, ComponentError> {
             lines(section.data(), &mut handlers)?;
         }
     }
-    Ok(handlers)
+    Ok(canonical(handlers))
 }
 
 /// The bytes with one more section.

@@ -10,7 +10,7 @@ use super::{
     Allow, DeliveryMode, FunctionManifest, FunctionSettings, InstanceMode, KeySource,
     MAX_CONCURRENCY, OnExhausted, RetryPolicy, Start,
 };
-use super::{sample, schedule, values};
+use super::{canonical, sample, schedule, values};
 use crate::event::timestamp;
 
 const HOUR: u64 = 3_600_000;
@@ -217,7 +217,7 @@ fn secrets(findings: &mut Findings<'_>, table: &Table<'_>) -> Vec<String> {
             taken.push(name.to_owned());
         }
     }
-    taken
+    canonical(taken)
 }
 
 fn config(findings: &mut Findings<'_>, table: &Table<'_>) -> BTreeMap<String, String> {
@@ -344,7 +344,7 @@ fn emit(findings: &mut Findings<'_>, allow: &Table<'_>) -> Vec<String> {
             patterns.push(pattern.to_owned());
         }
     }
-    patterns
+    canonical(patterns)
 }
 
 fn hosts(findings: &mut Findings<'_>, allow: &Table<'_>) -> Vec<String> {
@@ -362,5 +362,5 @@ fn hosts(findings: &mut Findings<'_>, allow: &Table<'_>) -> Vec<String> {
             ),
         }
     }
-    hosts
+    canonical(hosts)
 }

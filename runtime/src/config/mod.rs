@@ -1,6 +1,7 @@
 //! `pelton.toml` and a node's `node.toml`: read once, checked whole, refused with the place and the fix.
 
 mod function;
+mod list;
 mod manifest;
 mod node;
 mod parse;
@@ -11,6 +12,7 @@ mod settings;
 mod tree;
 mod values;
 
+pub(crate) use list::{canonical, read_canonical};
 pub use values::{is_name, show_size};
 
 pub use sample::Sample;

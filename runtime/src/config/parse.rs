@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::function::function;
 use super::reader::{Findings, Table};
 use super::tree::{Entries, join};
-use super::values;
 use super::{FunctionManifest, StreamManifest};
+use super::{canonical, values};
 use crate::event::subject;
 
 /// The format of `pelton.toml` that this release reads.
@@ -197,7 +197,7 @@ pub(super) fn subjects(
         }
         taken.push(pattern.to_owned());
     }
-    Some(taken)
+    Some(canonical(taken))
 }
 
 /// No subject may be stored twice: the server refuses two streams that share one.

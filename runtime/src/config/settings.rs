@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Sample, Schedule};
+use super::{Sample, Schedule, read_canonical};
 
 /// What is promised of each delivery.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -97,9 +97,11 @@ impl Default for RetryPolicy {
 /// What a function may reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Allow {
-    /// Patterns of subjects.
+    /// Patterns of subjects, sorted.
+    #[serde(deserialize_with = "read_canonical")]
     pub emit: Vec<String>,
-    /// Hosts, `host` or `host:port`.
+    /// Hosts, `host` or `host:port`, sorted.
+    #[serde(deserialize_with = "read_canonical")]
     pub http: Vec<String>,
 }
 
@@ -125,7 +127,8 @@ pub struct FunctionSettings {
     pub memory_bytes: u64,
     /// Warm or fresh instances.
     pub instance: InstanceMode,
-    /// Names of secrets.
+    /// Names of secrets, sorted.
+    #[serde(deserialize_with = "read_canonical")]
     pub secrets: Vec<String>,
     /// What handlers read through `wasi:config`.
     pub config: BTreeMap<String, String>,

@@ -14,7 +14,7 @@ use uuid::Uuid;
 pub use self::node::{
     Counted, NodeFunction, NodeLimits, NodeOrder, NodeRecord, NodeTrial, PAUSED, READY,
 };
-use crate::config::{FunctionSettings, KeySource, Schedule};
+use crate::config::{FunctionSettings, KeySource, Schedule, read_canonical};
 use crate::rollout::{Bounds, Summary};
 
 /// Format version of every record in this module.
@@ -84,7 +84,8 @@ pub struct FunctionRecord {
     /// Who made it, and of what.
     #[serde(default)]
     pub provenance: Provenance,
-    /// What the component announces.
+    /// What the component announces, sorted.
+    #[serde(deserialize_with = "read_canonical")]
     pub handlers: Vec<Handler>,
     /// Where its events come from.
     pub inputs: Vec<Input>,
@@ -297,7 +298,7 @@ pub struct Signature {
 }
 
 /// A line of the custom section `pelton:handlers`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Handler {
     /// The handler's name.
     pub handler: String,
@@ -310,7 +311,8 @@ pub struct Handler {
 pub struct Input {
     /// The stream's name.
     pub stream: String,
-    /// Filters that do not overlap.
+    /// Filters that do not overlap, sorted.
+    #[serde(deserialize_with = "read_canonical")]
     pub subjects: Vec<String>,
     /// The position engine begins behind this sequence, as the first deploy found it.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -342,7 +344,8 @@ fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
 pub struct Target {
     /// The stream's name.
     pub stream: String,
-    /// The stream's subjects.
+    /// The stream's subjects, sorted.
+    #[serde(deserialize_with = "read_canonical")]
     pub subjects: Vec<String>,
     /// The stream's `max_msg_size`; none: the server's `max_payload` alone counts.
     pub max_message_size: Option<u32>,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::survey::StreamView;
+use crate::config::canonical;
 use crate::event::subject::{covers, overlaps};
 use crate::records::Input;
 
@@ -77,7 +78,7 @@ pub(super) fn common(left: &str, right: &str) -> Option<String> {
     Some(tokens.join("."))
 }
 
-/// Subjects of each input stream, none within another.
+/// Subjects of each input stream, sorted, none within another.
 pub(super) fn inputs(parts: Vec<(String, Vec<String>)>) -> Vec<Input> {
     let mut by_stream: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (stream, subjects) in parts {
@@ -93,7 +94,7 @@ pub(super) fn inputs(parts: Vec<(String, Vec<String>)>) -> Vec<Input> {
         .into_iter()
         .map(|(stream, subjects)| Input {
             stream,
-            subjects,
+            subjects: canonical(subjects),
             start: 0,
             begun: false,
             resets: 0,

@@ -169,11 +169,11 @@ impl FunctionPlan {
         match () {
             () if old.delivery != new.delivery => Some("`delivery` changes"),
             () if reads(&previous.inputs) != reads(&self.record.inputs) => {
-                Some("`subjects` change")
+                Some("it takes other subjects")
             }
             // Another life of a stream, which the version before does not read.
             () if previous.inputs != self.record.inputs => {
-                Some("a stream that it reads was made anew")
+                Some("a stream that it reads was recreated")
             }
             () if old.schedule != new.schedule => Some("`schedule` changes"),
             () if old.max_in_flight != new.max_in_flight => Some("`max-in-flight` changes"),

@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::commit::stream;
 use crate::component::Component;
-use crate::config::Manifest;
+use crate::config::{Manifest, canonical};
 use crate::control::{ControlError, open, versions};
 use crate::names::{AppNames, META_APP, MODULES_BUCKET, REGISTRY_BUCKET};
 use crate::records::{FORMAT, FunctionRecord};
@@ -34,7 +34,7 @@ pub enum Retention {
 /// A stream, as far as a plan looks at it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StreamView {
-    /// Its subjects.
+    /// Its subjects, sorted.
     pub subjects: Vec<String>,
     /// What happens to messages.
     pub retention: Retention,
@@ -158,7 +158,7 @@ async fn covering(js: &jetstream::Context, pattern: &str) -> Result<Vec<Value>, 
 }
 
 /// The parts of a stream's info that count here.
-fn seen(info: &Value) -> Option<StreamView> {
+pub(super) fn seen(info: &Value) -> Option<StreamView> {
     let config = info.get("config")?;
     let positive = |name: &str| {
         config[name]
@@ -166,13 +166,10 @@ fn seen(info: &Value) -> Option<StreamView> {
             .filter(|n| *n > 0)
             .map(i64::unsigned_abs)
     };
-    let subjects = config["subjects"].as_array();
+    let subjects = config["subjects"].as_array().into_iter().flatten();
+    let subjects = subjects.filter_map(|subject| subject.as_str().map(str::to_owned));
     Some(StreamView {
-        subjects: subjects
-            .into_iter()
-            .flatten()
-            .filter_map(|subject| subject.as_str().map(str::to_owned))
-            .collect(),
+        subjects: canonical(subjects.collect()),
         retention: Retention::deserialize(&config["retention"]).unwrap_or_default(),
         max_message_size: positive("max_msg_size").and_then(|size| u32::try_from(size).ok()),
         made_by: config["metadata"][META_APP].as_str().map(str::to_owned),

@@ -9,6 +9,9 @@ use crate::component::Component;
 use crate::config::{DeliveryMode, FunctionSettings, KeySource, Manifest, Start, StreamManifest};
 use crate::records::Handler;
 
+mod environments;
+mod order;
+
 fn stream(subjects: &[&str]) -> StreamManifest {
     StreamManifest {
         subjects: subjects.iter().map(ToString::to_string).collect(),
