@@ -12,6 +12,17 @@ use time::OffsetDateTime;
 use super::reader::{Findings, Table};
 use super::tree::{Value, join};
 
+/// The fields of six, and of seven with the year, and how many values each has.
+const FIELDS: [(&str, u32); 7] = [
+    ("seconds", 60),
+    ("minutes", 60),
+    ("hours", 24),
+    ("days", 31),
+    ("months", 12),
+    ("weekdays", 7),
+    ("years", 9999),
+];
+
 /// The zone of a schedule that names none.
 const DEFAULT_ZONE: &str = "UTC";
 
@@ -67,6 +78,7 @@ pub(super) fn read(findings: &mut Findings<'_>, table: &Table<'_>) -> Option<Sch
             format!("write second, minute, hour, day of month, month and day of week, such as {EXAMPLE:?} for every five minutes"),
         );
     }
+    check_steps(findings, cron, cron_at);
     if zone.parse::<Tz>().is_err() {
         findings.add(
             zone_at,
@@ -88,6 +100,37 @@ pub(super) fn read(findings: &mut Findings<'_>, table: &Table<'_>) -> Option<Sch
         );
     }
     Some(schedule)
+}
+
+/// Refuses steps that are larger than what they step through: cron starts over in each minute, hour, day, month or year, so that
+/// such a step selects the first value alone, and does not mean what it seems to say.
+fn check_steps(findings: &mut Findings<'_>, cron: &str, at: usize) {
+    let fields: Vec<&str> = cron.split_whitespace().collect();
+    let left_out = usize::from(fields.len() == 5);
+    for ((name, size), field) in FIELDS.into_iter().skip(left_out).zip(fields) {
+        for (range, step) in field.split(',').filter_map(|item| item.split_once('/')) {
+            let bounds = range.split_once('-');
+            let bounds = bounds.and_then(|(from, to)| Some((number(from)?, number(to)?)));
+            let values = bounds.map_or(size, |(from, to)| to.saturating_sub(from) + 1);
+            if let Some(step) = number(step).filter(|step| *step > values) {
+                findings.add(
+                    at,
+                    format!(
+                        "the step {step} in {cron:?} is larger than the {values} values of its range in the field of {name}: \
+                         only the first value would match, which is not every {step} {name}"
+                    ),
+                    format!(
+                        "write a step of at most {values}; for a longer interval, tick more often and skip ticks in the handler"
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// The number that a part of a field begins with; `#` and what follows choose weeks.
+fn number(text: &str) -> Option<u32> {
+    text.split('#').next()?.parse().ok()
 }
 
 #[cfg(test)]

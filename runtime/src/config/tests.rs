@@ -5,6 +5,7 @@ use std::path::Path;
 use super::*;
 use crate::event::timestamp;
 
+mod steps;
 mod whole;
 
 fn load(text: &str, env: Option<&str>) -> Result<Manifest, Vec<ConfigError>> {
