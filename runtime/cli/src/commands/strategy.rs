@@ -22,7 +22,7 @@ pub struct StrategyArgs {
     /// Give the new version this share of the keys first, such as 10%.
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "no_trial")]
     canary: Option<u32>,
-    /// Shares that follow by themselves, ascending, such as 10,50,100. With 100 it becomes the active version.
+    /// Shares that follow by themselves, ascending, such as 10%,50%,100%. With 100 it becomes the active version.
     #[arg(long, value_name = "SHARES", value_delimiter = ',', value_parser = share, requires = "canary")]
     steps: Vec<u32>,
     /// Between two of them.
@@ -107,7 +107,7 @@ impl StrategyArgs {
         {
             return Err(failure(
                 "the shares of --canary and --steps do not ascend",
-                "say for example --canary 10% --steps 25,50,100: no key goes back and forth",
+                "say for example --canary 10% --steps 25%,50%,100%: no key goes back and forth",
             ));
         }
         let changed = plan.functions.iter();
@@ -290,13 +290,33 @@ fn reason(tried: &Tried, within: Duration) -> String {
     format!("{who}: {}", whys.collect::<Vec<_>>().join("; "))
 }
 
-/// `10%`, or `10`, as parts of 10,000.
-fn share(text: &str) -> Result<u32, String> {
-    let percent: f64 = text
-        .trim_end_matches('%')
-        .trim()
+/// `10%`, or `10`, as a number from 0 to 100. Below 1 it needs its `%`: 0.2 may be meant as a fifth.
+fn percent(text: &str) -> Result<f64, String> {
+    let text = text.trim();
+    let (number, sign) = match text.strip_suffix('%') {
+        Some(number) => (number.trim_end(), true),
+        None => (text, false),
+    };
+    let percent: f64 = number
         .parse()
         .map_err(|_| "a share such as 10%".to_owned())?;
+    if !sign && percent > 0.0 && percent < 1.0 {
+        return Err(format!(
+            "it is not clear which share {text} is: write {}% or {text}%",
+            shown(percent * 100.0)
+        ));
+    }
+    Ok(percent)
+}
+
+/// A number of per cent with at most four digits after the point: more is noise of the multiplication.
+fn shown(percent: f64) -> f64 {
+    (percent * 1e4).round() / 1e4
+}
+
+/// A share as parts of 10,000.
+fn share(text: &str) -> Result<u32, String> {
+    let percent = percent(text)?;
     if !(0.01..=100.0).contains(&percent) {
         return Err("a share from 0.01% to 100%".into());
     }
@@ -315,15 +335,41 @@ fn factor(text: &str) -> Result<f64, String> {
     }
 }
 
-/// `5%`, or `5`, as a part of 1.
+/// A share as a part of 1.
 fn rate(text: &str) -> Result<f64, String> {
-    let percent: f64 = text
-        .trim_end_matches('%')
-        .trim()
-        .parse()
-        .map_err(|_| "a share such as 5%".to_owned())?;
+    let percent = percent(text)?;
     match (0.0..=100.0).contains(&percent) {
         true => Ok(percent / 100.0),
         false => Err("a share from 0% to 100%".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_below_one_says_whether_it_is_per_cent() {
+        assert_eq!(share("10%"), Ok(1000));
+        assert_eq!(share("10"), Ok(1000));
+        assert_eq!(share("1"), Ok(100));
+        assert_eq!(share("0.2%"), Ok(20));
+        assert_eq!(share("0.2 %"), Ok(20));
+        assert_eq!(rate("0"), Ok(0.0));
+        assert_eq!(rate("0.5%"), Ok(0.005));
+        for (text, both) in [
+            ("0.2", ["20%", "0.2%"]),
+            (".5", ["50%", ".5%"]),
+            ("0.07", ["7%", "0.07%"]),
+        ] {
+            for refused in [share(text).unwrap_err(), rate(text).unwrap_err()] {
+                for spelling in both {
+                    assert!(refused.contains(spelling), "{refused}");
+                }
+            }
+        }
+        for wrong in ["x", "-0.2", "101", "0.001%", "NaN", "10%%"] {
+            assert!(share(wrong).is_err(), "{wrong}");
+        }
     }
 }
