@@ -10,20 +10,21 @@ use uuid::Uuid;
 
 use super::ControlError;
 use crate::event::{Draft, DraftDefaults, Headers, encode, owned, subject};
+use crate::names::ID_HEADER;
 
 /// CloudEvents attributes that a publisher may set; any of them makes the message a CloudEvent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
     /// What happened; none: the subject.
     pub ty: Option<String>,
-    /// Unique per source; none: a new one.
+    /// Unique per source; none: a new one. It is the message's `Nats-Msg-Id`, too, by which the stream drops a repetition.
     pub id: Option<String>,
     /// The producer; none: `/pelton/publish`.
     pub source: Option<String>,
 }
 
 impl Attributes {
-    /// Headers of a CloudEvent in binary mode; none when no attribute is set.
+    /// Headers of a CloudEvent in binary mode, and its `Nats-Msg-Id`; none when no attribute is set.
     ///
     /// # Errors
     /// An attribute that is malformed.
@@ -48,11 +49,12 @@ impl Attributes {
             time: i64::try_from(now).unwrap_or(i64::MAX),
             trace: Vec::new(),
         };
-        encode(draft, defaults)
-            .map(|outgoing| owned(outgoing.headers))
-            .map_err(|why| {
-                ControlError::refused(why, "give other --type, --id and --source values")
-            })
+        let outgoing = encode(draft, defaults).map_err(|why| {
+            ControlError::refused(why, "give other --type, --id and --source values")
+        })?;
+        let id = self.id.iter();
+        let id = id.map(|id| (ID_HEADER.to_owned(), id.clone()));
+        Ok(owned(outgoing.headers).into_iter().chain(id).collect())
     }
 }
 

@@ -35,7 +35,8 @@ pub struct PublishArgs {
     /// CloudEvents type; default: none, or the subject when --id or --source is given.
     #[arg(long = "type", value_name = "TYPE")]
     ty: Option<String>,
-    /// CloudEvents id; default: none, or a new one when --type or --source is given.
+    /// CloudEvents id, and the message's Nats-Msg-Id: a stream that stored a message with this id within its duplicate window does not
+    /// store another one. Default: none, or a new one (without Nats-Msg-Id) when --type or --source is given.
     #[arg(long)]
     id: Option<String>,
     /// CloudEvents source.
@@ -63,6 +64,12 @@ pub async fn run(args: PublishArgs, global: &Global) -> anyhow::Result<()> {
     let output = global.output();
     for _ in 0..args.count {
         let mut headers: Headers = attributes.headers(&args.subject)?;
+        // One that is given counts: it may be wider or narrower than the event's id.
+        headers.retain(|(name, _)| {
+            !given
+                .iter()
+                .any(|(other, _)| other.eq_ignore_ascii_case(name))
+        });
         headers.extend(given.iter().cloned());
         let published = if args.no_ack {
             publish::publish_unacknowledged(&client, &args.subject, &headers, body.clone()).await?
@@ -96,7 +103,7 @@ fn text(published: &Published) -> String {
     match (&published.stream, published.sequence) {
         (Some(stream), Some(sequence)) if published.duplicate => {
             format!(
-                "{} is already in {stream} at {sequence}: its Nats-Msg-Id is known",
+                "{} not stored again: {stream} holds a message with this id (Nats-Msg-Id) at {sequence}",
                 published.subject
             )
         }
