@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
+use pelton_runtime::records::SHARES;
 use serde::Serialize;
 
 /// How this invocation prints.
@@ -184,6 +185,11 @@ fn plain(table: &mut Table) {
 fn trimmed(table: &str) -> String {
     let lines: Vec<&str> = table.lines().map(str::trim_end).collect();
     lines.join("\n")
+}
+
+/// A share of [`SHARES`] as a person reads it.
+pub fn percent(share: u32) -> String {
+    format!("{} %", f64::from(share) * 100.0 / f64::from(SHARES))
 }
 
 /// A length of time as a person reads it: its two largest units.

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::global::Global;
 use crate::output::{Output, failure};
+use crate::zone::local_time;
 
 /// Look at dead letters and replay them
 #[derive(Debug, Args)]
@@ -207,7 +208,7 @@ fn table(output: &Output, letters: &[DeadLetter]) -> String {
     let rows = letters.iter().map(|letter| {
         vec![
             letter.sequence.to_string(),
-            letter.at.clone(),
+            local_time(&letter.at),
             letter.function.clone(),
             letter.code.clone(),
             letter.subject.clone(),
@@ -234,14 +235,16 @@ fn whole(output: &Output, whole: &WholeDeadLetter) -> String {
         ),
         ("code", letter.code.clone()),
         ("reason", letter.reason.clone()),
-        ("given up", letter.at.clone()),
+        ("given up", local_time(&letter.at)),
         ("event", letter.event_id.clone()),
         ("subject", letter.subject.clone()),
         (
             "stored",
             format!(
                 "{} in {} at {}",
-                letter.stored_at, letter.stream, letter.stream_sequence
+                local_time(&letter.stored_at),
+                letter.stream,
+                letter.stream_sequence
             ),
         ),
     ])];
@@ -249,7 +252,7 @@ fn whole(output: &Output, whole: &WholeDeadLetter) -> String {
         let attempts = letter.attempts.iter().map(|one| {
             vec![
                 one.attempt.to_string(),
-                one.at.clone(),
+                local_time(&one.at),
                 format!("v{}", one.version),
                 one.code.clone(),
                 one.message.clone(),

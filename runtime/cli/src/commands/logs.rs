@@ -7,6 +7,7 @@ use clap::Args;
 use pelton_runtime::control::logs::{LogQuery, LogRecord, tail};
 
 use crate::global::Global;
+use crate::zone::local_time;
 
 /// Show what functions log
 #[derive(Debug, Args)]
@@ -59,7 +60,7 @@ pub fn text(record: &LogRecord) -> String {
     };
     format!(
         "{} {:<8} {}.{} v{} [{}:{}]{context} {}",
-        record.at,
+        local_time(&record.at),
         record.level.to_uppercase(),
         record.app,
         record.function,

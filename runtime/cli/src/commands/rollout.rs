@@ -14,7 +14,8 @@ use serde::Serialize;
 
 use super::deploy::trouble;
 use crate::global::Global;
-use crate::output::Output;
+use crate::output::{Output, percent};
+use crate::zone::local_time;
 
 /// How often a followed rollout is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -167,7 +168,7 @@ fn text(output: &Output, status: &RolloutStatus) -> String {
     let mut parts: Vec<String> = status
         .story
         .iter()
-        .map(|chapter| format!("{}  {}", chapter.at, rollout::text(chapter)))
+        .map(|chapter| format!("{}  {}", local_time(&chapter.at), rollout::text(chapter)))
         .collect();
     match &status.trial {
         None if status.pending => parts.push(format!(
@@ -182,7 +183,7 @@ fn text(output: &Output, status: &RolloutStatus) -> String {
             let row = |version: u64, share: u32, figures: &Summary| {
                 vec![
                     version.to_string(),
-                    format!("{} %", f64::from(share) * 100.0 / f64::from(SHARES)),
+                    percent(share),
                     figures.attempts.to_string(),
                     format!("{:.1} %", figures.failure_rate * 100.0),
                     format!("{:.1} ms", figures.p99_ms),

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::publish::body;
 use crate::global::Global;
+use crate::zone::local_time;
 
 /// Read and write an app's state
 #[derive(Debug, Args)]
@@ -149,7 +150,7 @@ fn row(key: &Key) -> Vec<String> {
         key.key.clone(),
         key.revision.to_string(),
         key.bytes.to_string(),
-        key.updated_at.clone(),
+        local_time(&key.updated_at),
     ]
 }
 
@@ -181,6 +182,8 @@ fn line(entry: &StateEntry) -> String {
     };
     format!(
         "{} {} @{} {value}",
-        entry.updated_at, entry.key, entry.revision
+        local_time(&entry.updated_at),
+        entry.key,
+        entry.revision
     )
 }

@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A function and the version that runs.
+use crate::zone::local_clock;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RunningFunction {
     /// Its name.
@@ -79,7 +81,7 @@ impl DevEvent {
             Self::Deployed { functions } => format!("deployed {}", versions(functions)),
             Self::Failed { error } => format!("not deployed, what ran goes on: {error}"),
             Self::Log { line, hint } => {
-                let time = line.at.get(11..19).unwrap_or(&line.at);
+                let time = local_clock(&line.at);
                 let text = format!(
                     "{time} {:<5} {}: {}",
                     line.level.to_uppercase(),
