@@ -133,6 +133,8 @@ pub struct FunctionStatus {
     pub function: String,
     /// The active version.
     pub version: u64,
+    /// A version beside it that nodes load, or that has a share of the keys: a canary.
+    pub trial: Option<TrialShare>,
     /// Whether no event goes to it yet: nodes load it, or its deploy was cut off.
     pub tried: bool,
     /// Whether somebody paused it.
@@ -157,6 +159,15 @@ pub struct FunctionStatus {
     pub dead_letters: u64,
     /// Streams that its events may go to, and what waits for them.
     pub targets: Vec<TargetStatus>,
+}
+
+/// A version that is tried, and how many events go to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct TrialShare {
+    /// The version.
+    pub version: u64,
+    /// Its share of the keys, of 10,000; 0: nodes load it, and no event goes to it yet.
+    pub share: u32,
 }
 
 /// A target stream of a function.
@@ -293,6 +304,10 @@ pub(crate) async fn status(
         app: app.clone(),
         function: function.clone(),
         version: record.version,
+        trial: record.trial.as_ref().map(|trial| TrialShare {
+            version: trial.record.version,
+            share: trial.share,
+        }),
         tried: record.pending,
         paused: record.controls.paused.is_some(),
         deployed_at: record.deployed_at.clone(),

@@ -14,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use super::scan::{Scan, scan};
 use super::{ControlError, functions, nodes, open};
 use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
-use crate::records::{FORMAT, FunctionRecord, NodeFunction, NodeRecord};
+use crate::records::{FORMAT, FunctionRecord, NodeFunction, NodeRecord, SHARES};
 
 /// So many of the newest versions of a function are kept, however old.
 pub const KEPT: usize = 10;
@@ -59,8 +59,12 @@ pub async fn all(
 pub struct VersionStatus {
     /// Its number.
     pub version: u64,
-    /// Whether it takes the events.
+    /// Whether it is the active one.
     pub active: bool,
+    /// Whether nodes load it beside the active one, or give it a share of the keys: a canary.
+    pub tried: bool,
+    /// The share of the keys whose events go to it, of 10,000.
+    pub share: u32,
     /// How many live nodes run it.
     pub nodes: usize,
     /// The version, as it was deployed.
@@ -90,13 +94,25 @@ pub async fn list(
         on.filter(|entry| entry.version == version || trial(entry))
             .count()
     };
+    let trial = active.trial.as_ref();
+    let trial = trial.map(|trial| (trial.record.version, trial.share));
     let versions = versions.into_iter().rev();
     Ok(versions
-        .map(|(version, record)| VersionStatus {
-            version,
-            active: version == active.version && !active.pending,
-            nodes: running(version),
-            record,
+        .map(|(version, record)| {
+            let is_active = version == active.version && !active.pending;
+            let share = match trial {
+                Some((tried, share)) if tried == version => share,
+                _ if is_active => SHARES - trial.map_or(0, |(_, share)| share),
+                _ => 0,
+            };
+            VersionStatus {
+                version,
+                active: is_active,
+                tried: trial.is_some_and(|(tried, _)| tried == version),
+                share,
+                nodes: running(version),
+                record,
+            }
         })
         .collect())
 }

@@ -4,10 +4,9 @@ use pelton_runtime::control::deploy::{
     Change, FunctionAction, FunctionPlan, InputAction, Plan, StreamAction,
 };
 use pelton_runtime::control::nodes::Rollout;
-use pelton_runtime::records::SHARES;
 
 use super::strategy::Outcome;
-use crate::output::Output;
+use crate::output::{Output, percent};
 
 /// Digits of a digest that a person compares.
 const SHORT: usize = 12;
@@ -76,9 +75,9 @@ pub fn rollout(rollout: Option<&Rollout>) -> String {
 /// A version that has a share.
 pub fn canary(function: &str, outcome: &Outcome) -> String {
     format!(
-        "{function}: version {} gets {} % of the keys; follow it with `pelton rollout {function} status -f`",
+        "{function}: version {} gets {} of the keys; follow it with `pelton rollout {function} status -f`",
         outcome.version,
-        f64::from(outcome.share) * 100.0 / f64::from(SHARES)
+        percent(outcome.share)
     )
 }
 

@@ -3,16 +3,17 @@
 use async_nats::jetstream;
 use clap::{Args, Subcommand};
 use pelton_runtime::config::{DeliveryMode, FunctionSettings, KeySource};
-use pelton_runtime::control::functions::{self, FunctionInfo, FunctionStatus, OnNode};
+use pelton_runtime::control::functions::{self, FunctionInfo, FunctionStatus, OnNode, TrialShare};
 use pelton_runtime::control::lag::InputStatus;
 use pelton_runtime::control::versions::{self, VersionStatus};
-use pelton_runtime::records::{Provenance, SHARES};
+use pelton_runtime::records::{Provenance, SHARES, TrialRecord};
 
 use super::hold::{self, OneFunction};
 use super::remove::{self, RemoveArgs};
 use super::reset::{self, ResetArgs};
 use crate::global::Global;
-use crate::output::{Output, duration_ms};
+use crate::output::{Output, duration_ms, percent};
+use crate::zone::local_time;
 
 /// Digits of a digest or a commit that a person compares.
 const SHORT: usize = 12;
@@ -153,6 +154,7 @@ fn table(output: &Output, all: &[FunctionStatus]) -> String {
             one.app.clone(),
             one.function.clone(),
             one.version.to_string(),
+            one.trial.as_ref().map_or_else(|| "-".into(), canary),
             one.summary().to_owned(),
             format!("{}/{}", running.count(), serving.count()),
             one.pending.to_string(),
@@ -164,10 +166,29 @@ fn table(output: &Output, all: &[FunctionStatus]) -> String {
         ]
     });
     let header = [
-        "APP", "FUNCTION", "VERSION", "STATUS", "NODES", "PENDING", "OLDEST", "RETRYING",
+        "APP", "FUNCTION", "VERSION", "CANARY", "STATUS", "NODES", "PENDING", "OLDEST", "RETRYING",
         "DEFERRED", "DEAD",
     ];
     output.table(&header, rows.collect())
+}
+
+/// The version that is tried, in a column.
+fn canary(trial: &TrialShare) -> String {
+    match trial.share {
+        0 => format!("{} (loading)", trial.version),
+        share => format!("{} ({})", trial.version, percent(share)),
+    }
+}
+
+/// What a version is at present, in a column.
+fn role(version: &VersionStatus) -> String {
+    match (version.active, version.tried) {
+        (true, _) if version.share < SHARES => format!("active ({})", percent(version.share)),
+        (true, _) => "active".to_owned(),
+        (_, true) if version.share == 0 => "loading".to_owned(),
+        (_, true) => format!("canary ({})", percent(version.share)),
+        _ => String::new(),
+    }
 }
 
 fn versions(output: &Output, versions: &[VersionStatus]) -> String {
@@ -181,13 +202,9 @@ fn versions(output: &Output, versions: &[VersionStatus]) -> String {
         let unknown = || "-".to_owned();
         vec![
             one.version.to_string(),
-            if one.active {
-                "active".to_owned()
-            } else {
-                String::new()
-            },
+            role(one),
             one.nodes.to_string(),
-            one.record.deployed_at.clone(),
+            local_time(&one.record.deployed_at),
             Some(by.clone())
                 .filter(|by| !by.is_empty())
                 .unwrap_or_else(unknown),
@@ -258,10 +275,10 @@ fn on_node(node: &OnNode) -> Vec<Vec<String>> {
     };
     let mut rows = vec![row(node.version, status)];
     rows.extend(node.trial.iter().map(|trial| {
-        let share = f64::from(trial.share) * 100.0 / f64::from(SHARES);
+        let share = percent(trial.share);
         row(
             trial.version,
-            format!("tried on {share} % of keys: {}", trial.status),
+            format!("canary with {share} of the keys: {}", trial.status),
         )
     }));
     rows
@@ -285,15 +302,27 @@ fn facts(output: &Output, info: &FunctionInfo) -> String {
         duration_ms(retry.max_delay_ms),
         duration_ms(retry.max_defer_ms)
     );
-    output.fields(&[
+    let mut facts = vec![
         (
             "function",
             format!("{} of app {}", status.function, status.app),
         ),
         (
             "version",
-            format!("{}, deployed {}", status.version, status.deployed_at),
+            format!(
+                "{}, deployed {}",
+                status.version,
+                local_time(&status.deployed_at)
+            ),
         ),
+    ];
+    facts.extend(
+        info.record
+            .trial
+            .iter()
+            .map(|trial| ("canary", tried(trial))),
+    );
+    facts.extend([
         ("status", self::status(info)),
         (
             "component",
@@ -312,7 +341,26 @@ fn facts(output: &Output, info: &FunctionInfo) -> String {
             ),
         ),
         ("dead letters", status.dead_letters.to_string()),
-    ])
+    ]);
+    output.fields(&facts)
+}
+
+/// The version that is tried: its share, since when, and the shares that follow.
+fn tried(trial: &TrialRecord) -> String {
+    let version = trial.record.version;
+    if trial.share == 0 {
+        return format!("version {version}: nodes load it, and no event goes to it yet");
+    }
+    let steps: Vec<String> = trial.steps.iter().map(|share| percent(*share)).collect();
+    let next = match steps.is_empty() {
+        true => String::new(),
+        false => format!("; next: {}", steps.join(", ")),
+    };
+    format!(
+        "version {version} with {} of the keys since {}{next}",
+        percent(trial.share),
+        local_time(&trial.since)
+    )
 }
 
 /// In a word, and who paused it, or set what is not as deployed.
@@ -324,7 +372,7 @@ fn status(info: &FunctionInfo) -> String {
             true => ", for a reset or a removal",
             false => "",
         };
-        text += &format!(" since {} by {}{why}", paused.at, paused.by);
+        text += &format!(" since {} by {}{why}", local_time(&paused.at), paused.by);
     }
     if controls.concurrency.is_some() {
         let deployed = info.record.settings.concurrency;
