@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands as c;
-use crate::global::Global;
+use crate::global::{CONNECTION_HEADING, GLOBAL_HEADING, Global};
 use crate::node::layers::Given;
 
 /// Functions on NATS JetStream: build, deploy and run event handlers.
@@ -15,6 +15,7 @@ use crate::node::layers::Given;
     name = "pelton",
     version,
     propagate_version = true,
+    disable_help_flag = true,
     max_term_width = 100
 )]
 #[command(
@@ -26,6 +27,9 @@ pub struct Cli {
     /// Options of every subcommand.
     #[command(flatten)]
     pub global: Global,
+    /// Print help; --help=all shows the connection options, too.
+    #[arg(long, short, global = true, action = ArgAction::Help, help_heading = GLOBAL_HEADING)]
+    help: Option<bool>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -70,7 +74,11 @@ impl Cli {
         T: Into<OsString>,
     {
         let line: Vec<OsString> = line.into_iter().map(Into::into).collect();
+        let (line, all) = asks_for_all(line);
         let mut command = Self::command();
+        if !all {
+            command = command.mut_args(hide_connection);
+        }
         let matches = command
             .try_get_matches_from_mut(line.clone())
             .map_err(|error| naming_variable(error, &command, &line))?;
@@ -79,6 +87,23 @@ impl Cli {
         cli.global.given = Given::of(&matches);
         Ok(cli)
     }
+}
+
+/// Spells `--help=all` as clap knows it, and says whether it stood there. What follows `--` is no option.
+fn asks_for_all(mut line: Vec<OsString>) -> (Vec<OsString>, bool) {
+    let options = line.iter_mut().take_while(|word| *word != "--");
+    let mut all = false;
+    for word in options.filter(|word| *word == "--help=all") {
+        *word = "--help".into();
+        all = true;
+    }
+    (line, all)
+}
+
+/// The options of every command that say where NATS is are longer than most commands' own.
+fn hide_connection(arg: Arg) -> Arg {
+    let connects = arg.get_help_heading() == Some(CONNECTION_HEADING);
+    arg.hide(connects)
 }
 
 /// clap's error about a variable's value names the flag alone, which nobody typed: this adds the variable.

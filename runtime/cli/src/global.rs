@@ -13,6 +13,9 @@ use pelton_runtime::nats::{self, ConnectOptions, Denials};
 use crate::node::layers::{Given, Source};
 use crate::output::{Output, failure};
 
+/// Under which the help lists the other options of every command.
+pub const GLOBAL_HEADING: &str = "Global options";
+
 /// Options of every subcommand.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Global {
@@ -24,7 +27,7 @@ pub struct Global {
         long,
         global = true,
         value_name = "PATH",
-        help_heading = "Global options"
+        help_heading = GLOBAL_HEADING
     )]
     pub file: Option<PathBuf>,
     /// Lay [env.NAME] of the manifest over it.
@@ -32,11 +35,11 @@ pub struct Global {
         long = "env",
         global = true,
         value_name = "NAME",
-        help_heading = "Global options"
+        help_heading = GLOBAL_HEADING
     )]
     pub environment: Option<String>,
     /// Print JSON: one document, or one line per item where output goes on.
-    #[arg(long, global = true, help_heading = "Global options")]
+    #[arg(long, global = true, help_heading = GLOBAL_HEADING)]
     pub json: bool,
     /// Which of all arguments were given, and how.
     #[arg(skip)]
@@ -46,9 +49,12 @@ pub struct Global {
     pub denials: Denials,
 }
 
+/// Under which the help lists how to connect, when it is asked for all.
+pub const CONNECTION_HEADING: &str = "Connection (as for the nats CLI)";
+
 /// Connection flags and variables, as the `nats` CLI has them.
 #[derive(Clone, Default, Args)]
-#[command(next_help_heading = "Connection (as for the nats CLI)")]
+#[command(next_help_heading = CONNECTION_HEADING)]
 pub struct Connection {
     /// Server URLs, comma separated; default: the context's, else nats://127.0.0.1:4222.
     #[arg(
