@@ -1,9 +1,10 @@
 //! What `pelton new` writes works as it is.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Result, ensure};
-use pelton_tests::{NatsServer, Node, Pelton, build};
+use pelton_tests::{Nats, NatsServer, Node, Pelton, build};
 use tokio::process::Command;
 
 #[tokio::test]
@@ -55,15 +56,41 @@ async fn a_new_app_is_tested_built_and_deployed_as_it_is() -> Result<()> {
         .collect();
     ensure!(!names.is_empty(), "{listed}");
     let node = Node::start(&pelton, &[])?;
-    let nats = pelton_tests::Nats::connect(&server.url()).await?;
+    let nats = Nats::connect(&server.url()).await?;
     for name in &names {
         nats.serving(name, None, 1).await?;
     }
 
-    // One more function goes the same way.
-    pelton.ok(&["add", "second"]).await?;
-    pelton.ok(&["deploy"]).await?;
-    nats.serving("second", None, 1).await?;
+    added(&pelton, &root, &nats).await?;
     drop(node);
+    Ok(())
+}
+
+/// Further functions go the same way.
+async fn added(pelton: &Pelton, root: &Path, nats: &Nats) -> Result<()> {
+    // It begins with what comes.
+    pelton.ok(&["add", "second"]).await?;
+    // Ticks of a schedule come from no stream.
+    pelton
+        .ok(&["add", "third", "--subject", "schedule.tick"])
+        .await?;
+    let manifest = std::fs::read_to_string(root.join("pelton.toml"))?;
+    for (part, there) in [
+        ("[streams.SECOND]", true),
+        ("\nstart = \"new\"\n", true),
+        ("[streams.THIRD]", false),
+        ("\nschedule = ", true),
+    ] {
+        ensure!(manifest.contains(part) == there, "{part}: {manifest}");
+    }
+    pelton.ok(&["deploy"]).await?;
+    for added in ["second", "third"] {
+        nats.serving(added, None, 1).await?;
+    }
+    pelton
+        .ok(&["call", "third", "{}", "--subject", "schedule.tick"])
+        .await?;
+    let run = nats.value("fresh", "third.last").await?;
+    ensure!(run.is_some_and(|run| run["seconds"].is_i64()), "no run");
     Ok(())
 }

@@ -17,12 +17,13 @@ use crate::global::Global;
 /// Add a function to this app: a crate with a test, and its section in pelton.toml
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  pelton add payments\n  pelton add mailer --subject 'orders.*.paid'"
+    after_help = "Examples:\n  pelton add payments\n  pelton add mailer --subject 'orders.*.paid'\n  \
+    pelton add report --subject schedule.tick"
 )]
 pub struct AddArgs {
     /// The function, its crate and its folder below functions/
     function: String,
-    /// What its handler takes; default: FUNCTION.*.created
+    /// What its handler takes; default: FUNCTION.*.created. `schedule.tick`: the ticks of a schedule
     #[arg(long, value_name = "PATTERN")]
     subject: Option<String>,
     /// Folder of the crate pelton-sdk; default: the workspace's dependency
@@ -89,7 +90,7 @@ pub async fn run(args: AddArgs, global: &Global) -> anyhow::Result<()> {
     })
 }
 
-/// What is to be added: the function, and a stream when none covers its subject.
+/// What is to be added: the function, and a stream when none covers its subject. Ticks of a schedule come from no stream.
 fn sections(manifest: &Manifest, scaffold: &Scaffold<'_>) -> anyhow::Result<String> {
     let covered = manifest
         .streams
@@ -97,7 +98,7 @@ fn sections(manifest: &Manifest, scaffold: &Scaffold<'_>) -> anyhow::Result<Stri
         .flat_map(|stream| &stream.subjects)
         .any(|subject| covers(subject, &scaffold.subject.pattern));
     let mut sections = String::new();
-    if !covered {
+    if !covered && !scaffold.ticks() {
         let stream = stream_name(scaffold.function);
         if manifest.streams.contains_key(&stream) {
             bail!(

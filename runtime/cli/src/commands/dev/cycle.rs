@@ -6,6 +6,7 @@ use async_nats::jetstream;
 use pelton_runtime::config::Manifest;
 use pelton_runtime::control::deploy::{self, FunctionAction, Way};
 use pelton_runtime::control::nodes;
+use pelton_runtime::names::TICK_SUBJECT;
 use time::OffsetDateTime;
 
 use super::events::RunningFunction;
@@ -50,14 +51,22 @@ pub(super) async fn turn(
     let rollout = nodes::wait(js, &plan.app, &plan.versions(), START_LIMIT).await?;
     clean_up(js, &plan.app, &global.output()).await;
     report(&rollout, global.output());
-    let running = |function: &deploy::FunctionPlan| RunningFunction {
-        function: function.function.clone(),
-        version: function.version,
-        example: components
-            .get(&function.function)
-            .and_then(|component| component.handlers.first())
-            .and_then(|handler| Subject::new(&handler.subject).ok())
-            .map(|subject| subject.example),
+    let running = |function: &deploy::FunctionPlan| {
+        let component = components.get(&function.function);
+        let mut subjects = component
+            .into_iter()
+            .flat_map(|component| &component.handlers)
+            .map(|handler| handler.subject.as_str());
+        let declared = manifest.functions.get(&function.function);
+        RunningFunction {
+            function: function.function.clone(),
+            version: function.version,
+            example: subjects
+                .find(|subject| *subject != TICK_SUBJECT)
+                .and_then(|subject| Subject::new(subject).ok())
+                .map(|subject| subject.example),
+            ticks: declared.is_some_and(|one| one.settings.schedule.is_some()),
+        }
     };
     let changed = plan.functions.iter();
     Ok(Turn {

@@ -3,20 +3,23 @@
 use std::path::PathBuf;
 
 use pelton_runtime::control::logs::LogRecord;
+use pelton_runtime::names::TICK_SUBJECT;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// A function and the version that runs.
 use crate::zone::local_clock;
 
+/// A function and the version that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RunningFunction {
     /// Its name.
     pub function: String,
     /// Its version.
     pub version: u64,
-    /// A subject that it takes.
+    /// A subject of events that it takes.
     pub example: Option<String>,
+    /// Whether it gets the ticks of a schedule.
+    pub ticks: bool,
 }
 
 /// A line of `pelton dev --json`; the first one is `ready`.
@@ -123,6 +126,13 @@ fn ready(url: &str, data: Option<&PathBuf>, functions: &[RunningFunction]) -> St
     for function in functions {
         if let Some(example) = &function.example {
             text += &format!("\n  pelton publish{server} {example} '{{}}'");
+        }
+        // No stream has ticks: one that does not wait for the schedule is a call.
+        if function.ticks {
+            text += &format!(
+                "\n  pelton call{server} {} '{{}}' --subject {TICK_SUBJECT}",
+                function.function
+            );
         }
     }
     text + &format!("\n  pelton function ls{server}\n  pelton state ls{server}")

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use minijinja::{Environment, UndefinedBehavior, Value, context};
+use pelton_runtime::names::TICK_SUBJECT;
 
 use super::names::{Subject, stream_name};
 
@@ -12,7 +13,7 @@ use super::names::{Subject, stream_name};
 const HOME: &str = "https://github.com/pelton-dev/pelton";
 
 /// Templates by name.
-const TEMPLATES: [(&str, &str); 8] = [
+const TEMPLATES: [(&str, &str); 9] = [
     (
         "workspace",
         include_str!("../../../templates/rust/Cargo.toml.j2"),
@@ -42,6 +43,7 @@ const TEMPLATES: [(&str, &str); 8] = [
         include_str!("../../../templates/rust/crate.toml.j2"),
     ),
     ("lib", include_str!("../../../templates/rust/lib.rs.j2")),
+    ("tick", include_str!("../../../templates/rust/tick.rs.j2")),
 ];
 
 /// What is to be written: one app's first function, or one more of it.
@@ -81,10 +83,16 @@ impl Scaffold<'_> {
     /// None that a user could cause.
     pub(crate) fn crate_files(&self, dependency: &str) -> anyhow::Result<Vec<(PathBuf, String)>> {
         let values = context! { sdk_dependency => dependency, ..self.values()? };
+        let handler = if self.ticks() { "tick" } else { "lib" };
         Ok(vec![
             (PathBuf::from("Cargo.toml"), render("crate", &values)?),
-            (PathBuf::from("src/lib.rs"), self.render("lib")?),
+            (PathBuf::from("src/lib.rs"), self.render(handler)?),
         ])
+    }
+
+    /// Whether its handler takes the ticks of a schedule, which come from no stream.
+    pub(crate) fn ticks(&self) -> bool {
+        self.subject.pattern == TICK_SUBJECT
     }
 
     /// The manifest's section for the stream.
@@ -108,7 +116,7 @@ impl Scaffold<'_> {
         if template == "manifest" {
             values = context! {
                 stream_section => render("stream", &values)?,
-                function_section => render("function", &values)?.trim_end(),
+                function_section => render("function", &context! { fresh => true, ..values.clone() })?.trim_end(),
                 ..values
             };
         }
@@ -134,6 +142,8 @@ impl Scaffold<'_> {
             example_id => self.subject.example_id,
             key => format!("{}.{}", self.function, self.subject.example_id),
             sdk => sdk_dependency(self.sdk)?,
+            ticks => self.ticks(),
+            fresh => false,
         })
     }
 }
@@ -201,4 +211,42 @@ pub(crate) fn write(folder: &Path, files: &[(PathBuf, String)]) -> anyhow::Resul
         return Err(error).with_context(|| format!("cannot write into {}", folder.display()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sections(pattern: &str) -> (String, String, String) {
+        let scaffold = Scaffold {
+            app: "shop",
+            function: "report",
+            subject: &Subject::new(pattern).unwrap(),
+            sdk: None,
+        };
+        let manifest = scaffold.app_files().unwrap().remove(0).1;
+        let files = scaffold.crate_files("{ workspace = true }").unwrap();
+        let function = scaffold.function_section().unwrap();
+        (manifest, function, files[1].1.clone())
+    }
+
+    #[test]
+    fn an_added_function_begins_with_new_events_and_a_new_app_leaves_the_question_open() {
+        let (manifest, function, code) = sections("orders.*.paid");
+        assert!(function.ends_with("\nstart = \"new\"\n"), "{function}");
+        assert!(manifest.contains("\n# start = \"new\""), "{manifest}");
+        assert!(!manifest.contains("\nstart"), "{manifest}");
+        assert!(code.contains("#[handler(\"orders.*.paid\")]"));
+    }
+
+    #[test]
+    fn a_handler_of_ticks_gets_a_schedule() {
+        let (_, function, code) = sections("schedule.tick");
+        assert!(
+            function.ends_with("\nschedule = \"0 */5 * * * *\"\n"),
+            "{function}"
+        );
+        assert!(!function.contains("start"), "{function}");
+        assert!(code.contains("#[handler(\"schedule.tick\")]"));
+    }
 }
