@@ -14,6 +14,10 @@ use super::{DeliveryMode, OnExhausted};
 pub struct Manifest {
     /// The app's name.
     pub app: String,
+    /// The environment that is laid over the file; none: the file as it is.
+    pub environment: Option<String>,
+    /// Apps of the file's other environments, and which each is of; none: of the file as it is.
+    pub siblings: BTreeMap<String, Option<String>>,
     /// Folder of the file: relative paths start here.
     pub root: PathBuf,
     /// By stream name.
@@ -108,6 +112,8 @@ impl Manifest {
         let mut offsets = BTreeMap::new();
         tree::places("", &effective, &mut offsets);
         Ok(Self {
+            environment: env.map(str::to_owned),
+            siblings: siblings(&base, &environments, &parsed.app),
             app: parsed.app,
             root: folder(path),
             streams: parsed.streams,
@@ -291,6 +297,24 @@ fn environments<'t>(
             Some((name.as_str(), table.entries))
         })
         .collect()
+}
+
+/// Apps other than `own` that the file and its environments are about.
+fn siblings(
+    base: &Entries,
+    environments: &BTreeMap<&str, &Entries>,
+    own: &str,
+) -> BTreeMap<String, Option<String>> {
+    let app = |entries: &Entries| match &entries.get("app")?.value {
+        Value::Text(app) => Some(app.clone()),
+        _ => None,
+    };
+    let named = environments.iter();
+    let named = named.filter_map(|(name, over)| Some((app(over)?, Some((*name).to_owned()))));
+    let mut all: BTreeMap<_, _> = named.collect();
+    all.extend(app(base).map(|app| (app, None)));
+    all.remove(own);
+    all
 }
 
 fn unknown_environment(

@@ -37,3 +37,4 @@ mod trial;
 mod unreachable;
 mod unreadable;
 mod upgrade;
+mod usage;

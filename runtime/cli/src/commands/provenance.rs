@@ -15,6 +15,7 @@ pub async fn here(manifest: &Manifest) -> Provenance {
     Provenance {
         by: who(),
         git: git(&manifest.root).await,
+        environment: manifest.environment.clone(),
         signatures: Vec::new(),
     }
 }

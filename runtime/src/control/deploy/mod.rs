@@ -11,6 +11,7 @@ mod changes;
 mod checks;
 mod clean_up;
 mod coverage;
+mod environments;
 mod gone;
 mod hand_over;
 mod inputs;

@@ -10,7 +10,7 @@ use super::changes::between;
 use super::coverage::cover;
 use super::survey::{Retention, StreamView, View};
 use super::trial::{TrialAction, TrialPlan};
-use super::{Change, Problem, streams};
+use super::{Change, Problem, environments, streams};
 use crate::component::Component;
 use crate::config::{DeliveryMode, FunctionManifest, Manifest};
 use crate::control::handlers_match;
@@ -266,6 +266,7 @@ pub fn plan(
         functions.extend(planner.function(now));
     }
     problems.extend(shared_work(&functions, &after));
+    notes.extend(environments::notes(manifest, view, &functions));
     let left = view
         .functions
         .keys()
@@ -406,7 +407,10 @@ impl Planner<'_> {
             trial: None,
             story: Vec::new(),
             controls: previous.map_or_else(Controls::default, |one| one.controls.clone()),
-            provenance: Provenance::default(),
+            provenance: Provenance {
+                environment: self.manifest.environment.clone(),
+                ..Provenance::default()
+            },
             instance: previous.map_or_else(Uuid::new_v4, |one| one.instance),
             digest: self.component.digest.clone(),
             contract: self.component.contract.clone(),

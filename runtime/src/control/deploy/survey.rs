@@ -80,6 +80,8 @@ pub struct View {
     pub app_known: bool,
     /// Whether the server is in no cluster.
     pub alone: bool,
+    /// Functions of the apps of the manifest's other environments.
+    pub siblings: Vec<FunctionRecord>,
 }
 
 /// Reads what a deploy of these components depends on.
@@ -98,6 +100,7 @@ pub async fn survey(
         app_known: false,
         alone: js.client().server_info().cluster.is_none(),
         streams: BTreeMap::new(),
+        siblings: siblings(js, manifest).await,
     };
     view.app_known = !view.functions.is_empty() || app_known(js, &names).await?;
     let declared = manifest.streams.keys().cloned();
@@ -117,6 +120,21 @@ pub async fn survey(
         }
     }
     Ok(view)
+}
+
+/// Functions of the apps of the manifest's other environments that are deployed on this account.
+///
+/// They are read for a warning: if they cannot be, the deploy goes on without it.
+async fn siblings(js: &jetstream::Context, manifest: &Manifest) -> Vec<FunctionRecord> {
+    if manifest.siblings.is_empty() {
+        return Vec::new();
+    }
+    let all = crate::control::functions::records(js, None).await;
+    all.unwrap_or_default()
+        .into_iter()
+        .map(|(record, _)| record)
+        .filter(|record| manifest.siblings.contains_key(&record.app))
+        .collect()
 }
 
 /// Every subject pattern that the plan has to place in a stream.
