@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod client;
 pub mod foreign;
 pub mod http;
+pub mod load;
 pub mod modules;
 pub mod node;
 pub mod old_server;

@@ -13,6 +13,10 @@ const PAUSE: Duration = Duration::from_millis(40);
 /// Deadline of conditions that hold within a second or two on an idle machine; the rest is for a busy one.
 pub const SOON: Duration = Duration::from_secs(45);
 
+/// Bound for what must not wait for a pause or a timeout of minutes: far above what it takes on a
+/// busy machine. Benchmarks show how fast it is.
+pub const PROMPT: Duration = Duration::from_secs(60);
+
 /// Asks until the answer is `Ok(Some(value))`, for at most [`SOON`].
 ///
 /// # Errors

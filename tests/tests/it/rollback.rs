@@ -1,17 +1,14 @@
 //! Older versions: kept as they were deployed, listed, and made active again while events flow.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use pelton_tests::{Nats, Scene, build, eventually, project};
-
-/// From the command to when every node has said that it runs the version; they say so once a second.
-const EFFECT: Duration = Duration::from_secs(2);
+use pelton_tests::{Nats, Scene, build, eventually, project, wait};
 
 /// A function in order per key that panics unless it is `mended`, and then tries again for a long time.
 fn manifest(tag: &str, mended: &str) -> Result<String> {
     let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
-    let retry = "retry = { max-attempts = 50, initial-delay = \"20s\", max-delay = \"60s\" }";
+    let retry = "retry = { max-attempts = 50, initial-delay = \"1h\", max-delay = \"2h\" }";
     text += &project::keyed("hostile", &build::component("hostile")?, 3, retry);
     text += &format!("[functions.hostile.config]\ntag = {tag:?}\nmended = {mended:?}\n");
     text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
@@ -75,13 +72,12 @@ async fn a_rollback_ends_a_crash_loop_on_every_node_at_once() -> Result<()> {
         (&2.into(), &1.into())
     );
     assert_eq!(rolled["rollout"]["running"][0], "hostile");
-    ensure!(began.elapsed() < EFFECT, "{:?}", began.elapsed());
-    // Their next attempt was seconds away: the version that is active again makes it at once.
+    // Their next attempt was up to an hour away: the version that is active again makes it at once.
     for sequence in waiting {
         assert_eq!(handled(&scene.nats, sequence).await?, "v1");
     }
     ensure!(
-        began.elapsed() < EFFECT * 2,
+        began.elapsed() < wait::PROMPT,
         "not before their pause was over: {:?}",
         began.elapsed()
     );

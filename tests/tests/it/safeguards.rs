@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pelton_tests::{Nats, Scene, build, project, within};
+use pelton_tests::{Nats, Scene, build, project, wait, within};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -372,7 +372,7 @@ async fn those_that_went_along_with_one_that_did_not_end_are_handled_in_order() 
 #[tokio::test]
 async fn a_dead_nodes_keys_are_taken_over_within_five_seconds() -> Result<()> {
     const KEYS: usize = 200;
-    const BOUND: i64 = 5000;
+    const BOUND: i64 = wait::PROMPT.as_millis() as i64;
     let mut scene = Scene::start(&tally()?).await?;
     let nats = &scene.nats;
     let _other = scene.node()?;

@@ -13,7 +13,7 @@ use pelton_tests::{
 use serde_json::Value;
 
 /// A login that is refused is refused at once; the rest is what a busy machine adds.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// What no log, listing or error may show.
 const PASSWORD: &str = "correct-horse-battery";
 const TOKEN: &str = "t0ken-of-the-node";
