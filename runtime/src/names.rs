@@ -175,6 +175,11 @@ impl AppNames {
         )
     }
 
+    /// Filter over the [attempts](Self::attempts) of all deliveries of one input.
+    pub fn attempts_filter(&self, function: &str, stream: &str) -> String {
+        format!("$PELTON.{}.park.{function}.{stream}.queue.-.*", self.app)
+    }
+
     /// Filter over all deliveries of one input that wait: [`parked`](Self::parked), and [`attempts`](Self::attempts).
     pub fn waiting_filter(&self, function: &str, stream: &str) -> String {
         format!("$PELTON.{}.park.{function}.{stream}.>", self.app)

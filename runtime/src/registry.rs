@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use async_nats::jetstream::{self, kv, object_store, stream};
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncReadExt;
 
 use crate::names::{LOGS_PREFIX, LOGS_STREAM, MODULES_BUCKET, NODES_BUCKET, REGISTRY_BUCKET};
-use crate::nats::Connection;
 use crate::nats::raw::Stored;
 use crate::nats::tail::Tail;
+use crate::nats::{Connection, gets};
 use crate::records::{FORMAT, FunctionRecord};
 
 /// A node that says nothing for this long is gone.
@@ -114,6 +113,11 @@ impl Watch {
         Self(Tail::new(connection, &stream, filter))
     }
 
+    /// Whether all that is deployed was read, and changes are waited for.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.is_open()
+    }
+
     /// Waits for the next change. It may be dropped at any moment and loses nothing.
     ///
     /// # Errors
@@ -176,27 +180,33 @@ async fn download(js: &jetstream::Context, digest: &str) -> Result<Vec<u8>, Regi
         .get_object_store(MODULES_BUCKET)
         .await
         .map_err(|error| failed(MODULES_BUCKET, error))?;
-    let mut object = store.get(digest).await.map_err(|error| {
+    let info = store.info(digest).await.map_err(|error| {
         RegistryError(format!(
             "component {digest} cannot be fetched: {error}; deploy the function again"
         ))
     })?;
-    let mut bytes = Vec::with_capacity(object.info().size.min(MAX_COMPONENT));
-    // Not `read_to_end`: the client panics on a damaged object there.
-    loop {
-        match object.read_buf(&mut bytes).await {
-            Ok(0) => break,
-            Ok(_) if bytes.len() > MAX_COMPONENT => {
-                return Err(RegistryError(format!(
-                    "component {digest} is larger than {MAX_COMPONENT} bytes"
-                )));
-            }
-            Ok(_) => {}
-            Err(error) => {
-                return Err(RegistryError(format!(
-                    "component {digest} cannot be read: {error}"
-                )));
-            }
+    if info.deleted || info.size > MAX_COMPONENT {
+        let why = match info.deleted {
+            true => "was deleted; deploy the function again".to_owned(),
+            false => format!("is larger than {MAX_COMPONENT} bytes"),
+        };
+        return Err(RegistryError(format!("component {digest} {why}")));
+    }
+    // The client's reader would leave a consumer behind for half a minute.
+    let stream = format!("OBJ_{MODULES_BUCKET}").into();
+    let chunks = format!("$O.{MODULES_BUCKET}.C.{}", info.nuid);
+    let (mut bytes, mut from) = (Vec::with_capacity(info.size), 1);
+    while bytes.len() < info.size {
+        let batch = gets::next(&js.client(), &stream, &chunks, from, gets::BATCH).await;
+        let batch = batch.map_err(|error| {
+            RegistryError(format!("component {digest} cannot be read: {error}"))
+        })?;
+        for chunk in &batch.messages {
+            bytes.extend_from_slice(&chunk.payload);
+            from = chunk.sequence + 1;
+        }
+        if batch.messages.is_empty() {
+            break;
         }
     }
     let found = hex::encode(Sha256::digest(&bytes));

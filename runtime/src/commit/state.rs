@@ -2,18 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::{Request, StatusCode};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::effects::{MAX_STATE_BYTES, StateError, StateReader, Versioned};
 use crate::mutation;
 use crate::names::AppNames;
 use crate::nats::Connection;
+use crate::nats::gets;
 use crate::nats::raw::{self, Stored, Which};
 
 /// An answer later than this counts as none; a request in flight waits it out across a disconnect.
@@ -24,7 +24,9 @@ const LAG: Duration = Duration::from_secs(1);
 /// Between two looks at a server that lags behind.
 const LAG_PAUSE: Duration = Duration::from_millis(20);
 /// Keys below one prefix that a listing looks at.
-const MAX_LISTED: usize = 100_000;
+const MAX_LISTED: usize = 400_000;
+/// Keys of one request that asks which of them have a value; the server accepts 1024 at most.
+const AT_ONCE: usize = 500;
 /// Bytes of one read; an attempt may not read more than [`MAX_STATE_BYTES`] anyway.
 const MAX_READ: usize = MAX_STATE_BYTES + (1 << 20);
 
@@ -200,7 +202,9 @@ impl NatsState {
         Err(StateError("the connection closed while reading".into()))
     }
 
-    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StateError> {
+    /// Lists the keys below a prefix in byte order, deleted ones included. Asks for the subjects,
+    /// because a consumer per listing would soon reach the server's limit.
+    async fn names_below(&self, prefix: &str) -> Result<Vec<String>, StateError> {
         let state = self.names.state_prefix();
         let filter = if prefix.is_empty() {
             format!("{state}>")
@@ -213,41 +217,47 @@ impl NatsState {
             .get_stream_no_info(self.names.commit_stream())
             .await
             .map_err(unreadable)?;
-        let config = pull::OrderedConfig {
-            filter_subject: filter,
-            deliver_policy: DeliverPolicy::LastPerSubject,
-            headers_only: true,
-            ..Default::default()
-        };
-        let consumer = stream.create_consumer(config).await.map_err(unreadable)?;
+        let subjects = stream.info_with_subjects(filter).await;
+        let mut subjects = subjects.map_err(unreadable)?;
         let mut keys = Vec::new();
-        if consumer.cached_info().num_pending == 0 {
-            return Ok(keys);
-        }
-        let mut messages = consumer.messages().await.map_err(unreadable)?;
-        while let Some(message) = messages.next().await {
-            let message = message.map_err(unreadable)?;
-            let pending = message.info().map_err(unreadable)?.pending;
-            let deleted = message
-                .headers
-                .as_ref()
-                .is_some_and(|headers| headers.get("KV-Operation").is_some());
-            if let (false, Some(key)) = (deleted, message.subject.strip_prefix(&state)) {
-                keys.push(key.to_owned());
-            }
+        while let Some(entry) = subjects.next().await {
+            let (subject, _) = entry.map_err(unreadable)?;
+            keys.extend(subject.strip_prefix(&state).map(str::to_owned));
             if keys.len() > MAX_LISTED {
                 return Err(StateError(format!(
-                    "more than {MAX_LISTED} keys below {prefix:?}; list a longer prefix"
+                    "more than {MAX_LISTED} keys below {prefix:?}, deleted ones included; list a longer prefix"
                 )));
-            }
-            if pending == 0 {
-                break;
             }
         }
         keys.sort_unstable();
-        // A key that is written meanwhile comes twice.
+        // A key that is written between two pages comes twice.
         keys.dedup();
         Ok(keys)
+    }
+
+    /// Keeps the keys that have a value, in the same order.
+    async fn alive(&self, keys: &[String]) -> Result<Vec<String>, StateError> {
+        let stream = self.names.commit_stream().into();
+        let mut left: Vec<String> = keys.iter().map(|key| self.names.state(key)).collect();
+        let mut alive = HashSet::new();
+        while !left.is_empty() {
+            let batch = gets::some_of(&self.nats.client(), &stream, &left).await;
+            let batch = batch.map_err(unreadable)?;
+            let seen: HashSet<&str> = batch.messages.iter().map(|one| &*one.subject).collect();
+            left.retain(|subject| !seen.contains(subject.as_str()));
+            let more = batch.pending > 0 && !seen.is_empty();
+            let values = batch.messages.into_iter().filter(|message| {
+                let mut names = message.headers.iter().map(|(name, _)| name);
+                !names.any(|name| name == "KV-Operation" || name == "Nats-Marker-Reason")
+            });
+            alive.extend(values.map(|message| message.subject));
+            if !more {
+                break;
+            }
+        }
+        let keys = keys.iter();
+        let found = keys.filter(|key| alive.contains(&self.names.state(key)));
+        Ok(found.cloned().collect())
     }
 }
 
@@ -282,15 +292,25 @@ impl StateReader for NatsState {
         limit: u32,
     ) -> BoxFuture<'a, Result<Vec<String>, StateError>> {
         async move {
-            let keys = tokio::time::timeout(TIMEOUT * 5, self.keys(prefix))
+            let page = async {
+                let names = self.names_below(prefix).await?;
+                let begin = after.map_or(0, |after| {
+                    names.partition_point(|key| key.as_str() <= after)
+                });
+                let (mut found, limit) = (Vec::new(), limit as usize);
+                for some in names.get(begin..).unwrap_or_default().chunks(AT_ONCE) {
+                    found.extend(self.alive(some).await?);
+                    if found.len() >= limit {
+                        break;
+                    }
+                }
+                found.truncate(limit);
+                Ok(found)
+            };
+            let late = |_| StateError(format!("listing took longer than {:?}", TIMEOUT * 5));
+            tokio::time::timeout(TIMEOUT * 5, page)
                 .await
-                .map_err(|_| StateError(format!("listing took longer than {:?}", TIMEOUT * 5)))??;
-            let behind = |key: &String| after.is_none_or(|after| key.as_str() > after);
-            Ok(keys
-                .into_iter()
-                .filter(behind)
-                .take(limit as usize)
-                .collect())
+                .map_err(late)?
         }
         .boxed()
     }

@@ -238,7 +238,7 @@ async fn arrived(
 }
 
 /// One message as the stream's leader has it; `which` as the server's `STREAM.MSG.GET` takes it.
-pub(super) async fn message(
+pub(crate) async fn message(
     js: &jetstream::Context,
     stream: &str,
     which: &Value,

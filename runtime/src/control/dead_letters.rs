@@ -115,7 +115,7 @@ pub async fn list(
     };
     let limit = limit.clamp(1, MAX_LISTED);
     let mut latest = VecDeque::new();
-    scan(&stream, letters, |message| {
+    scan(js, &stream, letters, |message| {
         let sequence = message.info().map(|info| info.stream_sequence).unwrap_or(0);
         let empty = HeaderMap::new();
         let letter = parse(sequence, message.headers.as_ref().unwrap_or(&empty));

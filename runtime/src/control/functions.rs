@@ -1,15 +1,15 @@
 //! What is deployed and how it fares.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::{self};
 use futures::TryStreamExt;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::lag::{self, InputStatus};
-use super::scan::{Scan, scan};
+use super::lag::{self, InputStatus, Looks};
+use super::scan::look;
 use super::{ControlError, nodes, open};
 use crate::commit::transport;
 use crate::names::{AppNames, REGISTRY_BUCKET};
@@ -26,17 +26,9 @@ pub async fn records(
     let Some(stream) = open(js, &format!("KV_{REGISTRY_BUCKET}")).await? else {
         return Ok(Vec::new());
     };
-    let functions = Scan {
-        filters: vec![format!(
-            "$KV.{REGISTRY_BUCKET}.function.{}.*",
-            app.unwrap_or("*")
-        )],
-        from: DeliverPolicy::LastPerSubject,
-        headers_only: false,
-    };
+    let filter = format!("$KV.{REGISTRY_BUCKET}.function.{}.*", app.unwrap_or("*"));
     let mut found = Vec::new();
-    scan(&stream, functions, |message| {
-        let revision = message.info().map(|info| info.stream_sequence);
+    look(&js.client(), &stream, &filter, 1, |message, _| {
         if message.payload.is_empty() {
             return Ok(ControlFlow::Continue(()));
         }
@@ -54,7 +46,7 @@ pub async fn records(
                 "it was written by a later Pelton: use that release, or a later one",
             ));
         }
-        found.push((record, revision.unwrap_or(0)));
+        found.push((record, message.sequence));
         Ok(ControlFlow::Continue(()))
     })
     .await?;
@@ -148,17 +140,20 @@ pub struct FunctionStatus {
     /// The same of what comes from no stream: calls, ticks and timers that are due; none: there are none.
     pub internal: Option<InputStatus>,
     /// Events not yet done with, over all inputs; calls, ticks and timers that are due count, too.
-    pub pending: u64,
+    /// None: not all of them can be read, see `error`.
+    pub pending: Option<u64>,
     /// Age of the oldest of them, milliseconds: since it was stored.
     pub oldest_pending_ms: Option<u64>,
     /// Of the pending events, those that wait for another attempt, or behind such a one of their key.
     pub retrying: u64,
     /// Of the pending events, those that wait for another event.
     pub deferred: u64,
-    /// Deliveries given up on and still kept.
-    pub dead_letters: u64,
+    /// Deliveries given up on and still kept; none: they cannot be read, see `error`.
+    pub dead_letters: Option<u64>,
     /// Streams that its events may go to, and what waits for them.
     pub targets: Vec<TargetStatus>,
+    /// What of this cannot be read, and why; none: all could be.
+    pub error: Option<String>,
 }
 
 /// A version that is tried, and how many events go to it.
@@ -228,18 +223,19 @@ impl FunctionStatus {
     }
 }
 
-/// How the functions of one app, or of all, fare.
+/// Lists the functions of one app, or of all. One that cannot be read does not hide the others.
 ///
 /// # Errors
-/// NATS trouble.
+/// NATS trouble; a registry that cannot be read.
 pub async fn list(
     js: &jetstream::Context,
     app: Option<&str>,
 ) -> Result<Vec<FunctionStatus>, ControlError> {
     let nodes = nodes::list(js).await?;
+    let mut survey = Survey::new(js);
     let mut all = Vec::new();
     for (record, _) in records(js, app).await? {
-        all.push(status(js, &record, &nodes).await?);
+        all.push(survey.status(&record, &nodes).await);
     }
     Ok(all)
 }
@@ -263,63 +259,139 @@ pub async fn info(
     function: &str,
 ) -> Result<FunctionInfo, ControlError> {
     let (record, _) = self::record(js, app, function).await?;
-    let status = status(js, &record, &nodes::list(js).await?).await?;
+    let nodes = nodes::list(js).await?;
+    let status = Survey::new(js).status(&record, &nodes).await;
     Ok(FunctionInfo { status, record })
 }
 
-pub(crate) async fn status(
-    js: &jetstream::Context,
-    record: &FunctionRecord,
-    nodes: &[NodeRecord],
-) -> Result<FunctionStatus, ControlError> {
-    let names = AppNames::new(record.app.as_str());
-    let (app, function) = (&record.app, &record.function);
-    let on_nodes = nodes.iter().filter_map(|node| {
-        let entry = node.function(app, function)?;
-        Some(OnNode {
-            node: node.node.clone(),
-            host: node.host.clone(),
-            version: entry.version,
-            status: entry.status.clone(),
-            draining: node.draining,
-            trial: entry.trial.as_ref().map(|trial| TrialOnNode {
-                version: trial.version,
+/// Reads the status of several functions and requests what they share only once.
+pub(crate) struct Survey {
+    looks: Looks,
+    /// By app and stream.
+    targets: BTreeMap<(String, String), TargetStatus>,
+    /// By app, the dead letters of each function.
+    dead: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// Collects what could not be read of a function.
+#[derive(Default)]
+struct Errors(Vec<String>);
+
+impl Errors {
+    /// Returns what was read, or records the error.
+    fn note<T>(&mut self, read: Result<T, ControlError>) -> Option<T> {
+        read.map_err(|error| self.0.push(error.what)).ok()
+    }
+}
+
+impl Survey {
+    pub(crate) fn new(js: &jetstream::Context) -> Self {
+        Self {
+            looks: Looks::new(js),
+            targets: BTreeMap::new(),
+            dead: BTreeMap::new(),
+        }
+    }
+
+    /// Reads the status of a function, as far as it can be read.
+    pub(crate) async fn status(
+        &mut self,
+        record: &FunctionRecord,
+        nodes: &[NodeRecord],
+    ) -> FunctionStatus {
+        let names = AppNames::new(record.app.as_str());
+        let mut errors = Errors::default();
+        let mut inputs = Vec::new();
+        for input in &record.inputs {
+            let mut status = InputStatus {
+                stream: input.stream.clone(),
+                subjects: input.subjects.clone(),
+                ..InputStatus::default()
+            };
+            errors.note(lag::of(&mut self.looks, &names, record, input, &mut status).await);
+            inputs.push(status);
+        }
+        let internal = lag::internal(&mut self.looks, &names, record).await;
+        let internal = errors.note(internal).flatten();
+        let whole = errors.0.is_empty();
+        let mut targets = Vec::new();
+        for one in &record.targets {
+            targets.extend(errors.note(self.target(&names, &one.stream).await));
+        }
+        let dead_letters = errors.note(self.dead_letters(&names, &record.function).await);
+        let all = || inputs.iter().chain(&internal);
+        FunctionStatus {
+            app: record.app.clone(),
+            function: record.function.clone(),
+            version: record.version,
+            trial: record.trial.as_ref().map(|trial| TrialShare {
+                version: trial.record.version,
                 share: trial.share,
-                status: trial.status.clone(),
             }),
-        })
-    });
-    let mut inputs = Vec::new();
-    for input in &record.inputs {
-        inputs.push(lag::of(js, &names, record, input).await?);
+            tried: record.pending,
+            paused: record.controls.paused.is_some(),
+            deployed_at: record.deployed_at.clone(),
+            nodes: nodes
+                .iter()
+                .filter_map(|node| on_node(node, record))
+                .collect(),
+            pending: whole.then(|| all().filter_map(|one| one.pending).sum()),
+            oldest_pending_ms: all().filter_map(|one| one.oldest_pending_ms).max(),
+            retrying: all().map(|one| one.retrying).sum(),
+            deferred: all().map(|one| one.deferred).sum(),
+            inputs,
+            internal,
+            dead_letters,
+            targets,
+            error: (!errors.0.is_empty()).then(|| errors.0.join("; ")),
+        }
     }
-    let internal = lag::internal(js, &names, record).await?;
-    let mut targets = Vec::new();
-    for one in &record.targets {
-        targets.push(target(js, &names, &one.stream).await?);
+
+    async fn target(
+        &mut self,
+        names: &AppNames,
+        stream: &str,
+    ) -> Result<TargetStatus, ControlError> {
+        let key = (names.app().to_owned(), stream.to_owned());
+        if let Some(known) = self.targets.get(&key) {
+            return Ok(known.clone());
+        }
+        let status = target(self.looks.js(), names, stream).await?;
+        self.targets.insert(key, status.clone());
+        Ok(status)
     }
-    let dead = count(js, &names.dead_stream(), &names.dead_subject(function)).await?;
-    let all = || inputs.iter().chain(&internal);
-    Ok(FunctionStatus {
-        app: app.clone(),
-        function: function.clone(),
-        version: record.version,
-        trial: record.trial.as_ref().map(|trial| TrialShare {
-            version: trial.record.version,
+
+    async fn dead_letters(
+        &mut self,
+        names: &AppNames,
+        function: &str,
+    ) -> Result<u64, ControlError> {
+        if !self.dead.contains_key(names.app()) {
+            let counted = dead_letters(&mut self.looks, names).await?;
+            self.dead.insert(names.app().to_owned(), counted);
+        }
+        let counted = self.dead.get(names.app());
+        Ok(counted
+            .and_then(|all| all.get(function))
+            .copied()
+            .unwrap_or(0))
+    }
+}
+
+/// What a node says of a function.
+fn on_node(node: &NodeRecord, record: &FunctionRecord) -> Option<OnNode> {
+    let entry = node.function(&record.app, &record.function)?;
+    Some(OnNode {
+        node: node.node.clone(),
+        host: node.host.clone(),
+        version: entry.version,
+        status: entry.status.clone(),
+        draining: node.draining,
+        trial: entry.trial.as_ref().map(|trial| TrialOnNode {
+            version: trial.version,
             share: trial.share,
+            status: trial.status.clone(),
         }),
-        tried: record.pending,
-        paused: record.controls.paused.is_some(),
-        deployed_at: record.deployed_at.clone(),
-        nodes: on_nodes.collect(),
-        pending: all().filter_map(|one| one.pending).sum(),
-        oldest_pending_ms: all().filter_map(|one| one.oldest_pending_ms).max(),
-        retrying: all().map(|one| one.retrying).sum(),
-        deferred: all().map(|one| one.deferred).sum(),
-        inputs,
-        internal,
-        dead_letters: dead,
-        targets,
     })
 }
 
@@ -341,19 +413,28 @@ async fn target(
     })
 }
 
-/// How many messages a stream keeps under a subject. By its state and not by a reader: a node may not read what was given up.
-async fn count(js: &jetstream::Context, stream: &str, subject: &str) -> Result<u64, ControlError> {
-    let Some(opened) = open(js, stream).await? else {
-        return Ok(0);
+/// Counts the dead letters of an app by function, from the stream's state: a node may not read
+/// them.
+async fn dead_letters(
+    looks: &mut Looks,
+    names: &AppNames,
+) -> Result<BTreeMap<String, u64>, ControlError> {
+    let stream = names.dead_stream();
+    let Some(opened) = looks.stream(&stream).await? else {
+        return Ok(BTreeMap::new());
     };
     let failed = |why: &dyn std::fmt::Display| {
         ControlError::nats(format!("count what stream {stream} holds"), why)
     };
-    let subjects = opened.info_with_subjects(subject).await;
+    let subjects = opened.info_with_subjects(names.dead_subject("*")).await;
     let subjects: Vec<(String, usize)> = subjects
         .map_err(|error| failed(&error))?
         .try_collect()
         .await
         .map_err(|error| failed(&error))?;
-    Ok(subjects.iter().map(|(_, count)| *count as u64).sum())
+    let counted = subjects.into_iter().filter_map(|(subject, count)| {
+        let (_, function) = subject.rsplit_once('.')?;
+        Some((function.to_owned(), count as u64))
+    });
+    Ok(counted.collect())
 }

@@ -7,26 +7,71 @@
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 
-use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream;
 use async_nats::jetstream::stream::Stream;
-use async_nats::jetstream::{self};
 use schemars::JsonSchema;
 use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::progress::{self, Place, Progress};
-use super::scan::{Scan, scan};
+use super::scan::look;
 use super::{ControlError, open};
 use crate::call;
-use crate::config::{DeliveryMode, KeySource};
+use crate::config::DeliveryMode;
+use crate::event::Message;
 use crate::names::{self, AppNames};
-use crate::nats::headers;
 use crate::records::{AttemptsRecord, FunctionRecord, Input, PositionRecord, rfc3339};
 use crate::settle::park::{self, Parked};
-use crate::source;
 
 /// Messages of an input, and deliveries that wait, that one look reads at most: it takes a fraction of a second.
 const READ: u64 = 10_000;
+/// Bytes of them: direct gets bring bodies, too.
+const BYTES: usize = 16 << 20;
+
+/// Caches the streams that one listing looks at, so that each is requested once.
+pub(crate) struct Looks {
+    js: jetstream::Context,
+    streams: BTreeMap<String, Option<Stream>>,
+}
+
+impl Looks {
+    pub(crate) fn new(js: &jetstream::Context) -> Self {
+        Self {
+            js: js.clone(),
+            streams: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn js(&self) -> &jetstream::Context {
+        &self.js
+    }
+
+    /// The stream; none: it does not exist.
+    pub(super) async fn stream(&mut self, name: &str) -> Result<Option<Stream>, ControlError> {
+        if let Some(known) = self.streams.get(name) {
+            return Ok(known.clone());
+        }
+        let found = open(&self.js, name).await?;
+        self.streams.insert(name.to_owned(), found.clone());
+        Ok(found)
+    }
+}
+
+/// How much one look has read.
+#[derive(Debug, Default)]
+struct Read {
+    messages: u64,
+    bytes: usize,
+}
+
+impl Read {
+    /// Counts a message; whether that is enough.
+    fn note(&mut self, message: &Message) -> bool {
+        self.messages += 1;
+        self.bytes += message.payload.len();
+        self.messages >= READ || self.bytes >= BYTES
+    }
+}
 
 /// An input stream of a function.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
@@ -38,7 +83,8 @@ pub struct InputStatus {
     /// The durable consumer there; none: positions say how far the function is.
     pub consumer: Option<String>,
     /// Events not yet done with, those that wait among them; none: there is no such stream or consumer (any more). With
-    /// positions at most so many: beyond the first 10,000 that no position passed, some may be done.
+    /// positions at most so many: of those beyond the first 10,000 (or 16 MiB) that no position
+    /// passed, some may be done.
     pub pending: Option<u64>,
     /// Of these, how many were handed to nodes; none: positions do not tell.
     pub in_flight: Option<u64>,
@@ -69,10 +115,7 @@ impl InputStatus {
     /// Counts one that waits in the park.
     fn parked(&mut self, parked: &Parked) {
         self.waits(&parked.record);
-        let stored = i128::from(parked.message.stored);
-        let stored = OffsetDateTime::from_unix_timestamp_nanos(stored);
-        let stored = stored.unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        self.note(parked.message.sequence, stored);
+        self.note(parked.message.sequence, time(parked.message.stored));
     }
 
     fn waits(&mut self, record: &AttemptsRecord) {
@@ -83,31 +126,27 @@ impl InputStatus {
     }
 }
 
-/// How a function fares in one of its inputs.
+/// Reads how far a function is in one of its inputs. After an error, `status` keeps what was read.
 pub(super) async fn of(
-    js: &jetstream::Context,
+    looks: &mut Looks,
     names: &AppNames,
     record: &FunctionRecord,
     input: &Input,
-) -> Result<InputStatus, ControlError> {
-    let mut status = InputStatus {
-        stream: input.stream.clone(),
-        subjects: input.subjects.clone(),
-        ..InputStatus::default()
-    };
-    let stream = open(js, &input.stream).await?;
+    status: &mut InputStatus,
+) -> Result<(), ControlError> {
+    let stream = looks.stream(&input.stream).await?;
     match record.settings.delivery {
         DeliveryMode::AtLeastOnce => {
             let Some(stream) = stream else {
-                return Ok(status);
+                return Ok(());
             };
             status.consumer = Some(names.consumer(&record.function));
-            queue(&stream, &mut status).await;
+            queue(&stream, status).await;
             // What waits is not acknowledged.
             if status.in_flight > Some(0) {
                 let created = stream.cached_info().created.unix_timestamp_nanos();
                 let life = input.life(i64::try_from(created).unwrap_or_default());
-                recorded(js, names, record, life, &mut status).await?;
+                recorded(looks, names, record, life, status).await?;
             }
         }
         DeliveryMode::ExactlyOnce => {
@@ -116,18 +155,28 @@ pub(super) async fn of(
                 function: &record.function,
                 stream: &input.stream,
             };
-            let positions = progress::records(js, place).await?;
+            let positions = positions(looks, place).await?;
             // What waits does so whether its stream is there or not.
-            let waiting = parked(js, names, record, &positions, &mut status).await?;
+            let waiting = parked(looks, place, &positions, status).await?;
             let Some(stream) = stream else {
-                return Ok(status);
+                return Ok(());
             };
             let progress = Progress::new(input.start, &positions);
-            let behind = behind(&stream, record, input, &progress, &mut status).await?;
+            let behind = behind(looks.js(), &stream, record, input, &progress, status).await?;
             status.pending = Some(waiting + behind);
         }
     }
-    Ok(status)
+    Ok(())
+}
+
+async fn positions(
+    looks: &mut Looks,
+    place: Place<'_>,
+) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
+    match looks.stream(&place.names.commit_stream()).await? {
+        Some(_) => progress::records_since(looks.js(), place, 0).await,
+        None => Ok(BTreeMap::new()),
+    }
 }
 
 async fn queue(stream: &Stream, status: &mut InputStatus) {
@@ -160,69 +209,63 @@ async fn queue(stream: &Stream, status: &mut InputStatus) {
 
 /// What waits, as the queue engine records it. A record of another life of the input is left over: what it is of is gone, or was begun anew.
 async fn recorded(
-    js: &jetstream::Context,
+    looks: &mut Looks,
     names: &AppNames,
     record: &FunctionRecord,
     life: i64,
     status: &mut InputStatus,
 ) -> Result<(), ControlError> {
-    let Some(commits) = open(js, &names.commit_stream()).await? else {
+    let Some(commits) = looks.stream(&names.commit_stream()).await? else {
         return Ok(());
     };
-    let filter = names.waiting_filter(&record.function, &status.stream);
-    let mut read = 0;
-    scan(&commits, all(filter, false), |message| {
-        let known = serde_json::from_slice::<AttemptsRecord>(&message.payload).ok();
-        let sequence = message.subject.rsplit('.').next();
-        let sequence = sequence.and_then(|token| token.parse().ok());
-        let known = known.zip(sequence).filter(|(known, sequence)| {
-            let txn = names::txn(record.instance, &status.stream, life, *sequence);
-            names.is_of_queue(&message.subject) && *known.txn == *txn
-        });
-        if let Some((known, _)) = known {
-            status.waits(&known);
-        }
-        read += 1;
-        if read >= READ {
-            status.retrying += message.info().map_or(0, |info| info.pending);
-            return Ok(ControlFlow::Break(()));
-        }
-        Ok(ControlFlow::Continue(()))
-    })
+    let filter = names.attempts_filter(&record.function, &status.stream);
+    let mut read = Read::default();
+    look(
+        &looks.js().client(),
+        &commits,
+        &filter,
+        1,
+        |message, more| {
+            let known = serde_json::from_slice::<AttemptsRecord>(&message.payload).ok();
+            let sequence = message.subject.rsplit('.').next();
+            let sequence = sequence.and_then(|token| token.parse().ok());
+            let known = known.zip(sequence).filter(|(known, sequence)| {
+                let txn = names::txn(record.instance, &status.stream, life, *sequence);
+                *known.txn == *txn
+            });
+            if let Some((known, _)) = known {
+                status.waits(&known);
+            }
+            if read.note(message) {
+                status.retrying += more;
+                return Ok(ControlFlow::Break(()));
+            }
+            Ok(ControlFlow::Continue(()))
+        },
+    )
     .await
 }
 
-/// What waits in the park of the position engine; how many. What positions do not name there has ended.
+/// Counts what waits in the park of the position engine. The positions name it; whatever else lies
+/// there has ended.
 async fn parked(
-    js: &jetstream::Context,
-    names: &AppNames,
-    record: &FunctionRecord,
+    looks: &mut Looks,
+    place: Place<'_>,
     positions: &BTreeMap<u16, PositionRecord>,
     status: &mut InputStatus,
 ) -> Result<u64, ControlError> {
-    let Some(commits) = open(js, &names.commit_stream()).await? else {
-        return Ok(0);
-    };
     let waiting = waiting(positions);
     if waiting.is_empty() {
         return Ok(0);
     }
-    let filter = names.parked_filter(&record.function, &status.stream, None);
-    let mut read = 0;
-    scan(&commits, all(filter, true), |message| {
-        let found = in_park(message, &status.stream);
-        if let Some((_, found)) = found.filter(|(place, _)| waiting.contains(place)) {
-            status.parked(&found);
-        }
-        read += 1;
-        if read >= READ {
-            status.retrying += message.info().map_or(0, |info| info.pending);
-            return Ok(ControlFlow::Break(()));
-        }
-        Ok(ControlFlow::Continue(()))
-    })
-    .await?;
-    Ok(status.retrying + status.deferred)
+    let known = in_park(looks, place).await?;
+    for parked in known.iter().filter(|(place, _)| waiting.contains(place)) {
+        status.parked(parked.1);
+    }
+    let all = waiting.len() as u64;
+    // Of those that were not read, most wait for another attempt.
+    status.retrying += all.saturating_sub(status.retrying + status.deferred);
+    Ok(all)
 }
 
 /// What positions name of the park: partition and sequence.
@@ -232,67 +275,75 @@ fn waiting(positions: &BTreeMap<u16, PositionRecord>) -> HashSet<(u16, u64)> {
         .collect()
 }
 
+/// What lies in the park of an input, by partition and sequence; the first 10,000.
+async fn in_park(
+    looks: &mut Looks,
+    place: Place<'_>,
+) -> Result<BTreeMap<(u16, u64), Parked>, ControlError> {
+    let mut found = BTreeMap::new();
+    let Some(commits) = looks.stream(&place.names.commit_stream()).await? else {
+        return Ok(found);
+    };
+    let filter = place
+        .names
+        .parked_filter(place.function, place.stream, None);
+    let mut read = Read::default();
+    look(&looks.js().client(), &commits, &filter, 1, |message, _| {
+        found.extend(read_parked(message, place.stream));
+        Ok(match read.note(message) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    })
+    .await?;
+    Ok(found)
+}
+
 /// Where a message of the park belongs, partition and sequence, and what it says; none: it is none that this release wrote.
-fn in_park(message: &jetstream::Message, stream: &str) -> Option<((u16, u64), Parked)> {
+fn read_parked(message: &Message, stream: &str) -> Option<((u16, u64), Parked)> {
     let mut tokens = message.subject.rsplit('.');
     let sequence = tokens.next()?.parse().ok()?;
     let partition = tokens.nth(1)?.parse().ok()?;
-    let headers = message.headers.as_ref()?;
-    let parked = park::read(
-        &crate::nats::headers(Some(headers)),
-        bytes::Bytes::new(),
-        stream,
-        sequence,
-    )?;
+    let parked = park::read(&message.headers, bytes::Bytes::new(), stream, sequence)?;
     Some(((partition, sequence), parked))
 }
 
 /// What is there for a function that comes from no stream of the user's: calls, ticks and timers that are due. None: nothing is. Beyond
 /// the first 10,000 that lie there, answers of calls among them, nothing is counted.
 pub(super) async fn internal(
-    js: &jetstream::Context,
+    looks: &mut Looks,
     names: &AppNames,
     record: &FunctionRecord,
 ) -> Result<Option<InputStatus>, ControlError> {
     let (function, stream) = (record.function.as_str(), names.commit_stream());
-    let Some(commits) = open(js, &stream).await? else {
+    let Some(commits) = looks.stream(&stream).await? else {
         return Ok(None);
     };
-    let due_filter = names.due_filter(function);
-    let parked_filter = names.parked_filter(function, &stream, None);
-    let both = Scan {
-        filters: vec![due_filter.clone(), parked_filter],
-        from: DeliverPolicy::LastPerSubject,
-        headers_only: true,
-    };
-    let (mut due, mut parked, mut read) = (BTreeMap::new(), BTreeMap::new(), 0);
-    scan(&commits, both, |message| {
-        if names.due_for(&message.subject).is_none() {
-            parked.extend(in_park(message, &stream));
-        } else if !call::is_left(&headers(message.headers.as_ref())) {
-            let info = message.info();
-            let info = info.map_err(|error| ControlError::nats(format!("read {stream}"), error))?;
-            due.insert(info.stream_sequence, info.published);
+    let filter = names.due_filter(function);
+    let (mut due, mut read) = (BTreeMap::new(), Read::default());
+    look(&looks.js().client(), &commits, &filter, 1, |message, _| {
+        if !call::is_left(&message.headers) {
+            due.insert(message.sequence, message.stored);
         }
-        read += 1;
-        Ok(match read >= READ {
+        Ok(match read.note(message) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         })
     })
     .await?;
+    let place = Place {
+        names,
+        function,
+        stream: &stream,
+    };
+    let mut parked = in_park(looks, place).await?;
     if !parked.is_empty() {
-        let place = Place {
-            names,
-            function,
-            stream: &stream,
-        };
-        let waiting = waiting(&progress::records(js, place).await?);
+        let waiting = waiting(&positions(looks, place).await?);
         parked.retain(|place, _| waiting.contains(place));
     }
     let mut status = InputStatus {
+        subjects: vec![filter],
         stream,
-        subjects: vec![due_filter],
         ..InputStatus::default()
     };
     for ((_, sequence), one) in &parked {
@@ -301,7 +352,7 @@ pub(super) async fn internal(
         due.remove(sequence);
     }
     for (sequence, stored) in &due {
-        status.note(*sequence, *stored);
+        status.note(*sequence, time(*stored));
     }
     let pending = (parked.len() + due.len()) as u64;
     status.pending = Some(pending);
@@ -310,52 +361,37 @@ pub(super) async fn internal(
 
 /// How many events positions have not passed.
 async fn behind(
+    js: &jetstream::Context,
     stream: &Stream,
     record: &FunctionRecord,
     input: &Input,
     progress: &Progress,
     status: &mut InputStatus,
 ) -> Result<u64, ControlError> {
+    let from = progress.floor() + 1;
+    if stream.cached_info().state.last_sequence < from {
+        return Ok(0);
+    }
     let key = record.settings.key.as_ref();
-    let beyond = Scan {
-        filters: input.subjects.clone(),
-        from: DeliverPolicy::ByStartSequence {
-            start_sequence: progress.floor() + 1,
-        },
-        // A key may lie in the body.
-        headers_only: matches!(key, None | Some(KeySource::Token(_))),
-    };
-    let name = input.stream.as_str().into();
-    let (mut behind, mut read) = (0, 0);
-    scan(stream, beyond, |taken| {
-        let failed = |why: &dyn std::fmt::Display| {
-            ControlError::nats(format!("read stream {}", input.stream), why)
-        };
-        let info = taken.info().map_err(|error| failed(&error))?;
-        let message = source::message(taken, &info, &name);
-        if !progress.is_done(key, &message) {
-            behind += 1;
-            let stored = OffsetDateTime::from_unix_timestamp_nanos(i128::from(message.stored));
-            status.note(
-                message.sequence,
-                stored.unwrap_or(OffsetDateTime::UNIX_EPOCH),
-            );
-        }
-        read += 1;
-        if message.sequence > progress.end() || read >= READ {
-            behind += taken.info().map_err(|error| failed(&error))?.pending;
-            return Ok(ControlFlow::Break(()));
-        }
-        Ok(ControlFlow::Continue(()))
-    })
-    .await?;
+    let (mut behind, mut read) = (0, Read::default());
+    for filter in &input.subjects {
+        look(&js.client(), stream, filter, from, |message, more| {
+            if !progress.is_done(key, message) {
+                behind += 1;
+                status.note(message.sequence, time(message.stored));
+            }
+            if read.note(message) || message.sequence > progress.end() {
+                behind += more;
+                return Ok(ControlFlow::Break(()));
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+        .await?;
+    }
     Ok(behind)
 }
 
-fn all(filter: String, headers_only: bool) -> Scan {
-    Scan {
-        filters: vec![filter],
-        from: DeliverPolicy::LastPerSubject,
-        headers_only,
-    }
+fn time(nanoseconds: i64) -> OffsetDateTime {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanoseconds));
+    time.unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

@@ -1,18 +1,22 @@
 //! What functions log, from the stream that all nodes write it to.
 
+use std::time::Duration;
+
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self};
-use futures::StreamExt;
 use time::OffsetDateTime;
 
-use super::scan::{Scan, ordered};
+use super::scan::{LOST, Reader, Scan, readable_from};
 use super::{ControlError, open};
 use crate::names::{LOGS_PREFIX, LOGS_STREAM};
 pub use crate::telemetry::LogRecord;
 
 /// Levels from the least to the most severe.
 pub const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "critical"];
+
+/// Pause before a lost reader is opened again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Which lines.
 #[derive(Debug, Clone, Default)]
@@ -48,34 +52,69 @@ pub async fn tail<E: From<ControlError>>(
         )
         .into());
     };
-    let failed = |why: String| ControlError::nats("read the logs", why);
-    let (consumer, mut skip) = start(&stream, query, filters).await?;
-    let mut pending = consumer.cached_info().num_pending;
-    if pending == 0 && !query.follow {
-        return Ok(());
+    let (mut reader, mut skip) = start(&stream, query, filters.clone()).await?;
+    let (mut next, mut lost) = (None, 0);
+    loop {
+        let ended = read(reader, query.follow, &mut skip, &mut next, &mut each).await?;
+        let Err(error) = ended else { return Ok(()) };
+        lost += 1;
+        if !query.follow && lost >= LOST {
+            return Err(error.into());
+        }
+        // Resume after the last line that was read, and after lines that no client can read.
+        let from = next.unwrap_or(1);
+        reader = loop {
+            tokio::time::sleep(PAUSE).await;
+            let readable = readable_from(js, LOGS_STREAM, &filters, from).await;
+            let Ok(start_sequence) = readable else {
+                continue;
+            };
+            let scan = Scan {
+                filters: filters.clone(),
+                from: DeliverPolicy::ByStartSequence { start_sequence },
+                headers_only: false,
+            };
+            if let Ok(reader) = Reader::open(&stream, scan).await {
+                break reader;
+            }
+        };
     }
-    let mut messages = consumer
-        .messages()
-        .await
-        .map_err(|error| failed(error.to_string()))?;
-    while let Some(message) = messages.next().await {
-        let message = message.map_err(|error| failed(error.to_string()))?;
-        if let Ok(info) = message.info() {
-            pending = info.pending;
-        }
-        if skip > 0 {
-            skip -= 1;
-        } else if let Ok(record) = serde_json::from_slice::<LogRecord>(&message.payload) {
-            each(record)?;
-        }
-        if pending == 0 && !query.follow {
-            return Ok(());
-        }
-    }
-    Err(failed("the subscription ended".into()).into())
 }
 
-type Reader = jetstream::consumer::Consumer<jetstream::consumer::pull::OrderedConfig>;
+/// Reads to the end of the stream, or when following until the connection breaks. Sets `next` to
+/// the sequence at which to resume.
+async fn read<E>(
+    mut reader: Reader,
+    follow: bool,
+    skip: &mut u64,
+    next: &mut Option<u64>,
+    each: &mut impl FnMut(LogRecord) -> Result<(), E>,
+) -> Result<Result<(), ControlError>, E> {
+    let mut pending = reader.pending();
+    let mut ended = Ok(Ok(()));
+    while pending > 0 || follow {
+        let message = match reader.next().await {
+            Ok(message) => message,
+            Err(error) => {
+                ended = Ok(Err(error));
+                break;
+            }
+        };
+        if let Ok(info) = message.info() {
+            (pending, *next) = (info.pending, Some(info.stream_sequence + 1));
+        }
+        if *skip > 0 {
+            *skip -= 1;
+        } else if let Ok(record) = serde_json::from_slice::<LogRecord>(&message.payload)
+            && let Err(error) = each(record)
+        {
+            ended = Err(error);
+            break;
+        }
+    }
+    reader.close().await;
+    ended
+}
 
 /// A reader that begins not far before the first wanted line, and how many lines to skip. The server counts what
 /// matches from a sequence on, so the last lines of one function are found without reading those of others.
@@ -95,22 +134,24 @@ async fn start(
         let from = query.since.map_or(DeliverPolicy::All, |start_time| {
             DeliverPolicy::ByStartTime { start_time }
         });
-        return Ok((ordered(stream, scan(from)).await?, 0));
+        return Ok((Reader::open(stream, scan(from)).await?, 0));
     };
     if let Some(start_time) = query.since {
-        let reader = ordered(stream, scan(DeliverPolicy::ByStartTime { start_time })).await?;
-        let pending = reader.cached_info().num_pending;
-        return Ok((reader, pending.saturating_sub(wanted)));
+        let from = DeliverPolicy::ByStartTime { start_time };
+        let reader = Reader::open(stream, scan(from)).await?;
+        let skip = reader.pending().saturating_sub(wanted);
+        return Ok((reader, skip));
     }
     let mut window = wanted.max(1);
     loop {
         let start_sequence = (last + 1).saturating_sub(window).max(first);
         let from = DeliverPolicy::ByStartSequence { start_sequence };
-        let reader = ordered(stream, scan(from)).await?;
-        let pending = reader.cached_info().num_pending;
+        let reader = Reader::open(stream, scan(from)).await?;
+        let pending = reader.pending();
         if pending >= wanted || start_sequence <= first {
             return Ok((reader, pending.saturating_sub(wanted)));
         }
+        reader.close().await;
         window = window.saturating_mul(16);
     }
 }

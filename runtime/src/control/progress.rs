@@ -1,20 +1,20 @@
 //! How far a function of the position engine is in one of its inputs, seen and altered from outside: its positions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use futures::{StreamExt, TryStreamExt};
+use serde_json::json;
 
-use super::scan::{Scan, scan};
 use super::{ControlError, ErrorKind, open};
 use crate::commit::position::{put, put_all};
+use crate::commit::transport;
 use crate::config::KeySource;
 use crate::event::Message;
 use crate::names::{AppNames, REGISTRY_BUCKET};
+use crate::nats::gets;
 use crate::records::{FORMAT, FunctionRecord, PositionRecord};
 use crate::source;
 
@@ -24,6 +24,8 @@ const AT_ONCE: usize = 8;
 const TRIES: usize = 300;
 /// Upper bound of the pause between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a server that lags behind is waited for.
+const LAG: Duration = Duration::from_secs(1);
 
 /// A function's input, as positions name it.
 #[derive(Debug, Clone, Copy)]
@@ -89,24 +91,57 @@ pub(super) async fn records(
     js: &jetstream::Context,
     place: Place<'_>,
 ) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
-    let mut found = BTreeMap::new();
     let Some(stream) = open(js, &place.names.commit_stream()).await? else {
-        return Ok(found);
+        return Ok(BTreeMap::new());
     };
-    let all = Scan {
-        filters: vec![place.names.positions_filter(place.function, place.stream)],
-        from: DeliverPolicy::LastPerSubject,
-        headers_only: false,
+    records_since(js, place, stream.cached_info().state.last_sequence).await
+}
+
+/// The same, from a server that has the commit stream up to `since`.
+///
+/// # Errors
+/// As [`records`]; no server that answers has caught up in time.
+pub(super) async fn records_since(
+    js: &jetstream::Context,
+    place: Place<'_>,
+    since: u64,
+) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
+    let stream = place.names.commit_stream().into();
+    let filter = [place.names.positions_filter(place.function, place.stream)];
+    let failed = |why: &dyn std::fmt::Display| ControlError::nats("read positions", why);
+    let until = tokio::time::Instant::now() + LAG;
+    let batch = loop {
+        let batch = gets::last_of_each(&js.client(), &stream, &filter).await;
+        let batch = batch.map_err(|error| failed(&error))?;
+        let caught_up = match batch.up_to {
+            Some(up_to) => up_to >= since,
+            // A server that finds nothing does not say how far it is.
+            None => since == 0 || !exists(js, &stream, &filter[0]).await?,
+        };
+        if caught_up {
+            break batch;
+        }
+        if tokio::time::Instant::now() >= until {
+            return Err(failed(&"the server that answers lags behind its leader"));
+        }
+        tokio::time::sleep(PAUSE).await;
     };
-    scan(&stream, all, |message| {
+    let mut found = BTreeMap::new();
+    for message in &batch.messages {
         let partition = message.subject.rsplit('.').next();
         if let Some(partition) = partition.and_then(|token| token.parse().ok()) {
             found.insert(partition, read(&message.subject, &message.payload)?);
         }
-        Ok(ControlFlow::Continue(()))
-    })
-    .await?;
+    }
     Ok(found)
+}
+
+/// Whether the leader of a stream has anything under a filter.
+async fn exists(js: &jetstream::Context, stream: &str, filter: &str) -> Result<bool, ControlError> {
+    let next = json!({ "seq": 1, "next_by_subj": filter });
+    let found = transport::message(js, stream, &next).await;
+    let found = found.map_err(|error| ControlError::nats("read positions", error))?;
+    Ok(found.is_some())
 }
 
 /// The position under this subject.

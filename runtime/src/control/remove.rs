@@ -57,8 +57,13 @@ pub async fn find(
         inputs,
         internal,
         dead_letters,
+        error,
         ..
     } = info.status;
+    // Who removes it is told what goes with it.
+    if let Some(error) = error {
+        return Err(ControlError::nats("tell what would be removed", error));
+    }
     Ok(Removal {
         app: app.to_owned(),
         function: function.to_owned(),
@@ -66,7 +71,7 @@ pub async fn find(
         unhandled: inputs.iter().filter_map(|one| one.pending).sum(),
         waiting: inputs.iter().map(|one| one.retrying + one.deferred).sum(),
         calls: internal.and_then(|one| one.pending).unwrap_or(0),
-        dead_letters,
+        dead_letters: dead_letters.unwrap_or(0),
         versions: versions::list(js, app, function).await?.len(),
     })
 }

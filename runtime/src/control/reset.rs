@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::deploy::{before_time, request};
 use super::progress::{Place, Progress, records, rewrite};
-use super::scan::{Scan, ordered, scan};
+use super::scan::{Reader, Scan, scan};
 use super::{ControlError, functions, hold, open, rollout};
 use crate::config::DeliveryMode;
 use crate::names::AppNames;
@@ -165,7 +165,7 @@ async fn by_positions(
     };
     let positions = records(js, place).await?;
     let progress = Progress::new(input.start, &positions);
-    let mixed = Mixed::of(stream, record, input, &progress, to).await?;
+    let mixed = Mixed::of(js, stream, record, input, &progress, to).await?;
     let parked = positions.values();
     let parked = parked.flat_map(PositionRecord::parked_sequences);
     let begun_anew = parked.filter(|at| *at > to).count() as u64;
@@ -245,6 +245,7 @@ struct Mixed {
 
 impl Mixed {
     async fn of(
+        js: &jetstream::Context,
         stream: &Stream,
         record: &FunctionRecord,
         input: &Input,
@@ -261,7 +262,7 @@ impl Mixed {
         let doing = format!("read stream {}", input.stream);
         let name = input.stream.as_str().into();
         let (mut mixed, mut read) = (Self::default(), 0);
-        scan(stream, behind, |message| {
+        scan(js, stream, behind, |message| {
             let info = message.info();
             let info = info.map_err(|error| ControlError::nats(&doing, error))?;
             let message = source::message(message, &info, &name);
@@ -291,7 +292,10 @@ async fn count(stream: &Stream, input: &Input, beyond: u64) -> Result<u64, Contr
         },
         headers_only: true,
     };
-    Ok(ordered(stream, scan).await?.cached_info().num_pending)
+    let reader = Reader::open(stream, scan).await?;
+    let pending = reader.pending();
+    reader.close().await;
+    Ok(pending)
 }
 
 /// Carries it out; `to` is what it was found for. What it was in the end, and the record that nodes follow then.

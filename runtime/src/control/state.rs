@@ -105,7 +105,7 @@ impl State {
         };
         let start = self.names.state_prefix();
         let mut found = Vec::new();
-        scan(&stream, keys, |message| {
+        scan(&self.js, &stream, keys, |message| {
             let header = |name: &str| {
                 let headers = message.headers.as_ref()?;
                 headers.get(name).map(|value| value.as_str().to_owned())

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::{self, kv};
 use schemars::JsonSchema;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::scan::{Scan, scan};
+use super::scan::look;
 use super::{ControlError, functions, nodes, open};
 use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
 use crate::records::{FORMAT, FunctionRecord, NodeFunction, NodeRecord, SHARES};
@@ -36,13 +35,9 @@ pub async fn all(
         return Ok(Vec::new());
     };
     let function = function.unwrap_or("*");
-    let versions = Scan {
-        filters: vec![format!("$KV.{REGISTRY_BUCKET}.version.{app}.{function}.*")],
-        from: DeliverPolicy::LastPerSubject,
-        headers_only: false,
-    };
+    let filter = format!("$KV.{REGISTRY_BUCKET}.version.{app}.{function}.*");
     let mut found = Vec::new();
-    scan(&stream, versions, |message| {
+    look(&js.client(), &stream, &filter, 1, |message, _| {
         // A deletion has no body; what a later release wrote otherwise, it deploys.
         let record = serde_json::from_slice::<FunctionRecord>(&message.payload);
         found.extend(record.ok().filter(|record| record.format == FORMAT));

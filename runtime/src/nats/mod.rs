@@ -5,6 +5,8 @@ mod connect;
 mod connection;
 mod context;
 mod denied;
+mod full;
+pub(crate) mod gets;
 mod headers;
 pub(crate) mod raw;
 pub(crate) mod tail;
@@ -17,6 +19,7 @@ pub use connect::{CONNECT_LIMIT, REQUEST_TIMEOUT, connect, without_logins};
 pub use connection::Connection;
 pub use context::{config_dir, saved};
 pub use denied::{Denials, Denied};
+pub(crate) use full::{consumer_refused, is_full};
 pub(crate) use headers::{append, header_map, header_value, headers};
 
 /// Where NATS is when nobody says otherwise.

@@ -10,9 +10,9 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use futures::StreamExt;
 
-use super::Connection;
 use super::headers::headers;
 use super::raw::{self, RawError, Stored, Which};
+use super::{Connection, consumer_refused, is_full};
 
 /// A request for messages ends after this and is renewed.
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -89,6 +89,11 @@ impl Tail {
         }
     }
 
+    /// Whether new messages are waited for: all older ones were read.
+    pub(crate) fn is_open(&self) -> bool {
+        self.consumer.is_some()
+    }
+
     async fn read_one(&self) -> Result<Option<Stored>, RawError> {
         let js = self.connection.jetstream();
         raw::get(&js, &self.stream, Which::Next(self.next, &self.filter)).await
@@ -112,7 +117,10 @@ impl Tail {
             ..Default::default()
         };
         let consumer = stream.create_consumer(config).await;
-        let consumer = consumer.map_err(|error| failed(&error))?;
+        let consumer = consumer.map_err(|error| match is_full(&error.to_string()) {
+            true => failed(&consumer_refused(&self.stream, &error)),
+            false => failed(&error),
+        })?;
         let messages = consumer
             .stream()
             .expires(EXPIRES)

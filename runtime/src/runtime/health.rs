@@ -31,6 +31,8 @@ struct State {
     draining: bool,
     /// It was told to take nothing more.
     resting: bool,
+    /// Why the registry cannot be watched.
+    deaf: Option<String>,
 }
 
 impl NodeFunction {
@@ -53,6 +55,7 @@ impl Health {
             counted: Vec::new(),
             draining: false,
             resting: false,
+            deaf: None,
         };
         Self {
             began,
@@ -110,6 +113,14 @@ impl Health {
         self.state().resting = rests;
     }
 
+    /// Records whether the registry is watched, or why not. Returns whether that is new.
+    pub(super) fn watches(&self, error: Option<String>) -> bool {
+        let mut state = self.state();
+        let known = state.deaf == error;
+        state.deaf = error;
+        !known
+    }
+
     pub(super) fn is_draining(&self) -> bool {
         let state = self.state();
         state.draining || state.resting
@@ -142,6 +153,9 @@ impl Health {
         }
         if state.accepted.is_none_or(|at| at.elapsed() > ACCEPTED) {
             reasons.push("its heartbeat is not stored: other nodes do not know of it".to_owned());
+        }
+        if let Some(why) = &state.deaf {
+            reasons.push(format!("the registry cannot be watched: {why}"));
         }
         let waiting = state.functions.iter().filter(|one| !one.is_ready());
         reasons.extend(waiting.map(|report| {
@@ -192,6 +206,12 @@ mod tests {
         );
         health.saw(Vec::new());
         assert_eq!(health.reasons(false), ["it is not connected to NATS"]);
+        assert!(health.watches(Some("full".into())) && !health.watches(Some("full".into())));
+        assert_eq!(
+            health.reasons(true),
+            ["the registry cannot be watched: full"]
+        );
+        assert!(health.watches(None) && health.reasons(true).is_empty());
         health.rests(true);
         assert_eq!(health.reasons(true).len(), 1);
         assert!(health.is_draining());

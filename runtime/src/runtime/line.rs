@@ -19,7 +19,8 @@ use crate::names::AppNames;
 use crate::records::{FunctionRecord, Input};
 use crate::route::{Lineup, Route, Switch};
 use crate::source::{
-    OpenContext, PositionSource, QueueSource, Received, Settlement, SourceError, Undelivered,
+    InternalInputs, OpenContext, PositionSource, QueueSource, Received, Settlement, SourceError,
+    Undelivered,
 };
 use crate::telemetry::Counters;
 
@@ -279,8 +280,9 @@ impl Pumps {
         let record = &first.record;
         let running = TaskTracker::new();
         let inputs = record.inputs.clone();
+        let names = AppNames::new(record.app.as_str());
         let internal = Input {
-            stream: AppNames::new(record.app.as_str()).commit_stream(),
+            stream: names.commit_stream(),
             subjects: Vec::new(),
             start: 0,
             begun: false,
@@ -293,7 +295,7 @@ impl Pumps {
         let pumps = inputs.iter().map(|input| async {
             match delivery {
                 DeliveryMode::AtLeastOnce => self.pump_queue(input, &running).await,
-                DeliveryMode::ExactlyOnce => self.pump_positions(input).await,
+                DeliveryMode::ExactlyOnce => self.pump_positions(input, None).await,
             }
         });
         let calls = async {
@@ -301,7 +303,8 @@ impl Pumps {
             let last = self.route.worker();
             self.endpoint.close(&last.record, &self.abort).await;
         };
-        let internal = self.pump_positions(&internal);
+        let shared = self.shared.internal_inputs(&names);
+        let internal = self.pump_positions(&internal, Some(shared));
         tokio::join!(futures::future::join_all(pumps), internal, calls);
         running.close();
         running.wait().await;
@@ -314,8 +317,9 @@ impl Pumps {
         tracing::info!(app, function, version, "drained");
     }
 
-    /// Takes from one input until the function stops; opens it anew whenever it fails.
-    async fn pump_positions(&self, input: &Input) {
+    /// Takes from one input until the function stops and opens it again whenever it fails. `inputs`
+    /// is the shared reader of an internal input.
+    async fn pump_positions(&self, input: &Input, inputs: Option<Arc<InternalInputs>>) {
         let mut pauses = backoff();
         loop {
             let (shared, begun) = (&self.shared, Instant::now());
@@ -329,20 +333,21 @@ impl Pumps {
                 nats: shared.connections.commits.clone(),
                 inputs: shared.connections.inputs.clone(),
                 state: NatsState::new(shared.connections.commits.clone(), names),
+                internal_inputs: inputs.clone(),
             };
             let members = shared.members.clone();
             let opened = PositionSource::open(context, members, self.abort.clone()).await;
             let ended = match opened {
                 Ok(source) => {
-                    lock(&self.lost).remove(&input.stream);
-                    source.run(&self.stop).await
+                    let well = || drop(lock(&self.lost).remove(&input.stream));
+                    source.run(&self.stop, well).await
                 }
                 Err(error) => Err(error),
             };
             let Err(error) = ended else { return };
-            let function = &self.route.worker().name;
-            tracing::warn!(%error, function = &**function, "an input is lost; it is opened anew");
-            lock(&self.lost).insert(input.stream.clone(), error.to_string());
+            // The shared reader logs its failure once for all functions.
+            let said = inputs.as_ref().is_some_and(|one| one.lost().is_some());
+            self.note_lost(input, &error, said);
             if begun.elapsed() > STEADY {
                 pauses = backoff();
             }
@@ -351,6 +356,29 @@ impl Pumps {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    /// Records that an input cannot be read and logs each reason once. `said`: it was logged
+    /// already.
+    fn note_lost(&self, input: &Input, error: &SourceError, said: bool) {
+        let why = error.to_string();
+        let before = lock(&self.lost).insert(input.stream.clone(), why.clone());
+        let (function, stream) = (&self.route.worker().name, &input.stream);
+        if said || before.as_ref() == Some(&why) {
+            tracing::debug!(
+                function = &**function,
+                stream,
+                error = why,
+                "the input is still lost"
+            );
+        } else {
+            tracing::warn!(
+                function = &**function,
+                stream,
+                error = why,
+                "an input is lost; it is opened anew"
+            );
         }
     }
 
@@ -365,7 +393,7 @@ impl Pumps {
                 () = self.stop.cancelled() => return,
                 opened = QueueSource::open(inputs, &record, input, &mut undelivered) => opened,
             };
-            let failure = match opened {
+            match opened {
                 Ok(mut source) => {
                     lock(&self.lost).remove(&input.stream);
                     let taken = self.take(&mut source, running).await;
@@ -377,17 +405,12 @@ impl Pumps {
                             if progressed {
                                 pauses = backoff();
                             }
-                            error
+                            tracing::warn!(function = record.function, stream = input.stream, %error, "input lost; opening it anew");
                         }
                     }
                 }
-                Err(error) => {
-                    let why = error.to_string();
-                    lock(&self.lost).insert(input.stream.clone(), why);
-                    error
-                }
-            };
-            tracing::warn!(function = record.function, stream = input.stream, error = %failure, "input lost; opening it anew");
+                Err(error) => self.note_lost(input, &error, false),
+            }
             let pause = pauses.next().unwrap_or(HANDOVER);
             tokio::select! {
                 () = self.stop.cancelled() => return,

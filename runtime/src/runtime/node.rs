@@ -113,7 +113,10 @@ impl Node {
             self.health.turned();
             let failed = self.follow(&mut changes, &mut orders, &stop).await;
             if let Some(error) = failed {
-                tracing::warn!(%error, "the registry cannot be watched; trying again");
+                let why = error.to_string();
+                if self.health.watches(Some(why)) {
+                    tracing::warn!(%error, "the registry cannot be watched; trying again");
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -185,7 +188,12 @@ impl Node {
                     self.obey(order);
                     self.beat().await;
                 }
-                _ = heartbeat.tick() => self.beat().await,
+                _ = heartbeat.tick() => {
+                    if changes.is_open() {
+                        health.watches(None);
+                    }
+                    self.beat().await;
+                }
                 () = health.news() => {
                     self.beat().await;
                     heartbeat.reset();

@@ -17,7 +17,7 @@ use super::health::Health;
 use super::janitor::Apps;
 use super::node::every;
 use crate::commit::{stream, transport};
-use crate::control::functions::{self, FunctionStatus};
+use crate::control::functions::{self, FunctionStatus, Survey};
 use crate::members::{Heard, Members};
 use crate::names::{AppNames, NODES_BUCKET};
 use crate::nats::Connection;
@@ -252,10 +252,20 @@ impl Observer {
         app: &str,
         meter: &AppMeter,
     ) -> Result<(), crate::control::ControlError> {
-        let mut lag = Vec::new();
         let js = self.nats.jetstream();
+        let (mut lag, mut survey) = (Vec::new(), Survey::new(&js));
         for (record, _) in functions::records(&js, Some(app)).await? {
-            lag.push(lag_of(functions::status(&js, &record, &[]).await?));
+            let status = survey.status(&record, &[]).await;
+            if let Some(error) = &status.error {
+                tracing::debug!(
+                    error,
+                    app,
+                    function = record.function,
+                    "what waits is not shown"
+                );
+            } else {
+                lag.push(lag_of(status));
+            }
         }
         // It may have taken a while.
         if self.is_first(app) {
@@ -278,7 +288,7 @@ fn lag_of(status: FunctionStatus) -> FunctionLag {
     FunctionLag {
         function: status.function,
         inputs: inputs.collect(),
-        dead_letters: status.dead_letters,
+        dead_letters: status.dead_letters.unwrap_or(0),
         targets: targets
             .map(|target| (target.stream, seconds(target.oldest_waiting_ms)))
             .collect(),

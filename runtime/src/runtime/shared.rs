@@ -1,7 +1,7 @@
 //! What all functions of a node use.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use crate::commit::{Committer, NatsState};
 use crate::members::Members;
 use crate::names::AppNames;
 use crate::sandbox::Sandbox;
+use crate::source::InternalInputs;
 use crate::telemetry::{LogPublisher, Meters};
 
 /// What all functions of a node use.
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     pub(super) hurry: CancellationToken,
     /// One per app: its batches in flight are bounded together.
     committers: Mutex<BTreeMap<String, Committer>>,
+    /// One per app, while one of its functions runs.
+    inputs: Mutex<BTreeMap<String, Weak<InternalInputs>>>,
     /// This node's id.
     pub(super) node: String,
     pub(super) members: watch::Receiver<Members>,
@@ -42,7 +45,7 @@ impl Shared {
         members: watch::Receiver<Members>,
     ) -> Self {
         let logs = LogPublisher::new(connections.commits.clone(), id.to_string());
-        let committers = Mutex::default();
+        let (committers, inputs) = (Mutex::default(), Mutex::default());
         Self {
             connections,
             sandbox,
@@ -52,6 +55,7 @@ impl Shared {
             leaving: Leaving::default(),
             hurry: CancellationToken::new(),
             committers,
+            inputs,
             node: id.to_string(),
             members,
         }
@@ -77,5 +81,18 @@ impl Shared {
             .entry(names.app().to_owned())
             .or_insert_with(make)
             .clone()
+    }
+
+    /// The shared reader of the app's internal inputs.
+    pub(super) fn internal_inputs(&self, names: &AppNames) -> Arc<InternalInputs> {
+        let mut all = self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(names.app()).and_then(Weak::upgrade) {
+            return known;
+        }
+        all.retain(|_, inputs| inputs.strong_count() > 0);
+        let inputs = InternalInputs::start(self.connections.inputs.clone(), names.clone());
+        let inputs = Arc::new(inputs);
+        all.insert(names.app().to_owned(), Arc::downgrade(&inputs));
+        inputs
     }
 }

@@ -10,7 +10,9 @@ mod undelivered;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use position::{Habits, OpenContext, PARTITIONS, PositionSource, partition};
+pub(crate) use position::{
+    Habits, InternalInputs, OpenContext, PARTITIONS, PositionSource, partition,
+};
 pub(crate) use queue::{QueueSource, SourceError, ensure_consumer, ensure_consumer_from, message};
 
 pub(crate) use undelivered::Undelivered;

@@ -18,7 +18,7 @@ use super::{Acker, Received, Settlement};
 use crate::config::Start;
 use crate::event::Message;
 use crate::names::{AppNames, META_VERSION};
-use crate::nats::{Connection, headers, raw};
+use crate::nats::{Connection, consumer_refused, headers, is_full, raw};
 use crate::records::{FunctionRecord, Input};
 
 /// A message not settled within this comes again; attempts that last longer report progress.
@@ -321,11 +321,15 @@ async fn put(
         ..Default::default()
     };
     stream.create_consumer(config).await.map_err(|error| {
-        SourceError(format!(
-            "cannot make consumer {} on stream {}: {error}",
-            name(record),
-            input.stream
-        ))
+        let why = consumer_refused(&input.stream, &error);
+        SourceError(match is_full(&why) {
+            true => why,
+            false => format!(
+                "cannot make consumer {} on stream {}: {error}",
+                name(record),
+                input.stream
+            ),
+        })
     })
 }
 

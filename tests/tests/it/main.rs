@@ -6,6 +6,7 @@ mod calls;
 mod canary;
 mod cli;
 mod config;
+mod consumers;
 mod control;
 mod crash;
 mod deploys;

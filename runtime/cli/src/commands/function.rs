@@ -121,7 +121,8 @@ pub async fn run(args: FunctionArgs, global: &Global) -> anyhow::Result<()> {
     match args.command {
         FunctionCommand::Ls { app } => {
             let all = functions::list(&js, app.as_deref()).await?;
-            output.document(&all, |all| table(&output, all))
+            output.document(&all, |all| table(&output, all))?;
+            unreadable(&all)
         }
         FunctionCommand::Pause(which) => hold::pause(which, global).await,
         FunctionCommand::Resume(which) => hold::resume(which, global).await,
@@ -143,6 +144,20 @@ pub async fn run(args: FunctionArgs, global: &Global) -> anyhow::Result<()> {
     }
 }
 
+/// Fails where nothing of any function could be read.
+fn unreadable(all: &[FunctionStatus]) -> anyhow::Result<()> {
+    let first = all.iter().find_map(|one| one.error.as_ref());
+    match first.filter(|_| all.iter().all(|one| one.error.is_some())) {
+        Some(why) => anyhow::bail!("no function's state can be read: {why}"),
+        None => Ok(()),
+    }
+}
+
+/// A count; `?`: it cannot be read.
+fn count(count: Option<u64>) -> String {
+    count.map_or_else(|| "?".into(), |count| count.to_string())
+}
+
 fn table(output: &Output, all: &[FunctionStatus]) -> String {
     if all.is_empty() {
         return "no functions are deployed; start with `pelton deploy`".into();
@@ -157,19 +172,25 @@ fn table(output: &Output, all: &[FunctionStatus]) -> String {
             one.trial.as_ref().map_or_else(|| "-".into(), canary),
             one.summary().to_owned(),
             format!("{}/{}", running.count(), serving.count()),
-            one.pending.to_string(),
+            count(one.pending),
             one.oldest_pending_ms
                 .map_or_else(|| "-".into(), duration_ms),
             one.retrying.to_string(),
             one.deferred.to_string(),
-            one.dead_letters.to_string(),
+            count(one.dead_letters),
         ]
     });
     let header = [
         "APP", "FUNCTION", "VERSION", "CANARY", "STATUS", "NODES", "PENDING", "OLDEST", "RETRYING",
         "DEFERRED", "DEAD",
     ];
-    output.table(&header, rows.collect())
+    let mut parts = vec![output.table(&header, rows.collect())];
+    let errors = all.iter().filter_map(|one| {
+        let why = one.error.as_deref()?;
+        Some(format!("{}/{}: {why}", one.app, one.function))
+    });
+    parts.extend(errors);
+    parts.join("\n")
 }
 
 /// The version that is tried, in a column.
@@ -332,7 +353,7 @@ fn facts(output: &Output, info: &FunctionInfo) -> String {
         ("limits", limits),
         ("retries", retries),
         ("delivery", delivery(settings)),
-        ("pending", format!("{} events", status.pending)),
+        ("pending", format!("{} events", count(status.pending))),
         (
             "waiting",
             format!(
@@ -340,8 +361,11 @@ fn facts(output: &Output, info: &FunctionInfo) -> String {
                 status.retrying, status.deferred
             ),
         ),
-        ("dead letters", status.dead_letters.to_string()),
+        ("dead letters", count(status.dead_letters)),
     ]);
+    if let Some(why) = &status.error {
+        facts.push(("not readable", why.clone()));
+    }
     output.fields(&facts)
 }
 

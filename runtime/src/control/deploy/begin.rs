@@ -297,7 +297,7 @@ pub(in crate::control) async fn before_time(
         headers_only: true,
     };
     let mut found = None;
-    scan(&stream, after, |message| {
+    scan(js, &stream, after, |message| {
         found = message.info().ok().map(|info| info.stream_sequence);
         Ok(ControlFlow::Break(()))
     })

@@ -91,7 +91,7 @@ async fn timers(
     step: &mut impl FnMut(&str),
 ) -> Result<(), ControlError> {
     let mut found = Vec::new();
-    scan_timers(commit, names, |timer| {
+    scan_timers(js, commit, names, |timer| {
         if timer.function == function {
             found.push((timer.record.to_owned(), Some(timer.id.to_owned())));
         }

@@ -194,7 +194,7 @@ pub(super) async fn done_beyond(
     };
     found.witness = witness(&closed);
     let (doing, name) = (format!("read stream {}", place.stream), place.stream.into());
-    scan(&stream, beyond, |message| {
+    scan(js, &stream, beyond, |message| {
         let info = message.info();
         let info = info.map_err(|error| ControlError::nats(&doing, error))?;
         let message = source::message(message, &info, &name);
@@ -281,7 +281,7 @@ async fn hand_over(
     };
     let name = input.stream.as_str().into();
     let (mut first, mut done) = (None, Vec::new());
-    scan(&stream, beyond, |message| {
+    scan(js, &stream, beyond, |message| {
         let info = message
             .info()
             .map_err(|error| ControlError::nats(&doing, error))?;

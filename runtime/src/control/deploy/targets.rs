@@ -111,7 +111,7 @@ pub(super) async fn give_back(
     let last = commit.cached_info().state.last_sequence;
     // What was allowed when it was set leaves when it is due. Timers of a function that is gone nobody handles.
     let mut awaited = BTreeSet::new();
-    scan_timers(&commit, names, |timer| {
+    scan_timers(js, &commit, names, |timer| {
         if records.iter().any(|one| one.function == timer.function) {
             awaited.extend(timer.target.map(str::to_owned));
         }

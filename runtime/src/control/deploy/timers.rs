@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::stream::Stream;
 
@@ -22,6 +23,7 @@ pub(super) struct Timer<'a> {
 
 /// Hands each to `each`.
 pub(super) async fn scan_timers(
+    js: &jetstream::Context,
     commit: &Stream,
     names: &AppNames,
     mut each: impl FnMut(Timer<'_>),
@@ -31,7 +33,7 @@ pub(super) async fn scan_timers(
         from: DeliverPolicy::All,
         headers_only: true,
     };
-    scan(commit, all, |message| {
+    scan(js, commit, all, |message| {
         let said = |name| {
             let headers = message.headers.as_ref();
             headers

@@ -6,6 +6,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::due;
+use super::internal::InternalInputs;
 use super::lanes::{Key, Place};
 use super::owner::{owner, partition_at, partition_of};
 use crate::commit::{Committer, NatsState};
@@ -29,6 +30,8 @@ pub(crate) struct OpenContext {
     /// For reading the input.
     pub(crate) inputs: Connection,
     pub(crate) state: NatsState,
+    /// For an internal input: the shared reader of the app.
+    pub(crate) internal_inputs: Option<Arc<InternalInputs>>,
 }
 
 /// What all deliveries of one input share.
@@ -57,6 +60,8 @@ pub(crate) struct Context {
     pub(super) stream_created: i64,
     /// Whether it is the function's internal input, which lies in the commit stream.
     pub(super) internal: bool,
+    /// The shared reader, if it is.
+    pub(super) internal_inputs: Option<Arc<InternalInputs>>,
     /// Ends what is under way.
     pub(super) abort: CancellationToken,
 }

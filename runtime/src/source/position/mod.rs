@@ -10,6 +10,7 @@ mod context;
 mod due;
 mod ends;
 mod input;
+mod internal;
 mod job;
 mod lanes;
 mod owner;
@@ -34,12 +35,13 @@ pub(crate) use self::ahead::Habits;
 use self::claims::Claims;
 pub(crate) use self::context::{Context, OpenContext};
 use self::input::{check_stream, created};
+pub(crate) use self::internal::InternalInputs;
+use self::internal::{Incoming, next};
 use self::job::{Ended, Job};
 use self::lanes::{Body, Lanes};
 pub(crate) use self::owner::PARTITIONS;
 use self::owner::{partition_at, partition_of};
 use self::park::Sweeper;
-use self::reader::{Reader, next};
 use self::round::Next;
 use self::upcoming::Upcoming;
 use super::SourceError;
@@ -50,6 +52,7 @@ use crate::config::KeySource;
 use crate::event::{self, Message};
 use crate::members::Members;
 use crate::names::AppNames;
+use crate::nats::is_full;
 use crate::route::Route;
 use crate::series::MAX_SERIES;
 
@@ -86,6 +89,18 @@ pub(crate) fn partition(key: Option<&KeySource>, message: &Message) -> u16 {
     }
 }
 
+/// Opens the first reader of an internal input. Returns it with whether partitions are claimed at
+/// once.
+async fn begin(context: &Context) -> Result<(Option<Incoming>, bool), SourceError> {
+    if !context.internal {
+        return Ok((None, true));
+    }
+    // Read first: what is parked and removed meanwhile is found in the park.
+    let reader = Incoming::open(context, 1).await?;
+    tick::arm(context).await?;
+    Ok((Some(reader), park::any(context).await?))
+}
+
 /// One input of one function on one node.
 pub(crate) struct PositionSource {
     context: Arc<Context>,
@@ -100,7 +115,7 @@ pub(crate) struct PositionSource {
     at_end: Option<Instant>,
     /// The latest message that was read, and when it was stored, nanoseconds since 1970.
     seen: (u64, i64),
-    reader: Option<Reader>,
+    reader: Option<Incoming>,
     /// Since when there is no reader that there should be.
     unread: Option<Instant>,
     /// Messages that are still read one by one, for an unreadable one came before them.
@@ -118,6 +133,8 @@ pub(crate) struct PositionSource {
     broken: bool,
     /// Whether partitions are to be claimed: of an internal input not before something is due or parked; until then it costs nothing.
     awake: bool,
+    /// Claims were made without an error, and all that was gained is read.
+    looked: bool,
     claimed_at: Instant,
     noted_at: Instant,
     sweeper: Sweeper,
@@ -140,6 +157,7 @@ impl PositionSource {
             nats,
             inputs,
             state,
+            internal_inputs,
         } = context;
         let stream = nats.jetstream().get_stream(&input.stream).await;
         let stream = stream.map_err(|error| stream_error(&input.stream, &error))?;
@@ -147,7 +165,7 @@ impl PositionSource {
         let stream_created = created(stream.cached_info());
         let worker = route.worker();
         let names = AppNames::new(worker.record.app.as_str());
-        let internal = input.stream == names.commit_stream();
+        let internal = internal_inputs.is_some();
         let owner = format!("{node}:{}", uuid::Uuid::new_v4().simple());
         let context = Context {
             stream: input.stream.as_str().into(),
@@ -165,17 +183,10 @@ impl PositionSource {
             state,
             stream_created,
             internal,
+            internal_inputs,
             abort,
         };
-        // Read first: what is parked and removed meanwhile is found in the park.
-        let (reader, awake) = match internal {
-            true => {
-                let reader = Reader::open(&context, 1).await?;
-                tick::arm(&context).await?;
-                (Some(reader), park::any(&context).await?)
-            }
-            false => (None, true),
-        };
+        let (reader, awake) = begin(&context).await?;
         Ok(Self {
             turns: context.route.clone(),
             context: Arc::new(context),
@@ -196,6 +207,7 @@ impl PositionSource {
             starved: false,
             broken: false,
             awake,
+            looked: false,
             claimed_at: Instant::now(),
             noted_at: Instant::now(),
             sweeper: Sweeper::default(),
@@ -204,9 +216,15 @@ impl PositionSource {
         })
     }
 
-    /// Until `stop`, then until what is under way has ended, then lets everything go.
-    pub(crate) async fn run(mut self, stop: &CancellationToken) -> Result<(), SourceError> {
-        let ended = self.serve(stop).await;
+    /// Runs until `stop`, waits for deliveries under way and releases the partitions. Calls `well`
+    /// once the input can be read, or the node owns none of its partitions.
+    pub(crate) async fn run(
+        mut self,
+        stop: &CancellationToken,
+        well: impl Fn(),
+    ) -> Result<(), SourceError> {
+        let ended = self.serve(stop, well).await;
+        self.reader = None;
         // What waits is the next owner's, and so is each partition as soon as nothing of it is under way.
         for (number, partition) in self.claims.leave() {
             self.upcoming.drop_partition(number);
@@ -221,10 +239,19 @@ impl PositionSource {
         ended
     }
 
-    async fn serve(&mut self, stop: &CancellationToken) -> Result<(), SourceError> {
+    async fn serve(
+        &mut self,
+        stop: &CancellationToken,
+        well: impl Fn(),
+    ) -> Result<(), SourceError> {
+        let mut said = false;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            if !said && (self.reader.is_some() || self.looked) {
+                said = true;
+                well();
+            }
             if let Some(message) = self.stalled.take() {
                 self.hand_out(message);
             }
@@ -296,6 +323,7 @@ impl PositionSource {
             tracing::debug!(stream = self.context.input.stream, partitions = ?gained.partitions, from, "claimed");
             self.read_from(from).await?;
         }
+        self.looked = true;
         Ok(())
     }
 
@@ -323,7 +351,7 @@ impl PositionSource {
 
     async fn read_from(&mut self, passed: u64) -> Result<(), SourceError> {
         self.stalled = None;
-        self.reader = Some(Reader::open(&self.context, passed + 1).await?);
+        self.reader = Some(Incoming::open(&self.context, passed + 1).await?);
         (self.unread, self.at_end) = (None, None);
         Ok(())
     }
@@ -347,7 +375,8 @@ impl PositionSource {
             Err(error) => Err(error),
         };
         match read {
-            Err(error) if since.elapsed() < OUTAGE => {
+            // The limit of consumers does not pass by itself.
+            Err(error) if since.elapsed() < OUTAGE && !is_full(&error.0) => {
                 tracing::debug!(%error, "not readable yet");
                 Ok(())
             }
@@ -359,6 +388,10 @@ impl PositionSource {
     /// until [`CAREFUL`] in a row were readable, then with a reader. An unreadable one is handed out
     /// as what could be read of it.
     async fn step_over(&mut self, mut from: u64) -> Result<(), SourceError> {
+        if self.context.internal {
+            // The shared reader does so.
+            return self.read_from(from).await;
+        }
         for _ in 0..CAREFUL {
             if !self.has_room() {
                 return Ok(());

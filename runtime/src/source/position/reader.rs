@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_nats::Client;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::{Client, jetstream};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 
 use super::Context;
 use crate::event::Message;
 use crate::mutation;
+use crate::nats::consumer_refused;
 use crate::source::{SourceError, queue};
 
 /// Messages asked for at once.
@@ -44,23 +45,34 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// All partitions are read from the least that one of them needs; what is done or under way is passed by. Without a
-    /// filter: the server finds the next of several patterns by going through all subjects of a block. An internal input is what
-    /// one pattern matches of the commit stream.
+    /// Reads all partitions from the lowest sequence that one of them needs. Inputs are read
+    /// without a filter: with several, the server goes through all subjects of a block to find the
+    /// next message.
     pub(super) async fn open(context: &Context, start_sequence: u64) -> Result<Self, SourceError> {
-        let name = &context.input.stream;
+        let (stream, function) = (&context.input.stream, &context.function);
+        let what = format!("Pelton function {function}");
         let js = context.inputs.jetstream();
-        let client = js.client();
+        Self::open_on(&js, stream, context.filter(), what, start_sequence).await
+    }
+
+    /// Reads the messages of a stream that match a filter; an empty filter matches all.
+    pub(super) async fn open_on(
+        consumer: &jetstream::Context,
+        name: &str,
+        filter_subject: String,
+        description: String,
+        start_sequence: u64,
+    ) -> Result<Self, SourceError> {
+        let client = consumer.client();
         let failed = |error: &dyn std::fmt::Display| {
             SourceError(format!("cannot read stream {name}: {error}"))
         };
-        let stream = js.get_stream(name).await;
+        let stream = consumer.get_stream(name).await;
         let stream = stream.map_err(|error| queue::stream_error(name, &error))?;
         let first = stream.cached_info().state.first_sequence;
-        let function = &context.function;
         let config = pull::Config {
-            description: Some(format!("Pelton function {function}")),
-            filter_subject: context.filter(),
+            description: Some(description),
+            filter_subject,
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
             ack_policy: AckPolicy::None,
             inactive_threshold: FORGOTTEN,
@@ -71,7 +83,7 @@ impl Reader {
         let consumer = stream
             .create_consumer(config)
             .await
-            .map_err(|error| failed(&error))?;
+            .map_err(|error| SourceError(consumer_refused(name, &error)))?;
         let pending = consumer.cached_info().num_pending;
         let watch = Watch::new(client, consumer.clone());
         let messages = consumer
@@ -91,6 +103,11 @@ impl Reader {
         })
     }
 
+    /// The consumer's name.
+    pub(super) fn name(&self) -> &str {
+        &self.watch.consumer.cached_info().name
+    }
+
     /// Nothing before this sequence is left to be read.
     pub(super) fn first(&self) -> u64 {
         self.first
@@ -105,7 +122,7 @@ impl Reader {
     ///
     /// # Errors
     /// The reader is lost: what it would say next may not be what follows.
-    async fn next(&mut self, stream: &Arc<str>) -> Result<Message, String> {
+    pub(super) async fn next(&mut self, stream: &Arc<str>) -> Result<Message, String> {
         let taken = loop {
             tokio::select! {
                 // What came before anything broke is good, and taken first.
@@ -210,15 +227,4 @@ impl Watch {
 
 fn connects(client: &Client) -> u64 {
     client.statistics().connects.load(Ordering::Relaxed)
-}
-
-/// The next message; nothing comes where there is no reader.
-pub(super) async fn next(
-    reader: &mut Option<Reader>,
-    stream: &Arc<str>,
-) -> Result<Message, String> {
-    match reader {
-        Some(reader) => reader.next(stream).await,
-        None => std::future::pending().await,
-    }
 }
