@@ -24,7 +24,8 @@ struct Authority {
 
 impl Certificates {
     /// Makes `ca`, `server` and `client`, and `stranger-ca` and `stranger` (a client), each certificate as `NAME.pem`
-    /// and its key as `NAME-key.pem`.
+    /// and its key as `NAME-key.pem`; and of servers that signed their own, `self-signed-ca`, which is an authority's, as
+    /// `openssl req -x509` makes it, and `self-signed`, which is not.
     ///
     /// # Errors
     /// They cannot be made or written.
@@ -37,6 +38,8 @@ impl Certificates {
         made.signed("client", &ours, ExtendedKeyUsagePurpose::ClientAuth)?;
         let theirs = made.authority("stranger-ca")?;
         made.signed("stranger", &theirs, ExtendedKeyUsagePurpose::ClientAuth)?;
+        made.self_signed("self-signed-ca", IsCa::Ca(BasicConstraints::Unconstrained))?;
+        made.self_signed("self-signed", IsCa::ExplicitNoCa)?;
         Ok(made)
     }
 
@@ -63,6 +66,16 @@ impl Certificates {
         let certificate = params.self_signed(&key)?;
         std::fs::write(self.certificate(name), certificate.pem())?;
         Ok(Authority { certificate, key })
+    }
+
+    fn self_signed(&self, name: &str, is_ca: IsCa) -> Result<()> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
+        params.is_ca = is_ca;
+        params.distinguished_name.push(DnType::CommonName, name);
+        std::fs::write(self.certificate(name), params.self_signed(&key)?.pem())?;
+        std::fs::write(self.key(name), key.serialize_pem())?;
+        Ok(())
     }
 
     fn signed(&self, name: &str, by: &Authority, usage: ExtendedKeyUsagePurpose) -> Result<()> {

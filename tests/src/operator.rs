@@ -1,7 +1,7 @@
 //! An operator with an account and its users, as `nsc` makes them: JWTs signed with NKeys. A server that trusts the
 //! operator admits whoever shows a user's JWT and proves that it has the user's seed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use base64::Engine;
@@ -62,12 +62,20 @@ impl Operator {
     /// # Errors
     /// Its JWT cannot be signed.
     pub fn user(&self) -> Result<User> {
+        self.user_for(None)
+    }
+
+    /// A user whose JWT expires after this.
+    ///
+    /// # Errors
+    /// Its JWT cannot be signed.
+    pub fn user_for(&self, valid: Option<Duration>) -> Result<User> {
         let keys = KeyPair::new_user();
         let claims = json!({
             "type": "user", "version": 2, "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1,
         });
         Ok(User {
-            jwt: jwt(&self.account, &keys, "node", claims)?,
+            jwt: expiring_jwt(&self.account, &keys, "node", claims, valid)?,
             seed: keys.seed()?,
         })
     }
@@ -105,12 +113,26 @@ fn account_claims(jetstream: bool) -> Value {
     })
 }
 
-/// base64url of header, claims and signature, between dots; without an end.
+/// A JWT that does not expire.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value) -> Result<String> {
+    expiring_jwt(issuer, subject, name, nats, None)
+}
+
+/// base64url of header, claims and signature, between dots.
+fn expiring_jwt(
+    issuer: &KeyPair,
+    subject: &KeyPair,
+    name: &str,
+    nats: Value,
+    valid: Option<Duration>,
+) -> Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let mut claims = json!({
         "iat": now, "iss": issuer.public_key(), "sub": subject.public_key(), "name": name, "nats": nats,
     });
+    if let Some(valid) = valid {
+        claims["exp"] = (now + valid.as_secs()).into();
+    }
     let id = BASE32_NOPAD.encode(&Sha512_256::digest(claims.to_string()));
     claims["jti"] = Value::String(id);
     let header = json!({ "typ": "JWT", "alg": "ed25519-nkey" });

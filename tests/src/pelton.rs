@@ -12,6 +12,7 @@ use tokio::process::Command;
 
 use crate::build;
 use crate::server;
+use crate::wait::eventually;
 
 /// Longest that any command of a test may take; building a crate is the slowest of them.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -115,6 +116,21 @@ impl Pelton {
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             took: start.elapsed(),
         })
+    }
+
+    /// Waits until a function has nothing left to do.
+    ///
+    /// # Errors
+    /// It goes on having something.
+    pub async fn idle(&self, function: &str) -> Result<()> {
+        let what = format!("{function} to have nothing left to do");
+        eventually(&what, || async {
+            let info = self.json(&["function", "info", function]).await?;
+            let pending = &info["status"]["pending"];
+            ensure!(*pending == 0, "{pending} events to go");
+            Ok(Some(()))
+        })
+        .await
     }
 
     /// Runs a command that must succeed.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -108,6 +108,27 @@ impl NatsServer {
         self.kill()?;
         let port = self.port.to_string();
         self.spawn(&port).await
+    }
+
+    /// Replaces its configuration file, which it reads when it starts again.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn reconfigure(&self, config: &str) -> Result<()> {
+        Ok(std::fs::write(self.folder.path().join(CONFIG), config)?)
+    }
+
+    /// Has it read its configuration file again while it runs.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub async fn reload(&self) -> Result<()> {
+        let pid = self.child.as_ref().context("the server is down")?.id();
+        let sent = tokio::process::Command::new("kill")
+            .args(["-HUP", &pid.to_string()])
+            .status();
+        ensure!(sent.await?.success(), "kill -HUP failed");
+        Ok(())
     }
 
     /// Where it keeps a stream.

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use clap::builder::BoolishValueParser;
-use pelton_runtime::config::Manifest;
+use pelton_runtime::config::{self, Manifest};
 use pelton_runtime::control::functions;
 use pelton_runtime::nats::{self, ConnectOptions, Denials};
 
@@ -70,13 +71,31 @@ pub struct Connection {
     #[arg(long, global = true, env = "NATS_CONTEXT", value_name = "NAME")]
     pub context: Option<String>,
     /// User name; a token when there is no password.
-    #[arg(long, global = true, env = "NATS_USER", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "NATS_USER",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
     pub user: Option<String>,
     /// Password.
-    #[arg(long, global = true, env = "NATS_PASSWORD", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "NATS_PASSWORD",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
     pub password: Option<String>,
     /// Token.
-    #[arg(long, global = true, env = "NATS_TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "NATS_TOKEN",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
     pub token: Option<String>,
     /// Credentials file.
     #[arg(long, global = true, env = "NATS_CREDS", value_name = "FILE")]
@@ -127,6 +146,15 @@ pub struct Connection {
     /// Prefix of the subjects on which answers come.
     #[arg(long, global = true, env = "NATS_INBOX_PREFIX", value_name = "PREFIX")]
     pub inbox_prefix: Option<String>,
+    /// How long to wait for the answer to a request, up to 10m; default: 5s.
+    #[arg(
+        long,
+        global = true,
+        env = "NATS_TIMEOUT",
+        value_name = "DURATION",
+        value_parser = config::node_timeout
+    )]
+    pub timeout: Option<Duration>,
 }
 
 impl Global {
@@ -160,7 +188,9 @@ impl Global {
             tls_ca: path("tls_ca", from.tls_ca),
             tls_first: self.given.by(source, "tls_first", from.tls_first),
             inbox_prefix: text("inbox_prefix", from.inbox_prefix),
+            timeout: self.given.by(source, "timeout", from.timeout),
             denials: self.denials.clone(),
+            ..ConnectOptions::default()
         }
     }
 

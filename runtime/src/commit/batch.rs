@@ -1,11 +1,11 @@
 //! Atomic batch publish (ADR-50): n−1 plain publishes and one request, all stored or none.
 
-use std::time::Duration;
-
 use async_nats::client::{PublishErrorKind, RequestErrorKind};
 use async_nats::{Client, HeaderMap, Request};
 use bytes::Bytes;
 use serde::Deserialize;
+
+use crate::nats::answered;
 
 /// Messages in one batch, at most (the server's limit).
 pub(super) const MAX_MESSAGES: usize = 1000;
@@ -69,13 +69,12 @@ struct ApiError {
     description: String,
 }
 
-/// Publishes all messages or none and waits for the answer at most `timeout`.
+/// Publishes all messages or none and waits for the answer.
 ///
 /// The sequence of the first message. A single message needs no batch: its conditions hold by themselves.
 pub(super) async fn publish(
     client: &Client,
     messages: Vec<BatchMessage>,
-    timeout: Duration,
 ) -> Result<u64, BatchError> {
     let count = messages.len();
     // Unlike that of any other under way on the stream, 50 at most: of the system's randomness, for two nodes with one id would be in each
@@ -110,10 +109,10 @@ pub(super) async fn publish(
         let request = Request::new()
             .headers(headers)
             .payload(payload)
-            .timeout(Some(timeout));
-        let answer = client
-            .send_request(subject, request)
+            .timeout(None);
+        let answer = answered(client, client.send_request(subject, request))
             .await
+            .map_err(|error| BatchError::Unknown(error.to_string()))?
             .map_err(|error| match error.kind() {
                 RequestErrorKind::MaxPayloadExceeded => too_large(&error),
                 _ => BatchError::Unknown(error.to_string()),

@@ -310,7 +310,7 @@ impl Gatherer {
             }
             Err(error) => {
                 // What it touched is not known any more; nobody waits for it any more either.
-                tracing::error!(%error, "a commit ended unexpectedly");
+                tracing::error!(%error, app = self.pilot.names.app(), "a commit ended unexpectedly");
                 if self.flights.is_empty() {
                     self.busy.clear();
                 }

@@ -19,11 +19,11 @@ use crate::names::AppNames;
 use crate::nats::Connection;
 use crate::telemetry::AppMeter;
 
-/// Wait for the answer of one batch.
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// Sends of one batch before its deliveries are handed back; with the backoff below some twenty seconds when NATS is
-/// silent. A batch that shrank because somebody was to blame begins anew.
+/// Sends of one batch before its deliveries are handed back; with the backoff below and the client's timeout some forty-five
+/// seconds when NATS is silent. A batch that shrank because somebody was to blame begins anew.
 const TRIES: usize = 8;
+/// Longest pause between two of them.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Subjects looked at in one request when a batch was refused.
 const LOOK: usize = 256;
 
@@ -95,7 +95,7 @@ impl Pilot {
             };
             let (size, sent) = (messages.len(), Instant::now());
             let (written, emitted) = (self.written(&messages), self.emitted(&messages));
-            let refusal = match batch::publish(&self.nats.client(), messages, TIMEOUT).await {
+            let refusal = match batch::publish(&self.nats.client(), messages).await {
                 Ok(first) => {
                     tracing::debug!(deliveries = members.len(), messages = size, took = ?sent.elapsed(), "batch stored");
                     // Before anybody goes on: the next batch rests on these.
@@ -141,7 +141,7 @@ impl Pilot {
                     last = why;
                 }
             }
-            tokio::time::sleep(pauses.next().unwrap_or(TIMEOUT)).await;
+            tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
         }
         answer(members, &CommitError::Unavailable(last));
         Vec::new()
@@ -349,7 +349,7 @@ fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_jitter()
         .with_min_delay(Duration::from_millis(10))
-        .with_max_delay(Duration::from_secs(1))
+        .with_max_delay(LONGEST_PAUSE)
         .with_max_times(TRIES)
         .build()
 }

@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use async_nats::Client;
 
@@ -22,9 +21,6 @@ pub const WINDOW: usize = 1024;
 
 /// Deliveries of one partition that wait in the park before no more are handed out: its record names them.
 const PARKED: usize = 1024;
-
-/// Wait for the answer to a single write.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A partition that this node runs; shared by whoever hands out its deliveries and whoever commits them.
 #[derive(Debug, Clone)]
@@ -410,7 +406,7 @@ pub async fn put_all<'a>(
         })
     });
     let messages = messages.collect::<Result<Vec<_>, _>>()?;
-    match batch::publish(client, messages, TIMEOUT).await {
+    match batch::publish(client, messages).await {
         Ok(sequence) => Ok(Some(sequence)),
         Err(BatchError::Condition) => Ok(None),
         Err(error) => Err(StateError(error.to_string())),

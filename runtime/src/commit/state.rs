@@ -12,12 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::effects::{MAX_STATE_BYTES, StateError, StateReader, Versioned};
 use crate::mutation;
 use crate::names::AppNames;
-use crate::nats::Connection;
-use crate::nats::gets;
 use crate::nats::raw::{self, Stored, Which};
+use crate::nats::{self, Connection, gets};
 
-/// An answer later than this counts as none; a request in flight waits it out across a disconnect.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a listing may take.
+const LISTING: Duration = Duration::from_secs(10);
 /// How long a server that lags behind is waited for. A stream that was made anew counts from 1 again: what is known of its
 /// predecessor must not hold anybody up for ever.
 const LAG: Duration = Duration::from_secs(1);
@@ -84,10 +83,10 @@ impl NatsState {
             }
         };
         let breaks = self.nats.breaks();
-        let all = plain.clone();
+        let (all, client) = (plain.clone(), self.nats.client());
         let (mut found, upto) = tokio::select! {
             biased;
-            found = answered(direct(plain)) => match found {
+            found = answered(&client, direct(plain)) => match found {
                 Err(_) if self.nats.breaks() > breaks => (self.last_raw(all).await?, None),
                 found => found?,
             },
@@ -173,7 +172,7 @@ impl NatsState {
         let answer = self
             .nats
             .client()
-            .send_request(request, Request::new())
+            .send_request(request, Request::new().timeout(None))
             .await
             .map_err(unreadable)?;
         Ok(read_answer(&answer)?.into_iter().collect())
@@ -307,8 +306,8 @@ impl StateReader for NatsState {
                 found.truncate(limit);
                 Ok(found)
             };
-            let late = |_| StateError(format!("listing took longer than {:?}", TIMEOUT * 5));
-            tokio::time::timeout(TIMEOUT * 5, page)
+            let late = |_| StateError(format!("listing took longer than {LISTING:?}"));
+            tokio::time::timeout(LISTING, page)
                 .await
                 .map_err(late)?
         }
@@ -350,10 +349,10 @@ impl Last {
 }
 
 async fn answered<T>(
+    client: &Client,
     request: impl Future<Output = Result<T, StateError>>,
 ) -> Result<T, StateError> {
-    let answer = tokio::time::timeout(TIMEOUT, request).await;
-    answer.map_err(|_| StateError(format!("NATS did not answer within {TIMEOUT:?}")))?
+    nats::answered(client, request).await.map_err(unreadable)?
 }
 
 /// The server stops at a limit of bytes and says how many are left.

@@ -22,8 +22,6 @@ use crate::names::AppNames;
 use crate::nats::connect;
 use crate::records::PositionRecord;
 
-const TIMEOUT: Duration = Duration::from_secs(2);
-
 struct Scene {
     client: Client,
     js: jetstream::Context,
@@ -109,7 +107,7 @@ impl Scene {
             }
         };
         let messages = messages.iter().map(message).collect();
-        batch::publish(&self.client, messages, TIMEOUT).await
+        batch::publish(&self.client, messages).await
     }
 }
 
@@ -399,7 +397,7 @@ async fn of_two_owners_one_commits() {
 async fn unanswered(scene: &Scene, transaction: Transaction) {
     let entry = Entry::new(Arc::new(transaction), &scene.names, ());
     let laid_out = layout(&[entry], &scene.names).unwrap();
-    let stored = batch::publish(&scene.client, laid_out.messages, TIMEOUT).await;
+    let stored = batch::publish(&scene.client, laid_out.messages).await;
     stored.unwrap();
 }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use async_nats::Client;
 
 use super::batch::{self, BatchError, BatchMessage};
-use super::position::TIMEOUT;
 use super::transaction::{expecting, scrap};
 use crate::effects::{StateError, Timer, TimerChange};
 use crate::event::timestamp;
@@ -101,7 +100,7 @@ pub async fn set_timer(
     push_records(&timers, names, &mut messages);
     let set = timers.values().filter_map(|change| change.next.as_ref());
     push_schedules(set, names, function, &mut messages);
-    match batch::publish(client, messages, TIMEOUT).await {
+    match batch::publish(client, messages).await {
         Ok(_) => Ok(true),
         Err(BatchError::Condition) => Ok(false),
         Err(error) => Err(StateError(error.to_string())),

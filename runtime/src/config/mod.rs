@@ -20,7 +20,7 @@ pub use schedule::Schedule;
 
 pub use node::{
     NodeConnection, NodeFile, node_drain, node_http, node_instances, node_keys, node_memory,
-    node_name,
+    node_name, node_timeout,
 };
 
 pub use manifest::{ConfigError, FunctionManifest, Manifest, StreamManifest};

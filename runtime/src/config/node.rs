@@ -18,6 +18,8 @@ const DRAIN: (u64, u64) = (0, 3_600_000);
 const MEMORY: (u64, u64) = (1 << 20, 4 << 30);
 /// Least and most instances at once.
 const INSTANCES: (u32, u32) = (1, 100_000);
+/// Shortest and longest wait for the answer to a request, milliseconds.
+const TIMEOUT: (u64, u64) = (1, 600_000);
 /// Longest name of a node, characters.
 const NAME: usize = 255;
 
@@ -31,7 +33,7 @@ const ROOT_KEYS: [&str; 7] = [
     "http",
 ];
 const LOG_KEYS: [&str; 2] = ["level", "format"];
-const NATS_KEYS: [&str; 12] = [
+const NATS_KEYS: [&str; 13] = [
     "server",
     "context",
     "user",
@@ -44,6 +46,7 @@ const NATS_KEYS: [&str; 12] = [
     "tls-ca",
     "tls-first",
     "inbox-prefix",
+    "timeout",
 ];
 /// Ways to log in, of which a file names one.
 const LOGINS: [&str; 4] = ["user", "token", "creds", "nkey"];
@@ -102,6 +105,8 @@ pub struct NodeConnection {
     pub tls_first: Option<bool>,
     /// Prefix of the subjects on which answers come.
     pub inbox_prefix: Option<String>,
+    /// How long a request waits for its answer.
+    pub timeout: Option<Duration>,
 }
 
 /// Most of it is secret.
@@ -206,6 +211,23 @@ pub fn node_drain(text: &str) -> Result<Duration, String> {
             format!(
                 "write a duration up to {}, such as 30s",
                 values::show_duration(DRAIN.1)
+            )
+        })
+}
+
+/// How long a request waits for its answer, as a flag or variable says it.
+///
+/// # Errors
+/// What would do.
+pub fn node_timeout(text: &str) -> Result<Duration, String> {
+    values::duration(text)
+        .ok()
+        .filter(|ms| (TIMEOUT.0..=TIMEOUT.1).contains(ms))
+        .map(Duration::from_millis)
+        .ok_or_else(|| {
+            format!(
+                "write a duration up to {}, such as 10s",
+                values::show_duration(TIMEOUT.1)
             )
         })
 }
@@ -370,6 +392,9 @@ fn connection(findings: &mut Findings<'_>, nats: &Table<'_>, folder: &Path) -> N
         tls_ca: path(findings, nats, "tls-ca", "ca.pem", folder),
         tls_first: nats.boolean(findings, "tls-first"),
         inbox_prefix: text(findings, nats, "inbox-prefix", "_INBOX_node"),
+        timeout: nats
+            .duration(findings, "timeout", TIMEOUT.0, TIMEOUT.1)
+            .map(Duration::from_millis),
     }
 }
 

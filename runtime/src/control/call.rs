@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use async_nats::client::{RequestError, RequestErrorKind};
-use async_nats::jetstream;
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE};
 use async_nats::{Client, HeaderMap, Message, Request};
 use base64::Engine;
@@ -19,6 +18,7 @@ use crate::event::Headers;
 use crate::names::{
     AppNames, CODE_HEADER, DEADLINE_HEADER, DUE_SUBJECT_HEADER, ID_HEADER, TIMEOUT_HEADER,
 };
+use crate::nats;
 
 /// By so much clocks may differ.
 const CLOCKS: Duration = Duration::from_secs(1);
@@ -86,7 +86,7 @@ pub async fn call(
                 RequestErrorKind::TimedOut => ControlError::new(
                     super::ErrorKind::Nats,
                     format!(
-                        "function {function} did not reply within {timeout:?}; the call may still be done"
+                        "function {function} did not reply within {timeout:?}; the call may have been handled, or may still be"
                     ),
                     format!(
                         "call again with --id {id}, which does it once and gets its reply; wait longer with --timeout"
@@ -197,7 +197,7 @@ fn refusal(function: &str, id: &str, answer: &Message) -> Option<ControlError> {
 
 /// Why nobody answers to the function's subject.
 async fn nobody(client: &Client, app: &str, function: &str) -> ControlError {
-    let js = jetstream::new(client.clone());
+    let js = nats::jetstream(client);
     match functions::info(&js, app, function).await {
         Err(error) => error,
         Ok(info) => ControlError::not_found(

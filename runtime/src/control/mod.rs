@@ -77,11 +77,15 @@ impl ControlError {
 
     /// NATS failed while `doing` something ("read stream ORDERS").
     fn nats(doing: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
-        Self::new(
-            ErrorKind::Nats,
-            format!("cannot {doing}: {why}"),
-            "see that the server is up, has JetStream and lets this user do it, then try again",
-        )
+        let why = why.to_string();
+        let fix = if why.contains("timed out") {
+            "it may have been done all the same: look before you try again; wait longer with --timeout"
+        } else if why.contains("max payload") {
+            "raise the server's max_payload"
+        } else {
+            "see that the server is up, has JetStream and lets this user do it, then try again"
+        };
+        Self::new(ErrorKind::Nats, format!("cannot {doing}: {why}"), fix)
     }
 }
 

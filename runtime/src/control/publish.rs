@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::ControlError;
+use super::{ControlError, ErrorKind};
 use crate::event::{Draft, DraftDefaults, Headers, encode, owned, subject};
 use crate::names::ID_HEADER;
 
@@ -92,6 +92,12 @@ pub async fn publish(
         PublishErrorKind::MaxPayloadExceeded => ControlError::refused(
             format!("the message to {subject} is too large: {error}"),
             "store large data elsewhere and publish where it is, or raise the server's max_payload",
+        ),
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => ControlError::new(
+            ErrorKind::Nats,
+            format!("no stream confirmed the event on {subject} in time: it may have been stored"),
+            "look for it before you publish it again, or publish with -H 'Nats-Msg-Id: ID': the same id is stored once within the \
+             stream's duplicate window; wait longer with --timeout",
         ),
         _ => ControlError::nats(format!("publish to {subject}"), error),
     };

@@ -1,9 +1,9 @@
 //! What the server must be able to do, asked once at start: a node that finds out later has already taken events.
 
-use async_nats::jetstream::{self, context::AccountErrorKind};
+use async_nats::jetstream::context::AccountErrorKind;
 use semver::Version;
 
-use super::{NatsError, REQUEST_TIMEOUT};
+use super::{NatsError, jetstream};
 use crate::names::MIN_SERVER;
 
 /// Refuses a server that is older than [`crate::names::MIN_SERVER`] or has no JetStream.
@@ -15,16 +15,14 @@ pub async fn check_server(client: &async_nats::Client) -> Result<(), NatsError> 
     let place = format!("{}:{}", info.host, info.port);
     check_version(&info.version).map_err(|why| NatsError(format!("NATS at {place}: {why}")))?;
 
-    let mut jetstream = jetstream::new(client.clone());
-    jetstream.set_timeout(REQUEST_TIMEOUT);
-    match jetstream.query_account().await {
+    match jetstream(client).query_account().await {
         Ok(_) => Ok(()),
         Err(error) => Err(NatsError(match error.kind() {
             AccountErrorKind::JetStreamUnavailable | AccountErrorKind::JetStream(_) => format!(
                 "NATS at {place} has no JetStream for this account ({error}); start nats-server with -js, or enable JetStream for the account"
             ),
             AccountErrorKind::TimedOut => format!(
-                "JetStream of NATS at {place} did not answer within 2 s; check that its cluster has a leader (`nats server report jetstream`) and that this user may publish to $JS.API.>"
+                "JetStream of NATS at {place} did not answer in time; check that its cluster has a leader (`nats server report jetstream`) and that this user may publish to $JS.API.>"
             ),
             AccountErrorKind::Other => {
                 format!(

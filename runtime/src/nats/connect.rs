@@ -5,28 +5,27 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::{ConnectErrorKind, Event, ServerAddr, ServerError};
-use percent_encoding::percent_decode_str;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::connection::Breaks;
 use super::context::{Resolved, config_dir, resolve};
+use super::login::Login;
+use super::urls::{place, servers, without_login};
 use super::{ConnectOptions, Denials, Denied, NatsError};
 
 /// How long the first connection may take; below the 3 s after which every command has said what is wrong.
 pub const CONNECT_LIMIT: Duration = Duration::from_millis(2500);
-/// How long a request waits for its answer: one that was in flight when the connection broke is not answered.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a request waits for its answer unless the options say otherwise.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one address may take, so that another one of the list has its turn.
 const ADDRESS_LIMIT: Duration = Duration::from_secs(2);
 /// Delay before the first attempt to reconnect, and the longest one.
 const RECONNECT_MIN: Duration = Duration::from_millis(100);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
-/// In the place of a login.
-const HIDDEN: &str = "(hidden)";
 
 /// Connects within 3 s or says why not.
 ///
@@ -64,8 +63,9 @@ pub(super) async fn connect_watched(
         breaks: breaks.clone(),
         _ended: ended.clone().drop_guard(),
     };
-    let settings = client_settings(name, watch, refusals);
-    let settings = authenticate(settings, &resolved, &servers)?;
+    let settings = Login::read(options, &resolved, &servers)?.settings();
+    let settings = settings.request_timeout(Some(options.timeout.unwrap_or(REQUEST_TIMEOUT)));
+    let settings = client_settings(settings, name, watch, refusals);
     let settings = encrypt(settings, &resolved)?;
     let in_url = servers.iter().any(|server| server.username().is_some());
     let addresses: Vec<ServerAddr> = servers.into_iter().map(without_login).collect();
@@ -95,17 +95,28 @@ struct Refusals {
     user: Option<String>,
 }
 
+/// How often a connection was lost, and whether it is lost now.
+struct Losses {
+    connection: String,
+    now: AtomicBool,
+    times: AtomicU64,
+}
+
 fn client_settings(
+    settings: async_nats::ConnectOptions,
     name: &str,
     watch: ClientWatch,
     refusals: Refusals,
 ) -> async_nats::ConnectOptions {
     let breaks = watch.breaks.clone();
-    let lost = AtomicBool::new(false);
-    async_nats::ConnectOptions::new()
+    let lost = Losses {
+        connection: name.to_owned(),
+        now: AtomicBool::new(false),
+        times: AtomicU64::new(0),
+    };
+    settings
         .name(name)
         .connection_timeout(ADDRESS_LIMIT)
-        .request_timeout(Some(REQUEST_TIMEOUT))
         .max_reconnects(None)
         .reconnect_delay_callback(move |attempt| {
             // All of it is to live as long as the connection task, not only what is used here.
@@ -137,15 +148,21 @@ pub(super) fn reconnect_delay(attempt: usize) -> Duration {
 }
 
 /// That the first connection was made is for its caller to say, or why it is of no use: this comes at any moment after.
-fn log(event: &Event, lost: &AtomicBool, refusals: &Refusals) {
+fn log(event: &Event, lost: &Losses, refusals: &Refusals) {
+    let Losses {
+        connection,
+        now,
+        times,
+    } = lost;
     match event {
-        Event::Connected if lost.swap(false, Ordering::Relaxed) => {
-            tracing::info!("connected to NATS again");
+        Event::Connected if now.swap(false, Ordering::Relaxed) => {
+            tracing::info!(connection, "connected to NATS again");
         }
         Event::Connected => tracing::debug!("connected to NATS"),
         Event::Disconnected => {
-            lost.store(true, Ordering::Relaxed);
-            tracing::warn!("connection to NATS lost; reconnecting");
+            now.store(true, Ordering::Relaxed);
+            let times = times.fetch_add(1, Ordering::Relaxed) + 1;
+            tracing::warn!(connection, times, "connection to NATS lost; reconnecting");
         }
         Event::LameDuckMode => tracing::info!("NATS server is about to stop; moving to another"),
         Event::SlowConsumer(id) => {
@@ -165,144 +182,6 @@ fn log(event: &Event, lost: &AtomicBool, refusals: &Refusals) {
         Event::ServerError(error) => tracing::warn!(%error, "NATS server reported an error"),
         Event::ClientError(error) => tracing::warn!(%error, "NATS client reported an error"),
         Event::Draining | Event::Closed => tracing::debug!(%event, "NATS connection"),
-    }
-}
-
-fn servers(list: &str) -> Result<Vec<ServerAddr>, NatsError> {
-    let servers = list
-        .split(',')
-        .map(str::trim)
-        .filter(|url| !url.is_empty())
-        .map(|url| {
-            url.parse::<ServerAddr>()
-                .ok()
-                .filter(|server| !server.host().is_empty())
-                .ok_or_else(|| {
-                    NatsError(format!(
-                        "server URL `{}` is malformed; write it as nats://HOST:PORT (or tls://, ws://, wss://)",
-                        after_login(url)
-                    ))
-                })
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    if servers.is_empty() {
-        return Err(NatsError(
-            "the server URL is empty; pass --server nats://HOST:PORT, or leave it out for nats://127.0.0.1:4222".into(),
-        ));
-    }
-    Ok(servers)
-}
-
-/// A URL that did not parse may still hold a password, which belongs in no message.
-fn after_login(url: &str) -> &str {
-    url.rsplit_once('@').map_or(url, |(_, host)| host)
-}
-
-/// A list of server URLs as it may be shown: what stands for a login in them is not.
-pub fn without_logins(list: &str) -> String {
-    let shown: Vec<String> = list
-        .split(',')
-        .map(str::trim)
-        .map(|url| match (url.split_once("://"), after_login(url)) {
-            (Some((scheme, _)), host) if host != url => format!("{scheme}://{HIDDEN}@{host}"),
-            (None, host) if host != url => format!("{HIDDEN}@{host}"),
-            _ => url.to_owned(),
-        })
-        .collect();
-    shown.join(",")
-}
-
-/// Where we connect to, for messages.
-fn place(servers: &[ServerAddr], context: Option<&str>) -> String {
-    let list: Vec<String> = servers
-        .iter()
-        .map(|server| {
-            format!(
-                "{}://{}:{}",
-                server.scheme(),
-                bracketed(server.host()),
-                server.port()
-            )
-        })
-        .collect();
-    let list = list.join(",");
-    match context {
-        Some(name) => format!("{list} (context `{name}`)"),
-        None => list,
-    }
-}
-
-fn bracketed(host: &str) -> String {
-    if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.to_owned()
-    }
-}
-
-/// The client does not use a login within the URL; it is taken out so that no log shows it.
-fn without_login(server: ServerAddr) -> ServerAddr {
-    let mut url = server.clone().into_inner();
-    if url.set_username("").is_err() || url.set_password(None).is_err() {
-        return server;
-    }
-    ServerAddr::from_url(url).unwrap_or(server)
-}
-
-/// One way to log in, in the order in which the `nats` CLI looks for it.
-fn authenticate(
-    settings: async_nats::ConnectOptions,
-    resolved: &Resolved,
-    servers: &[ServerAddr],
-) -> Result<async_nats::ConnectOptions, NatsError> {
-    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-    if let Some(user) = &resolved.user {
-        return Ok(login(settings, user.clone(), resolved.password.clone()));
-    }
-    if let Some(path) = &resolved.creds {
-        let text = file("credentials file", "--creds", path)?;
-        return settings.credentials(&text).map_err(|why| {
-            NatsError(format!(
-                "credentials file {} is malformed: {why}; make it anew with `nsc generate creds`",
-                path.display()
-            ))
-        });
-    }
-    if let Some(path) = &resolved.nkey {
-        let seed = file("NKey seed file", "--nkey", path)?;
-        let seed = seed
-            .lines()
-            .map(str::trim)
-            .find(|line| line.starts_with("SU"));
-        return match seed {
-            Some(seed) => Ok(settings.nkey(seed.to_owned())),
-            None => Err(NatsError(format!(
-                "NKey seed file {} holds no user seed (a line that begins with SU); make one with `nk -gen user`",
-                path.display()
-            ))),
-        };
-    }
-    if let Some(token) = &resolved.token {
-        return Ok(settings.token(token.clone()));
-    }
-    let in_url = servers
-        .iter()
-        .find_map(|server| Some((server.username()?, server.password())));
-    match in_url {
-        Some((user, password)) => Ok(login(settings, decoded(user), password.map(decoded))),
-        None => Ok(settings),
-    }
-}
-
-/// A user without a password is a token, as in the `nats` CLI.
-fn login(
-    settings: async_nats::ConnectOptions,
-    user: String,
-    password: Option<String>,
-) -> async_nats::ConnectOptions {
-    match password {
-        Some(password) => settings.user_and_password(user, password),
-        None => settings.token(user),
     }
 }
 
@@ -356,7 +235,7 @@ fn pem(what: &str, flag: &str, path: &Path, kind: &str) -> Result<(), NatsError>
     )))
 }
 
-fn file(what: &str, flag: &str, path: &Path) -> Result<String, NatsError> {
+pub(super) fn file(what: &str, flag: &str, path: &Path) -> Result<String, NatsError> {
     std::fs::read_to_string(path).map_err(|why| {
         NatsError(format!(
             "{what} {} cannot be read: {why}; check {flag} or the context",
@@ -415,9 +294,18 @@ fn explain(
 /// What to do about a TLS connection that was not made, by what rustls says of it.
 fn tls_fix(cause: &str, resolved: &Resolved) -> &'static str {
     let client = resolved.tls_cert.is_some();
-    if cause.contains("certificate or key") {
+    if cause.contains("CaUsedAsEndEntity") {
+        "the server presents the certificate of an authority (CA:TRUE, what `openssl req -x509` makes), which may sign others but not stand for a server: have it sign one for the server, or make a self-signed one with `openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -subj /CN=HOST -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:HOST` (for an address, IP:ADDRESS), and pass that with --tls-ca"
+    } else if cause.contains("InvalidContentType")
+        && !resolved.tls_first
+        && resolved.tls_ca.is_some()
+    {
+        "the server does not offer TLS: leave out --tls-ca, --tls-cert and --tls-key, and name it with nats:// in --server"
+    } else if cause.contains("InvalidContentType") && !resolved.tls_first {
+        "the server does not offer TLS: name it with nats:// (or ws://) in --server"
+    } else if cause.contains("certificate or key") {
         "the client certificate and its key do not fit each other, or the certificate is no X.509 v3"
-    } else if cause.contains("InvalidContentType") && resolved.tls_first {
+    } else if cause.contains("InvalidContentType") {
         "the server does not begin with TLS: leave out --tls-first"
     } else if cause.contains("UnknownIssuer") {
         "no authority that is trusted here signed the server's certificate: pass the certificate of the one that did with --tls-ca"
@@ -434,24 +322,32 @@ fn tls_fix(cause: &str, resolved: &Resolved) -> &'static str {
 
 /// The innermost cause, on one line.
 fn cause(error: &async_nats::ConnectError) -> String {
-    let mut inner: &dyn std::error::Error = error;
-    while let Some(next) = inner.source() {
-        inner = next;
-    }
-    inner.to_string().replace(['\r', '\n'], " ")
+    let inner = causes(error).last().map(ToString::to_string);
+    inner.unwrap_or_default().replace(['\r', '\n'], " ")
 }
 
-fn io_cause(error: &async_nats::ConnectError) -> Option<&std::io::Error> {
-    std::error::Error::source(error)?.downcast_ref()
+/// An error and what caused it, down to the first cause. Input and output errors hide theirs.
+fn causes<'a>(
+    error: &'a async_nats::ConnectError,
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    let first: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(first), |error| {
+        let hidden = error.downcast_ref::<std::io::Error>();
+        let hidden = hidden.and_then(std::io::Error::get_ref);
+        match hidden {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        }
+    })
 }
 
 fn is_refused(error: &async_nats::ConnectError) -> bool {
-    io_cause(error).is_some_and(|why| why.kind() == std::io::ErrorKind::ConnectionRefused)
+    let refused = std::io::ErrorKind::ConnectionRefused;
+    let mut ios = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    ios.any(|why| why.kind() == refused)
 }
 
 fn is_tls(error: &async_nats::ConnectError) -> bool {
-    let wrapped = io_cause(error)
-        .and_then(std::io::Error::get_ref)
-        .is_some_and(|inner| inner.is::<async_nats::rustls::Error>());
-    wrapped || error.kind() == ConnectErrorKind::Tls
+    let by_tls = causes(error).any(|cause| cause.is::<async_nats::rustls::Error>());
+    by_tls || error.kind() == ConnectErrorKind::Tls
 }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::connect::{REQUEST_TIMEOUT, connect_watched, reconnect_delay};
+use super::connect::{connect_watched, reconnect_delay};
 use super::{ConnectOptions, NatsError};
 
 /// A connection to NATS; cheap to clone.
@@ -82,9 +82,7 @@ impl Connection {
 
     /// JetStream on the client of the moment, with the timeout of requests.
     pub fn jetstream(&self) -> jetstream::Context {
-        let mut js = jetstream::new(self.client());
-        js.set_timeout(REQUEST_TIMEOUT);
-        js
+        super::jetstream(&self.client())
     }
 
     /// Largest message that the server takes, bytes.

@@ -1,5 +1,6 @@
 //! Reaching NATS: connection settings and contexts as the `nats` CLI has them, and what the server must be able to do.
 
+mod answer;
 mod check;
 mod connect;
 mod connection;
@@ -8,19 +9,26 @@ mod denied;
 mod full;
 pub(crate) mod gets;
 mod headers;
+mod login;
 pub(crate) mod raw;
 pub(crate) mod tail;
+mod urls;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
+pub use answer::jetstream;
+pub(crate) use answer::{answered, connects};
 pub use check::{check_server, check_version};
-pub use connect::{CONNECT_LIMIT, REQUEST_TIMEOUT, connect, without_logins};
+pub use connect::{CONNECT_LIMIT, REQUEST_TIMEOUT, connect};
 pub use connection::Connection;
 pub use context::{config_dir, saved};
 pub use denied::{Denials, Denied};
 pub(crate) use full::{consumer_refused, is_full};
 pub(crate) use headers::{append, header_map, header_value, headers};
+pub use login::Renewal;
+pub use urls::without_logins;
 
 /// Where NATS is when nobody says otherwise.
 pub const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";
@@ -54,6 +62,10 @@ pub struct ConnectOptions {
     pub tls_first: Option<bool>,
     /// Prefix of the subjects on which answers come.
     pub inbox_prefix: Option<String>,
+    /// How long a request waits for its answer; none: [`REQUEST_TIMEOUT`].
+    pub timeout: Option<Duration>,
+    /// Reads these again before each connection, for the login; none: files and context are read again as they are named here.
+    pub renewal: Renewal,
     /// Where it is kept what the server does not permit.
     pub denials: Denials,
 }
@@ -95,6 +107,8 @@ impl ConnectOptions {
             tls_ca: self.tls_ca.or(below.tls_ca),
             tls_first: self.tls_first.or(below.tls_first),
             inbox_prefix: self.inbox_prefix.or(below.inbox_prefix),
+            timeout: self.timeout.or(below.timeout),
+            renewal: self.renewal.or(below.renewal),
             denials: self.denials,
         }
     }

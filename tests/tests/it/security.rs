@@ -223,6 +223,58 @@ async fn a_server_with_a_certificate_of_a_private_authority() -> Result<()> {
     scene.refuses(&stranger, By::File, &words, &[]).await
 }
 
+/// The `tls` block of a server that signed its own certificate.
+fn self_signed(certificates: &Certificates, name: &str) -> String {
+    let (cert, key) = (certificates.certificate(name), certificates.key(name));
+    format!("tls {{ cert_file: {cert:?}, key_file: {key:?} }}\n")
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_is_accepted_unless_it_is_an_authority_s() -> Result<()> {
+    let certificates = Certificates::new()?;
+    let said = |name: &str| [("tls-ca", of(&certificates.certificate(name)))];
+    let scene = Scene::start(&self_signed(&certificates, "self-signed-ca")).await?;
+    let words = ["CA:TRUE", "basicConstraints=critical,CA:FALSE", "--tls-ca"];
+    let authority = said("self-signed-ca");
+    scene.refuses(&authority, By::Flags, &words, &[]).await?;
+    drop(scene);
+    let scene = Scene::start(&self_signed(&certificates, "self-signed")).await?;
+    let (pelton, flags) = scene.told(&said("self-signed"), By::Flags)?;
+    pelton.ok(&line(&["function", "ls"], &flags)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_without_tls_and_a_websocket_with_it_are_told_apart() -> Result<()> {
+    let certificates = Certificates::new()?;
+    // A port that was free a moment ago.
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let port = free.local_addr()?.port();
+    drop(free);
+    let tls = tls(&certificates, "");
+    let config = format!("websocket {{ listen: \"127.0.0.1:{port}\", {tls} }}\n");
+    let scene = Scene::start(&config).await?;
+    let (pelton, _) = scene.told(&[], By::Flags)?;
+    let tls = scene.server.url().replace("nats://", "tls://");
+    let words = ["does not offer TLS", "nats://", "--server"];
+    pelton
+        .refused(&["function", "ls", "--server", &tls], &words)
+        .await?;
+    let ca = of(&certificates.certificate("ca"));
+    let words = ["does not offer TLS", "leave out --tls-ca"];
+    let plain = scene.server.url();
+    let args = ["function", "ls", "--tls-ca", &ca, "--server", &plain];
+    pelton.refused(&args, &words).await?;
+    let wss = format!("wss://127.0.0.1:{port}");
+    let words = ["UnknownIssuer", "--tls-ca"];
+    pelton
+        .refused(&["function", "ls", "--server", &wss], &words)
+        .await?;
+    let args = ["function", "ls", "--tls-ca", &ca, "--server", &wss];
+    pelton.ok(&args).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_server_that_verifies_client_certificates() -> Result<()> {
     let certificates = Certificates::new()?;

@@ -1,9 +1,8 @@
 //! `pelton call`: asks a function and prints its reply.
 
-use std::time::Duration;
-
 use clap::Args;
 use pelton_runtime::control::call::{self, CallOptions, Called};
+use pelton_runtime::nats::{self, REQUEST_TIMEOUT};
 
 use super::publish::{body, headers};
 use crate::global::Global;
@@ -31,9 +30,6 @@ pub struct CallArgs {
     /// What makes the same call twice one call. Default: a new one.
     #[arg(long)]
     id: Option<String>,
-    /// How long to wait for the reply, up to 10m.
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
     /// Of which app. Default: the manifest's, else the only one there is.
     #[arg(long, value_name = "NAME")]
     app: Option<String>,
@@ -45,11 +41,11 @@ pub async fn run(args: CallArgs, global: &Global) -> anyhow::Result<()> {
         subject: args.subject,
         id: args.id,
         headers: headers(&args.header)?,
-        timeout: args.timeout,
+        timeout: global.connection.timeout.unwrap_or(REQUEST_TIMEOUT),
     };
     let body = body(&args.body).await?;
     let client = global.connect().await?;
-    let js = async_nats::jetstream::new(client.clone());
+    let js = nats::jetstream(&client);
     let app = global.app(args.app, &js).await?;
     let called = call::call(&client, &app, &args.function, options, body).await?;
     let output = global.output();

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::component::Component;
 use pelton_runtime::config::{ConfigError, Manifest};
 use pelton_runtime::control::deploy::{self, View};
+use pelton_runtime::nats;
 use schemars::JsonSchema;
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -158,7 +158,7 @@ async fn examine(report: &mut CheckReport, global: &Global) -> anyhow::Result<()
         }
     };
     let view = if report.online {
-        let js = jetstream::new(global.connect().await?);
+        let js = nats::jetstream(&global.connect().await?);
         deploy::survey(&js, &manifest, &components).await?
     } else {
         View::default()

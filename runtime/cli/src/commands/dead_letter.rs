@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use pelton_runtime::control::dead_letters::{
     self, DeadLetter, Filter, MAX_LISTED, Replayed, WholeDeadLetter,
 };
+use pelton_runtime::nats;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -112,7 +113,7 @@ pub struct NotReplayed {
 
 /// Runs one of its subcommands.
 pub async fn run(args: DeadLetterArgs, global: &Global) -> anyhow::Result<()> {
-    let js = jetstream::new(global.connect().await?);
+    let js = nats::jetstream(&global.connect().await?);
     let app = global.app(args.app, &js).await?;
     let output = global.output();
     match args.command {

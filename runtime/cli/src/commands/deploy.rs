@@ -9,6 +9,7 @@ use pelton_runtime::config::Manifest;
 use pelton_runtime::control::deploy::{self, Plan, Problem, Way};
 use pelton_runtime::control::nodes::{self, Rollout, Wanted};
 use pelton_runtime::control::rollout;
+use pelton_runtime::nats;
 use pelton_runtime::records::SHARES;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -71,7 +72,7 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
     // Before a build that takes a while: without a server it is of no use.
     let client = global.connect().await?;
     let components = build_functions(&manifest, &args.functions).await?;
-    let js = jetstream::new(client);
+    let js = nats::jetstream(&client);
     let view = deploy::survey(&js, &manifest, &components).await?;
     let now = time::OffsetDateTime::now_utc();
     let mut plan = deploy::plan(&manifest, &components, &view, now)

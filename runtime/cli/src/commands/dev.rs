@@ -14,6 +14,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::config::Manifest;
+use pelton_runtime::nats;
 use pelton_runtime::runtime::{Runtime, RuntimeOptions};
 use time::OffsetDateTime;
 use tokio::sync::watch as channel;
@@ -28,8 +29,6 @@ use crate::logging::{self, LogFormat};
 
 /// How long running attempts may take to finish when `dev` ends.
 const DRAIN: Duration = Duration::from_secs(5);
-/// A request in flight waits this out.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Run the app on this machine: a NATS server, a node, and a redeploy at every change
 #[derive(Debug, Args)]
@@ -117,8 +116,7 @@ async fn with_node(
     global: &Global,
 ) -> anyhow::Result<()> {
     let client = server.connect("pelton dev").await?;
-    let mut js = jetstream::new(client);
-    js.set_timeout(REQUEST_TIMEOUT);
+    let js = nats::jetstream(&client);
     let node = Runtime::start(RuntimeOptions {
         apps: vec![manifest.app.clone()],
         cache_dir: super::run::cache_dir()?,

@@ -1,11 +1,11 @@
 //! `pelton function`: what is deployed, where it runs, and what waits for it.
 
-use async_nats::jetstream;
 use clap::{Args, Subcommand};
 use pelton_runtime::config::{DeliveryMode, FunctionSettings, KeySource};
 use pelton_runtime::control::functions::{self, FunctionInfo, FunctionStatus, OnNode, TrialShare};
 use pelton_runtime::control::lag::InputStatus;
 use pelton_runtime::control::versions::{self, VersionStatus};
+use pelton_runtime::nats;
 use pelton_runtime::records::{Provenance, SHARES, TrialRecord};
 
 use super::hold::{self, OneFunction};
@@ -116,7 +116,7 @@ fn concurrency(text: &str) -> Result<Concurrency, String> {
 
 /// Runs one of its subcommands.
 pub async fn run(args: FunctionArgs, global: &Global) -> anyhow::Result<()> {
-    let js = jetstream::new(global.connect().await?);
+    let js = nats::jetstream(&global.connect().await?);
     let output = global.output();
     match args.command {
         FunctionCommand::Ls { app } => {

@@ -7,6 +7,7 @@ use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::control::nodes::{self, Rollout, Wanted};
 use pelton_runtime::control::{functions, hold};
+use pelton_runtime::nats;
 use pelton_runtime::records::{Controls, FunctionRecord};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -105,7 +106,7 @@ struct Place {
 
 impl Place {
     async fn open(which: OneFunction, global: &Global) -> anyhow::Result<Self> {
-        let js = jetstream::new(global.connect().await?);
+        let js = nats::jetstream(&global.connect().await?);
         let app = global.app(which.app, &js).await?;
         // One that is not there is told before anything waits.
         functions::record(&js, &app, &which.function).await?;

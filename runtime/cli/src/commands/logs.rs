@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::control::logs::{LogQuery, LogRecord, tail};
+use pelton_runtime::nats;
 
 use crate::global::Global;
 use crate::zone::local_time;
@@ -48,7 +48,7 @@ pub async fn run(args: LogsArgs, global: &Global) -> anyhow::Result<()> {
         follow: args.follow,
     };
     let show = |record: LogRecord| output.item(&record, text);
-    tail(&jetstream::new(client), &query, show).await
+    tail(&nats::jetstream(&client), &query, show).await
 }
 
 /// A line as a person reads it; `dev` prints the same.

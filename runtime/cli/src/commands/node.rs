@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream;
 use clap::{Args, Subcommand};
 use pelton_runtime::control::nodes;
+use pelton_runtime::nats;
 use pelton_runtime::records::NodeRecord;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -47,7 +47,7 @@ enum NodeCommand {
 /// Runs one of its subcommands.
 pub async fn run(args: NodeArgs, global: &Global) -> anyhow::Result<()> {
     let client = global.connect().await?;
-    let js = jetstream::new(client.clone());
+    let js = nats::jetstream(&client);
     let output = global.output();
     match args.command {
         NodeCommand::Ls => {

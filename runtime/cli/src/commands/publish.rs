@@ -8,6 +8,7 @@ use bytes::Bytes;
 use clap::Args;
 use pelton_runtime::control::publish::{self, Attributes, Published};
 use pelton_runtime::event::Headers;
+use pelton_runtime::nats;
 use tokio::io::AsyncReadExt;
 
 use crate::global::Global;
@@ -60,7 +61,7 @@ pub async fn run(args: PublishArgs, global: &Global) -> anyhow::Result<()> {
     let given = headers(&args.header)?;
     let body = body(&args.body).await?;
     let client = global.connect().await?;
-    let js = jetstream::new(client.clone());
+    let js = nats::jetstream(&client);
     let output = global.output();
     for _ in 0..args.count {
         let mut headers: Headers = attributes.headers(&args.subject)?;

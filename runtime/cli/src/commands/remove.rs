@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::control::remove::{self, Removal};
+use pelton_runtime::nats;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -43,7 +43,7 @@ pub struct RemovalReport {
 /// Removes.
 pub async fn run(args: RemoveArgs, global: &Global) -> anyhow::Result<()> {
     let output = global.output();
-    let js = jetstream::new(global.connect().await?);
+    let js = nats::jetstream(&global.connect().await?);
     let app = global.app(args.app, &js).await?;
     let removal = remove::find(&js, &app, &args.function).await?;
     let mut report = RemovalReport {

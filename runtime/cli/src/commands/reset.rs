@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::control::nodes::{self, Rollout, Wanted};
 use pelton_runtime::control::reset::{self, Reset, ResetTo};
+use pelton_runtime::nats;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -54,7 +54,7 @@ pub struct ResetReport {
 /// Resets.
 pub async fn run(args: ResetArgs, global: &Global) -> anyhow::Result<()> {
     let output = global.output();
-    let js = jetstream::new(global.connect().await?);
+    let js = nats::jetstream(&global.connect().await?);
     let app = global.app(args.app, &js).await?;
     let (function, stream) = (args.function.as_str(), args.stream.as_deref());
     let reset = reset::find(&js, &app, function, stream, &args.to).await?;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_nats::jetstream;
 use clap::Args;
 use pelton_runtime::control::deploy::{self, Rollback};
 use pelton_runtime::control::nodes::{self, Rollout};
+use pelton_runtime::nats;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -55,7 +55,7 @@ pub struct RollbackReport {
 /// Rolls back.
 pub async fn run(args: RollbackArgs, global: &Global) -> anyhow::Result<()> {
     let output = global.output();
-    let js = jetstream::new(global.connect().await?);
+    let js = nats::jetstream(&global.connect().await?);
     let app = global.app(args.app, &js).await?;
     let rollback = deploy::find(&js, &app, &args.function, args.to).await?;
     let mut report = RollbackReport {

@@ -7,6 +7,7 @@ use async_nats::jetstream;
 use clap::{Args, Subcommand};
 use pelton_runtime::control::nodes::{self, Wanted};
 use pelton_runtime::control::{functions, rollout};
+use pelton_runtime::nats;
 use pelton_runtime::records::{Chapter, FunctionRecord, SHARES};
 use pelton_runtime::rollout::{Both, Summary};
 use schemars::JsonSchema;
@@ -94,7 +95,7 @@ pub struct TrialStatus {
 
 /// Runs one of its subcommands.
 pub async fn run(args: RolloutArgs, global: &Global) -> anyhow::Result<()> {
-    let js = jetstream::new(global.connect().await?);
+    let js = nats::jetstream(&global.connect().await?);
     let output = global.output();
     let app = global.app(args.app, &js).await?;
     let function = args.function.as_str();

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use etcetera::BaseStrategy;
 use pelton_runtime::config;
+use pelton_runtime::nats::{NatsError, Renewal};
 use pelton_runtime::runtime::{Runtime, RuntimeOptions};
 
 use crate::global::Global;
@@ -21,7 +22,7 @@ use crate::node::{Node, show};
 ///
 /// Every setting may also be given by a variable or in a file (--config). A flag counts before its variable, a
 /// variable before the file.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:\n  pelton run\n  \
     pelton run --http 127.0.0.1:9090\n  \
     pelton run --app shop --server nats://10.0.0.5:4222 --log-format json\n  \
@@ -73,7 +74,7 @@ pub struct RunArgs {
 
 /// Serves until a signal comes.
 pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
-    let node = Node::read(&args, global)?;
+    let mut node = Node::read(&args, global)?;
     if args.print_config {
         let output = global.output();
         let settings = show::settings(&node)?;
@@ -82,6 +83,7 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     logging::init_with(node.log_format.value, &node.log_level.value);
     if let Some(file) = &node.file {
         tracing::debug!(file = %file.file().display(), "settings read");
+        node.nats.renewal = renewal(&args, global);
     }
     // What a node needs to start it needs to serve; what is refused later it logs, and goes on with the rest.
     let runtime = tokio::select! {
@@ -99,6 +101,15 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
             "{} came again: left at once; what still ran comes again after its ack wait of 30 s", signal?
         ),
     }
+}
+
+/// Reads the node's file again whenever the node connects: it may hold a password or token that was renewed.
+fn renewal(args: &RunArgs, global: &Global) -> Renewal {
+    let (args, global) = (args.clone(), global.clone());
+    Renewal::new(move || match Node::read(&args, &global) {
+        Ok(node) => Ok(node.nats),
+        Err(error) => Err(NatsError(format!("{error:#}"))),
+    })
 }
 
 async fn start(node: Node) -> anyhow::Result<Runtime> {

@@ -1,9 +1,9 @@
 //! `pelton state`: the app's keys and values.
 
-use async_nats::jetstream;
 use clap::{Args, Subcommand};
 use futures::StreamExt;
 use pelton_runtime::control::state::{Entry, Key, State};
+use pelton_runtime::nats;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -96,7 +96,7 @@ pub struct StateChange {
 /// Runs one of its subcommands.
 pub async fn run(args: StateArgs, global: &Global) -> anyhow::Result<()> {
     let client = global.connect().await?;
-    let js = jetstream::new(client);
+    let js = nats::jetstream(&client);
     let app = global.app(args.app, &js).await?;
     let state = State::open(&js, &app).await?;
     let output = global.output();

@@ -37,7 +37,7 @@ const fn key(
 }
 
 /// All of them, as the page lists them.
-pub const KEYS: [Key; 21] = [
+pub const KEYS: [Key; 22] = [
     key(
         "name",
         "name",
@@ -166,6 +166,13 @@ pub const KEYS: [Key; 21] = [
         "subject",
         "`_INBOX`",
         "prefix of the subjects on which answers come",
+    ),
+    key(
+        "nats.timeout",
+        "timeout",
+        "duration, up to 10m",
+        "5s",
+        "how long a request waits for its answer",
     ),
 ];
 

@@ -157,6 +157,7 @@ fn options(file: &NodeConnection) -> ConnectOptions {
         tls_ca: file.tls_ca,
         tls_first: file.tls_first,
         inbox_prefix: file.inbox_prefix,
+        timeout: file.timeout,
         ..ConnectOptions::default()
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use pelton_runtime::config::show_size;
-use pelton_runtime::nats::{self, ConnectOptions, DEFAULT_SERVER, without_logins};
+use pelton_runtime::nats::{self, ConnectOptions, DEFAULT_SERVER, REQUEST_TIMEOUT, without_logins};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -146,6 +146,7 @@ fn connection(
         let usual = match name {
             "server" => Some(DEFAULT_SERVER.to_owned()),
             "tls-first" => Some("false".to_owned()),
+            "timeout" => Some(humantime::format_duration(REQUEST_TIMEOUT).to_string()),
             _ => None,
         };
         return (usual, Source::Default);
@@ -186,6 +187,9 @@ fn plain(name: &str, from: &ConnectOptions) -> Option<String> {
         "tls-ca" => path(&from.tls_ca),
         "tls-first" => from.tls_first.map(|first| first.to_string()),
         "inbox-prefix" => from.inbox_prefix.clone(),
+        "timeout" => from
+            .timeout
+            .map(|wait| humantime::format_duration(wait).to_string()),
         _ => None,
     }
 }

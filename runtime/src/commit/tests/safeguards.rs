@@ -26,7 +26,7 @@ async fn two_that_write_what_the_other_read_are_not_stored_together() {
     ];
     let both = both.map(|one| Entry::new(Arc::new(one), &scene.names, ()));
     let laid_out = layout(&both, &scene.names).unwrap();
-    let stored = batch::publish(&scene.client, laid_out.messages, TIMEOUT).await;
+    let stored = batch::publish(&scene.client, laid_out.messages).await;
     assert!(stored.is_err(), "neither saw the other: {stored:?}");
     let now = (scene.revision("a").await, scene.revision("b").await);
     assert_eq!(now, (a, b));

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use async_nats::jetstream::object_store::ObjectInfo;
+use async_nats::jetstream::object_store::{ObjectInfo, ObjectMetadata};
 use async_nats::jetstream::{self, kv, stream::Config};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
@@ -432,6 +432,9 @@ async fn ensure_consumers(
     Ok(())
 }
 
+/// Largest piece in which a component is stored, bytes; smaller where the server takes less in one message.
+const CHUNK: usize = 128 << 10;
+
 async fn upload(js: &jetstream::Context, component: &Component) -> Result<(), ControlError> {
     let failed =
         |why: String| ControlError::nats(format!("store component {}", component.digest), why);
@@ -446,8 +449,13 @@ async fn upload(js: &jetstream::Context, component: &Component) -> Result<(), Co
     {
         return Ok(());
     }
+    let object = ObjectMetadata {
+        name: component.digest.clone(),
+        chunk_size: Some(CHUNK.min(js.client().server_info().max_payload)),
+        ..ObjectMetadata::default()
+    };
     store
-        .put(component.digest.as_str(), &mut component.bytes.as_slice())
+        .put(object, &mut component.bytes.as_slice())
         .await
         .map_err(|error| failed(error.to_string()))?;
     let stored = store

@@ -54,7 +54,8 @@ impl Server {
 
     /// Takes one that runs already.
     pub(super) fn foreign(options: ConnectOptions) -> Self {
-        let url = options.server.clone().or_else(|| options.context.clone());
+        let url = options.server.as_deref().map(nats::without_logins);
+        let url = url.or_else(|| options.context.clone());
         Self {
             child: None,
             folder: None,
