@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::call::Caller;
 use crate::commit::{self, Attempts, Committer, Locks, Room, Turn, Wanted};
@@ -71,6 +70,23 @@ impl Worker {
     }
 }
 
+/// Writes a log line about one delivery that names it.
+macro_rules! log_delivery {
+    ($level:ident, $worker:expr, $message:expr, $($rest:tt)+) => {{
+        let (record, message) = (&$worker.record, &$message);
+        tracing::$level!(
+            app = record.app,
+            function = record.function,
+            version = record.version,
+            stream = &*message.stream,
+            sequence = message.sequence,
+            subject = message.subject,
+            $($rest)+
+        )
+    }};
+}
+pub(crate) use log_delivery;
+
 /// Takes one delivery to its end; when `abort` fires first, it is handed back. `permit` is one of the worker's handlers.
 pub(crate) async fn deliver(
     worker: Arc<Worker>,
@@ -78,30 +94,25 @@ pub(crate) async fn deliver(
     permit: OwnedSemaphorePermit,
     abort: CancellationToken,
 ) {
-    let message = &received.message;
-    let span = tracing::debug_span!(
-        "delivery",
-        app = worker.record.app,
-        function = worker.record.function,
-        version = worker.record.version,
-        subject = message.subject,
-        stream = &*message.stream,
-        sequence = message.sequence,
-    );
-    let work = async {
-        let started = Instant::now();
-        worker.counters.delivered();
-        if received.is_new() {
-            worker.counters.consumed(1);
-        }
-        let settlement = tokio::select! {
-            settlement = reporting_progress(&received, handle(&worker, &received, permit)) => settlement,
-            () = abort.cancelled() => Settlement::Again(Duration::ZERO),
-        };
-        received.acker.settle(settlement).await;
-        tracing::debug!(?settlement, elapsed = ?started.elapsed(), "settled");
+    let started = Instant::now();
+    worker.counters.delivered();
+    if received.is_new() {
+        worker.counters.consumed(1);
+    }
+    let settlement = tokio::select! {
+        settlement = reporting_progress(&received, handle(&worker, &received, permit)) => settlement,
+        () = abort.cancelled() => Settlement::Again(Duration::ZERO),
     };
-    work.instrument(span).await;
+    if let Err(error) = received.acker.settle(settlement).await {
+        log_delivery!(
+            warn,
+            worker,
+            received.message,
+            %error,
+            "the delivery could not be settled; it comes again when its ack wait is over"
+        );
+    }
+    log_delivery!(debug, worker, received.message, ?settlement, elapsed = ?started.elapsed(), "settled");
 }
 
 /// The way of one event: decode, invoke, carry out the verdict; again when what it read went stale.
@@ -115,7 +126,13 @@ async fn handle(worker: &Worker, received: &Received, permit: OwnedSemaphorePerm
         // It committed before; only its ack was lost.
         Ok(None) => return Settlement::Done,
         Err(error) => {
-            tracing::warn!(%error, "earlier attempts cannot be read; the delivery is handed back");
+            log_delivery!(
+                warn,
+                worker,
+                received.message,
+                %error,
+                "earlier attempts cannot be read; the delivery is handed back"
+            );
             return Settlement::Again(TROUBLE_PAUSE);
         }
     };

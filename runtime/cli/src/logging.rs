@@ -1,8 +1,12 @@
 //! The node's own log, for commands that stay: lines on stderr, as text or JSON, filtered in the language of `RUST_LOG`.
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::repeats::Repeats;
 
 /// What a node prints when nobody says anything.
 pub const NODE_LEVEL: &str = "info,async_nats=warn";
@@ -59,15 +63,22 @@ pub fn init_with(format: LogFormat, filter: &str) {
 }
 
 fn start(format: LogFormat, filter: EnvFilter) {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let repeats = Repeats::default();
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    // Only the first subscriber counts; a later one is no failure worth stopping for.
-    let _ = match format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = registry.with(lines.with_filter(repeats.clone())).try_init();
+    // Only the first subscriber counts; a later one is no failure worth stopping for.
+    if started.is_ok()
+        && let Err(error) = repeats.report()
+    {
+        tracing::warn!(%error, "repeated log lines are suppressed without a count");
+    }
 }
 
 #[cfg(test)]

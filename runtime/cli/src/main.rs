@@ -13,6 +13,7 @@ mod global;
 mod logging;
 mod node;
 mod output;
+mod repeats;
 mod zone;
 
 use std::process::ExitCode;

@@ -146,7 +146,8 @@ impl Answer {
         let subject = names.answer(&record.function, &caller.call);
         let told = client.publish_with_headers(subject, header_map(&headers), data);
         if let Err(error) = told.await {
-            tracing::warn!(%error, "the answer to a call could not be sent");
+            let FunctionRecord { app, function, .. } = record;
+            tracing::warn!(%error, app, function, call = caller.call, "the answer to a call could not be sent");
         }
     }
 }

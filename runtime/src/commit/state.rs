@@ -307,9 +307,7 @@ impl StateReader for NatsState {
                 Ok(found)
             };
             let late = |_| StateError(format!("listing took longer than {LISTING:?}"));
-            tokio::time::timeout(LISTING, page)
-                .await
-                .map_err(late)?
+            tokio::time::timeout(LISTING, page).await.map_err(late)?
         }
         .boxed()
     }

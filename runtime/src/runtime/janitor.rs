@@ -166,7 +166,7 @@ impl Janitor {
             let names = AppNames::new(app.as_str());
             let js = self.nats.jetstream();
             if let Err(error) = stream::mend_commit_stream(&js, &names, served.deployed).await {
-                tracing::warn!(%error, "the commit stream is not as it should be");
+                tracing::warn!(%error, app, "the commit stream is not as it should be");
             }
             let bygone = self.bygone.entry(app.clone()).or_default();
             match bygone.look(&js, &names).await {

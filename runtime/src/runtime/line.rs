@@ -186,14 +186,15 @@ impl Line {
             () = tokio::time::sleep(deadline) => {}
             () = hurry.cancelled() => {}
         }
-        let function = &self.switch.lineup().active.record.function;
-        tracing::warn!(function, "attempts still run; they are handed back");
+        let FunctionRecord { app, function, .. } = &self.switch.lineup().active.record;
+        tracing::warn!(app, function, "attempts still run; they are handed back");
         self.abort.cancel();
         if tokio::time::timeout(HAND_BACK, &mut self.task)
             .await
             .is_err()
         {
             tracing::warn!(
+                app,
                 function,
                 "NATS does not answer; they come again after their ack wait"
             );
@@ -260,7 +261,8 @@ fn resize(permits: &Arc<Semaphore>, old: u32, new: u32) {
 /// Lets the function be called.
 async fn open_endpoint(endpoint: &Endpoint, record: &FunctionRecord, shared: &Shared) {
     if let Err(error) = endpoint.open(&shared.connections, record.clone()).await {
-        tracing::warn!(%error, function = record.function, "it cannot be called on this node");
+        let FunctionRecord { app, function, .. } = &record;
+        tracing::warn!(%error, app, function, "the function cannot be called on this node");
     }
 }
 
@@ -364,20 +366,24 @@ impl Pumps {
     fn note_lost(&self, input: &Input, error: &SourceError, said: bool) {
         let why = error.to_string();
         let before = lock(&self.lost).insert(input.stream.clone(), why.clone());
-        let (function, stream) = (&self.route.worker().name, &input.stream);
+        let worker = self.route.worker();
+        let FunctionRecord { app, function, .. } = &worker.record;
+        let stream = &input.stream;
         if said || before.as_ref() == Some(&why) {
             tracing::debug!(
-                function = &**function,
+                app,
+                function,
                 stream,
                 error = why,
                 "the input is still lost"
             );
         } else {
             tracing::warn!(
-                function = &**function,
+                app,
+                function,
                 stream,
                 error = why,
-                "an input is lost; it is opened anew"
+                "input lost; opening it again"
             );
         }
     }
@@ -483,7 +489,8 @@ impl Pumps {
             if received.is_new() {
                 self.route.worker().counters.consumed(1);
             }
-            received
+            // What cannot be handed back comes again when its ack wait is over.
+            let _ = received
                 .acker
                 .settle(Settlement::Again(Duration::ZERO))
                 .await;

@@ -16,7 +16,7 @@ use crate::call::Answer;
 use crate::commit::{
     CommitError, DeadLetter, Earlier, Fence, Follower, Origin, Parking, Transaction,
 };
-use crate::delivery::{TROUBLE_PAUSE, Worker};
+use crate::delivery::{TROUBLE_PAUSE, Worker, log_delivery};
 use crate::effects::{Attempt, Effects, Failure, StateError, TimerChange};
 use crate::event::Message;
 use crate::mutation;
@@ -269,9 +269,12 @@ pub(crate) fn carry_out<'a>(
     match (verdict, result) {
         (Verdict::Retry(after), Err(failure)) => {
             worker.counters.retried();
-            tracing::info!(
+            log_delivery!(
+                info,
+                worker,
+                received.message,
                 code = failure.code,
-                message = failure.message,
+                reason = failure.message,
                 attempt = case.attempt(),
                 ?after,
                 "retry"
@@ -281,9 +284,12 @@ pub(crate) fn carry_out<'a>(
         }
         (Verdict::Defer(after), Err(failure)) => {
             worker.counters.deferred();
-            tracing::debug!(
+            log_delivery!(
+                debug,
+                worker,
+                received.message,
                 code = failure.code,
-                message = failure.message,
+                reason = failure.message,
                 ?after,
                 "deferred"
             );
@@ -353,7 +359,9 @@ async fn store(
         Err(CommitError::Duplicate) => Carried::Settled(case.settled_before()),
         Err(CommitError::Lost) => Carried::Settled(Settlement::Lost),
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
-        Err(error @ CommitError::Unavailable(_)) => Carried::Settled(hand_back(&error)),
+        Err(error @ CommitError::Unavailable(_)) => {
+            Carried::Settled(hand_back(worker, received, &error))
+        }
         Err(error) if error.is_size() && !transaction.followers.is_empty() => Carried::TooLarge,
         Err(error) if error.is_size() => {
             let why = format!("the effects of this attempt are too large for the server: {error}");
@@ -361,7 +369,7 @@ async fn store(
             let reads = transaction.effects.reads_only();
             Box::pin(give_up(worker, case, received, failure, reads)).await
         }
-        Err(error) => Carried::Settled(stuck(&error)),
+        Err(error) => Carried::Settled(stuck(worker, received, &error)),
     }
 }
 
@@ -377,8 +385,8 @@ pub(crate) async fn pass_on(
         Ok(()) | Err(CommitError::Duplicate) => Settlement::Done,
         Err(CommitError::Lost) => Settlement::Lost,
         Err(CommitError::Conflict(_)) => Settlement::Again(LOOK_AGAIN),
-        Err(error @ CommitError::Unavailable(_)) => hand_back(&error),
-        Err(error) => stuck(&error),
+        Err(error @ CommitError::Unavailable(_)) => hand_back(worker, received, &error),
+        Err(error) => stuck(worker, received, &error),
     }
 }
 
@@ -429,7 +437,13 @@ async fn put_off(
     {
         Ok(()) => Carried::Settled(Settlement::Again(after)),
         Err(error) => {
-            tracing::warn!(%error, "a failed attempt could not be recorded; it will not be counted");
+            log_delivery!(
+                warn,
+                worker,
+                received.message,
+                %error,
+                "a failed attempt could not be recorded; it will not be counted"
+            );
             Carried::Settled(Settlement::Again(after.max(TROUBLE_PAUSE)))
         }
     }
@@ -444,7 +458,10 @@ async fn give_up(
     reads: Effects,
 ) -> Carried {
     let errors = case.errors_with(worker, &failure);
-    tracing::warn!(
+    log_delivery!(
+        warn,
+        worker,
+        received.message,
         code = failure.code,
         reason = failure.message,
         attempts = errors.len(),
@@ -476,14 +493,21 @@ async fn give_up(
         Err(CommitError::Duplicate) => Carried::Settled(case.settled_before()),
         Err(CommitError::Lost) => Carried::Settled(Settlement::Lost),
         Err(CommitError::Conflict(keys)) => Carried::Conflict(keys),
-        Err(error @ CommitError::Unavailable(_)) => Carried::Settled(hand_back(&error)),
-        Err(error) => Carried::Settled(stuck(&error)),
+        Err(error @ CommitError::Unavailable(_)) => {
+            Carried::Settled(hand_back(worker, received, &error))
+        }
+        Err(error) => Carried::Settled(stuck(worker, received, &error)),
     }
 }
 
 /// Lets go of a call that nobody waits for any more and no handler has seen.
 pub(crate) async fn drop_late(worker: &Worker, case: &Case, received: &Received) -> Settlement {
-    tracing::info!("a call was not begun within its caller's time; it is dropped");
+    log_delivery!(
+        info,
+        worker,
+        received.message,
+        "a call was not begun within its caller's time; it is dropped"
+    );
     let mut transaction = case.ending(worker, received, Effects::default(), None);
     let caller = received.caller.as_ref();
     transaction.answered = caller.and_then(|caller| caller.answered(&worker.record, None));
@@ -498,7 +522,13 @@ pub(crate) async fn drop_late(worker: &Worker, case: &Case, received: &Received)
         Err(CommitError::Duplicate) => case.settled_before(),
         Err(CommitError::Lost) => Settlement::Lost,
         Err(error) => {
-            tracing::warn!(%error, "a late call could not be dropped; it is tried again");
+            log_delivery!(
+                warn,
+                worker,
+                received.message,
+                %error,
+                "a late call could not be dropped; it is tried again"
+            );
             Settlement::Again(TROUBLE_PAUSE)
         }
     }
@@ -514,13 +544,25 @@ async fn tell(worker: &Worker, received: &Received, answer: Option<Answer>) {
 }
 
 /// Nothing is let go: the message comes again, and again, until somebody has looked.
-fn stuck(error: &CommitError) -> Settlement {
-    tracing::error!(%error, "a delivery cannot be settled; it is handed back for {STUCK_PAUSE:?}");
+fn stuck(worker: &Worker, received: &Received, error: &CommitError) -> Settlement {
+    log_delivery!(
+        error,
+        worker,
+        received.message,
+        %error,
+        "the delivery cannot be settled; it is handed back for {STUCK_PAUSE:?}"
+    );
     Settlement::Again(STUCK_PAUSE)
 }
 
-fn hand_back(error: &CommitError) -> Settlement {
-    tracing::warn!(%error, "could not commit; the delivery is handed back");
+fn hand_back(worker: &Worker, received: &Received, error: &CommitError) -> Settlement {
+    log_delivery!(
+        warn,
+        worker,
+        received.message,
+        %error,
+        "could not commit; the delivery is handed back"
+    );
     Settlement::Again(TROUBLE_PAUSE.mul_f64(1.0 + fastrand::f64()))
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{Case, STUCK_PAUSE};
 use crate::commit::{CommitError, Parking};
-use crate::delivery::{TROUBLE_PAUSE, Worker};
+use crate::delivery::{TROUBLE_PAUSE, Worker, log_delivery};
 use crate::effects::Effects;
 use crate::event::{Headers, Message};
 use crate::mutation;
@@ -60,11 +60,23 @@ pub(super) async fn store(
         Ok(()) | Err(CommitError::Duplicate) => Settlement::Parked(after, how),
         Err(CommitError::Lost) => Settlement::Lost,
         Err(error @ (CommitError::Unavailable(_) | CommitError::Conflict(_))) => {
-            tracing::warn!(%error, "a delivery could not be parked; it runs again");
+            log_delivery!(
+                warn,
+                worker,
+                received.message,
+                %error,
+                "the delivery could not be parked for its next attempt; it runs again"
+            );
             Settlement::Again(TROUBLE_PAUSE)
         }
         Err(error) => {
-            tracing::error!(%error, "a delivery cannot be parked; it runs again after {STUCK_PAUSE:?}");
+            log_delivery!(
+                error,
+                worker,
+                received.message,
+                %error,
+                "the delivery cannot be parked for its next attempt; it runs again after {STUCK_PAUSE:?}"
+            );
             Settlement::Again(STUCK_PAUSE)
         }
     }

@@ -4,6 +4,7 @@
 //! acks. The position engine (`exactly-once`) stands beside it under the same [`Received`] → [`Settlement`].
 
 mod position;
+mod pull;
 mod queue;
 mod undelivered;
 
@@ -72,17 +73,18 @@ pub(crate) struct Acker(Option<Box<async_nats::jetstream::message::Acker>>);
 
 impl Acker {
     /// Settles the message. A lost ack makes a second delivery, which the marker suppresses.
-    pub(crate) async fn settle(&self, settlement: Settlement) {
+    ///
+    /// # Errors
+    /// The connection's task has ended; the message comes again when its ack wait is over.
+    pub(crate) async fn settle(&self, settlement: Settlement) -> Result<(), async_nats::Error> {
         use async_nats::jetstream::AckKind;
-        let Some(acker) = &self.0 else { return };
+        let Some(acker) = &self.0 else { return Ok(()) };
         let kind = match settlement {
             Settlement::Done => AckKind::Ack,
             Settlement::Again(delay) | Settlement::Parked(delay, _) => AckKind::Nak(Some(delay)),
             Settlement::Lost => AckKind::Nak(None),
         };
-        if let Err(error) = acker.ack_with(kind).await {
-            tracing::warn!(%error, "the message could not be settled; it comes again when its ack wait is over");
-        }
+        acker.ack_with(kind).await
     }
 
     /// Says that the message is still being worked on.

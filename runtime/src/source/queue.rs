@@ -9,10 +9,10 @@ use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsum
 use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::message::Info;
 use async_nats::jetstream::stream::Stream;
-use futures::{FutureExt, StreamExt};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::pull::{Pull, PullError, Settings};
 use super::undelivered::Undelivered;
 use super::{Acker, Received, Settlement};
 use crate::config::Start;
@@ -38,7 +38,7 @@ pub(crate) struct SourceError(pub(crate) String);
 pub(crate) struct QueueSource<'a> {
     connection: Connection,
     consumer: PullConsumer,
-    messages: pull::Stream,
+    messages: Pull,
     /// Messages asked for at once, `concurrency`.
     batch: usize,
     /// Whether another number of messages is to be asked for.
@@ -68,7 +68,8 @@ impl<'a> QueueSource<'a> {
         let stream_created = stream.cached_info().created.unix_timestamp_nanos();
         let consumer = current_consumer(&stream, record, input).await?;
         let batch = record.settings.concurrency.max(1) as usize;
-        let messages = pull_from(&consumer, undelivered.batch(batch), &input.stream).await?;
+        let js = inputs.jetstream();
+        let messages = pull_from(&js, &consumer, undelivered.batch(batch), &input.stream).await?;
         let stream_created = i64::try_from(stream_created).unwrap_or_default();
         Ok(Self {
             connection: inputs.clone(),
@@ -127,10 +128,11 @@ impl<'a> QueueSource<'a> {
     /// Asks for as many messages at once as is right now; what has come already is kept.
     async fn pull_anew(&mut self) -> Result<(), SourceError> {
         let batch = self.undelivered.batch(self.batch);
-        let next = pull_from(&self.consumer, batch, &self.stream).await?;
+        let js = self.connection.jetstream();
+        let next = pull_from(&js, &self.consumer, batch, &self.stream).await?;
         let mut former = std::mem::replace(&mut self.messages, next);
         self.is_to_pull_anew = false;
-        while let Some(Some(Ok(message))) = former.next().now_or_never() {
+        while let Some(message) = former.buffered() {
             let received = self.received(message)?;
             self.ready.push_back(received);
         }
@@ -141,7 +143,7 @@ impl<'a> QueueSource<'a> {
     /// for the first time.
     pub(crate) async fn hand_back(mut self) -> u64 {
         let mut new = 0;
-        while let Some(Some(Ok(message))) = self.messages.next().now_or_never() {
+        while let Some(message) = self.messages.buffered() {
             if let Ok(received) = self.received(message) {
                 self.ready.push_back(received);
             }
@@ -172,19 +174,20 @@ impl<'a> QueueSource<'a> {
     }
 }
 
-type Taken = Result<jetstream::Message, pull::MessagesError>;
+type Taken = Result<jetstream::Message, PullError>;
 
 async fn pull_from(
+    js: &jetstream::Context,
     consumer: &PullConsumer,
     batch: usize,
     stream: &str,
-) -> Result<pull::Stream, SourceError> {
-    consumer
-        .stream()
-        .max_messages_per_batch(batch)
-        .expires(PULL_EXPIRES)
-        .heartbeat(HEARTBEAT)
-        .messages()
+) -> Result<Pull, SourceError> {
+    let settings = Settings {
+        batch,
+        expires: PULL_EXPIRES,
+        heartbeat: HEARTBEAT,
+    };
+    Pull::open(js, consumer, settings)
         .await
         .map_err(|error| SourceError(format!("cannot pull from stream {stream}: {error}")))
 }

@@ -14,7 +14,14 @@ impl PositionSource {
         let ended = match ended {
             Ok(ended) => ended,
             Err(error) => {
-                tracing::error!(%error, "a delivery ended unexpectedly; its input is opened anew");
+                let context = &self.context;
+                tracing::error!(
+                    %error,
+                    app = context.names.app(),
+                    function = &*context.function,
+                    stream = &*context.stream,
+                    "a delivery ended unexpectedly; its input is opened again"
+                );
                 self.broken = true;
                 return;
             }
@@ -124,6 +131,8 @@ impl PositionSource {
 
     pub(super) fn lose(&mut self, partition: u16) {
         tracing::info!(
+            app = self.context.names.app(),
+            function = &*self.context.function,
             partition,
             stream = self.context.input.stream,
             "another node has taken the partition over"

@@ -13,7 +13,7 @@ use super::round::{Round, Wave};
 use super::timer::{self, Timed};
 use crate::call::Caller;
 use crate::commit::{Fence, Partition};
-use crate::delivery::{self, TROUBLE_PAUSE, Worker};
+use crate::delivery::{self, TROUBLE_PAUSE, Worker, log_delivery};
 use crate::effects::{Effects, Failure};
 use crate::event::{self, Message};
 use crate::names::INPUT_GONE;
@@ -139,6 +139,9 @@ impl Job {
             Found::Unreadable(why) => {
                 tracing::warn!(
                     why,
+                    app = self.worker.record.app,
+                    function = self.worker.record.function,
+                    stream = &*self.context.stream,
                     sequence = self.sequence,
                     "a parked delivery cannot be read; it is tried again"
                 );
@@ -168,8 +171,14 @@ impl Job {
             Err(error) => Err(error),
         };
         restored.unwrap_or_else(|error| {
-            let sequence = self.sequence;
-            tracing::warn!(%error, sequence, "a parked delivery is not where its position says; it is looked for again");
+            tracing::warn!(
+                %error,
+                app = self.worker.record.app,
+                function = self.worker.record.function,
+                stream = &*self.context.stream,
+                sequence = self.sequence,
+                "a parked delivery is not where its position says; it is looked for again"
+            );
             Settlement::Again(TROUBLE_PAUSE)
         })
     }
@@ -217,7 +226,13 @@ impl Job {
                 Some(Box::pin(passed).await)
             }
             Err(error) => {
-                tracing::warn!(error, "a timer's record cannot be read; it is tried again");
+                log_delivery!(
+                    warn,
+                    self.worker,
+                    message,
+                    error,
+                    "a timer's record cannot be read; it is tried again"
+                );
                 Some(Settlement::Again(TROUBLE_PAUSE))
             }
         };

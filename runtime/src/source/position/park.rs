@@ -110,7 +110,8 @@ pub(super) async fn restore(
     match worker.committer.commit(Arc::new(transaction)).await {
         Ok(()) => {
             tracing::warn!(
-                %function,
+                app = context.names.app(),
+                function = &**function,
                 stream = %input,
                 sequence,
                 in_input = original.is_some(),
@@ -258,6 +259,8 @@ impl Leftovers {
             return Ok(());
         }
         tracing::info!(
+            app = context.names.app(),
+            function = &*context.function,
             entries = entries.len(),
             stream = context.input.stream,
             "what a killed server brought back of the park is removed"

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::{Client, jetstream};
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
 
 use super::Context;
 use crate::event::Message;
 use crate::mutation;
 use crate::nats::consumer_refused;
+use crate::source::pull::{Pull, Settings};
 use crate::source::{SourceError, queue};
 
 /// Messages asked for at once.
@@ -34,7 +35,7 @@ const ASK: u32 = 5;
 
 /// Reads an input from one sequence on, without a gap.
 pub(super) struct Reader {
-    messages: pull::Stream,
+    messages: Pull,
     watch: Watch,
     /// How many messages the server has sent to this reader.
     sent: u64,
@@ -80,18 +81,19 @@ impl Reader {
             memory_storage: true,
             ..Default::default()
         };
+        let js = consumer;
         let consumer = stream
             .create_consumer(config)
             .await
             .map_err(|error| SourceError(consumer_refused(name, &error)))?;
         let pending = consumer.cached_info().num_pending;
         let watch = Watch::new(client, consumer.clone());
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(BATCH)
-            .expires(EXPIRES)
-            .heartbeat(HEARTBEAT)
-            .messages()
+        let settings = Settings {
+            batch: BATCH,
+            expires: EXPIRES,
+            heartbeat: HEARTBEAT,
+        };
+        let messages = Pull::open(js, &consumer, settings)
             .await
             .map_err(|error| failed(&error))?;
         Ok(Self {

@@ -44,7 +44,7 @@ pub(super) async fn arm(context: &Context) -> Result<(), SourceError> {
         before: held.map(|held| held.id),
         next: wanted.and_then(|schedule| next(context, schedule, timestamp::now())),
     };
-    tracing::info!(function = record.function, schedule = ?wanted, "schedule set");
+    tracing::info!(app = record.app, function = record.function, schedule = ?wanted, "schedule set");
     let function = &record.function;
     // Should another node have been faster, that is as well.
     let set = set_timer(
