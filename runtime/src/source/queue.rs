@@ -150,7 +150,8 @@ impl<'a> QueueSource<'a> {
         }
         for received in self.ready {
             new += u64::from(received.is_new());
-            received
+            // What cannot be handed back comes again when its ack wait is over.
+            let _ = received
                 .acker
                 .settle(Settlement::Again(Duration::ZERO))
                 .await;
