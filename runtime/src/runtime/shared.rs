@@ -13,7 +13,6 @@ use super::leaving::Leaving;
 use crate::commit::{Committer, NatsState};
 use crate::members::Members;
 use crate::names::AppNames;
-use crate::nats;
 use crate::sandbox::Sandbox;
 use crate::source::InternalInputs;
 use crate::telemetry::{LogPublisher, Meters};
