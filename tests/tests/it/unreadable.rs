@@ -105,10 +105,9 @@ async fn unreadable_headers_and_subjects_are_dead_lettered_by_both_engines() -> 
     let expected: Vec<_> = all.chain(queued).collect();
     assert_eq!(given_up(&scene.nats, expected.len()).await?, expected);
     let log = scene.node.log()?;
-    for sequence in 2..10 {
-        let named = format!("stream=\"HOSTILE\" sequence={sequence} ");
-        ensure!(log.contains(&named), "no line names {sequence}: {log}");
-    }
+    // The log names some of many, and counts the rest.
+    let named = "a message is unreadable stream=\"HOSTILE\" sequence=2 ";
+    ensure!(log.contains(named), "{log}");
     Ok(())
 }
 
