@@ -89,7 +89,8 @@ impl Cli {
     }
 }
 
-/// Spells `--help=all` as clap knows it, and says whether it stood there. What follows `--` is no option.
+/// Spells `--help=all` as clap knows it, and says whether it stood there. What follows `--` is no
+/// option.
 fn asks_for_all(mut line: Vec<OsString>) -> (Vec<OsString>, bool) {
     let options = line.iter_mut().take_while(|word| *word != "--");
     let mut all = false;

@@ -1,4 +1,5 @@
-//! Times for people: in the time zone of whoever asks, to the millisecond. What programs read (`--json`, records) stays in UTC.
+//! Times for people: in the time zone of whoever asks, to the millisecond. What programs read
+//! (`--json`, records) stays in UTC.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -14,7 +15,8 @@ static ZONE: LazyLock<Tz> = LazyLock::new(|| {
     zone(variable.as_deref(), link.as_deref(), name.as_deref())
 });
 
-/// A time of RFC 3339 in the local zone, with its offset, so that it can be given back to a command. Anything else stays as it is.
+/// A time of RFC 3339 in the local zone, with its offset, so that it can be given back to a
+/// command. Anything else stays as it is.
 pub fn local_time(text: &str) -> String {
     in_zone(text, *ZONE)
 }
@@ -35,8 +37,9 @@ fn in_zone(text: &str, zone: Tz) -> String {
     )
 }
 
-/// The variable `TZ`, else what the system's files name. The zones themselves are built in. What names none of them, such as a
-/// rule in place of a name, is taken for UTC; the offset that is printed says so.
+/// The variable `TZ`, else what the system's files name. The zones themselves are built in. What
+/// names none of them, such as a rule in place of a name, is taken for UTC; the offset that is
+/// printed says so.
 fn zone(variable: Option<&str>, link: Option<&Path>, name: Option<&str>) -> Tz {
     let named = |text: &str| {
         let text = text.trim().trim_start_matches(':');

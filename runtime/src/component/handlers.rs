@@ -11,7 +11,8 @@ use crate::records::Handler;
 
 const SECTION: &str = "pelton:handlers";
 
-/// All announcements, those of nested modules too. Their order in the bytes is the linker's choice and has no meaning: they are sorted.
+/// All announcements, those of nested modules too. Their order in the bytes is the linker's choice
+/// and has no meaning: they are sorted.
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<Handler>, ComponentError> {
     let mut handlers = Vec::new();
     for payload in Parser::new(0).parse_all(bytes) {

@@ -1,5 +1,6 @@
-//! Lists in which order and repetition have no meaning, such as subjects: kept sorted and without repetition, so that two
-//! of them are equal when they name the same things. A linker, a person or a server may list them in any order.
+//! Lists in which order and repetition have no meaning, such as subjects: kept sorted and without
+//! repetition, so that two of them are equal when they name the same things. A linker, a person or
+//! a server may list them in any order.
 
 use serde::{Deserialize, Deserializer};
 

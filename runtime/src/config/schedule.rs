@@ -102,8 +102,9 @@ pub(super) fn read(findings: &mut Findings<'_>, table: &Table<'_>) -> Option<Sch
     Some(schedule)
 }
 
-/// Refuses steps that are larger than what they step through: cron starts over in each minute, hour, day, month or year, so that
-/// such a step selects the first value alone, and does not mean what it seems to say.
+/// Refuses steps that are larger than what they step through: cron starts over in each minute,
+/// hour, day, month or year, so that such a step selects the first value alone, and does not mean
+/// what it seems to say.
 fn check_steps(findings: &mut Findings<'_>, cron: &str, at: usize) {
     let fields: Vec<&str> = cron.split_whitespace().collect();
     let left_out = usize::from(fields.len() == 5);

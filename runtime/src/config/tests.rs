@@ -170,9 +170,9 @@ http = ["API.example.com", "10.0.0.1:8080", "[::1]:80"]
             allow: Allow {
                 emit: vec!["a.>".into()],
                 http: vec![
-                    "api.example.com".into(),
                     "10.0.0.1:8080".into(),
-                    "[::1]:80".into()
+                    "[::1]:80".into(),
+                    "api.example.com".into()
                 ],
             },
             sample: Some(Sample {

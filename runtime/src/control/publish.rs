@@ -17,14 +17,16 @@ use crate::names::ID_HEADER;
 pub struct Attributes {
     /// What happened; none: the subject.
     pub ty: Option<String>,
-    /// Unique per source; none: a new one. It is the message's `Nats-Msg-Id`, too, by which the stream drops a repetition.
+    /// Unique per source; none: a new one. It is the message's `Nats-Msg-Id`, too, by which the
+    /// stream drops a repetition.
     pub id: Option<String>,
     /// The producer; none: `/pelton/publish`.
     pub source: Option<String>,
 }
 
 impl Attributes {
-    /// Headers of a CloudEvent in binary mode, and its `Nats-Msg-Id`; none when no attribute is set.
+    /// Headers of a CloudEvent in binary mode, and its `Nats-Msg-Id`; none when no attribute is
+    /// set.
     ///
     /// # Errors
     /// An attribute that is malformed.

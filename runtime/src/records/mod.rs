@@ -274,7 +274,8 @@ pub struct Provenance {
     /// The commit that was checked out, if the manifest lies in a git repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git: Option<GitCommit>,
-    /// The environment of the manifest (`--env`) that it was deployed with; none: the manifest as it is.
+    /// The environment of the manifest (`--env`) that it was deployed with; none: the manifest as
+    /// it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
     /// Signatures of the component's digest; none is made or asked for yet.

@@ -1,13 +1,15 @@
-//! What somebody meets who types a command for the first time: help, shares, ids, times, environments.
+//! What somebody meets who types a command for the first time: help, shares, ids, times,
+//! environments.
 
 use anyhow::{Context, Result, ensure};
 use pelton_tests::{Pelton, Project, Scene, build, eventually, project};
 use serde_json::{Value, json};
 
-/// One function in order per key; `more` is further keys and tables of it.
+/// One function in order per the second token of the subject; `more` is further keys and tables of
+/// it.
 fn hostile(more: &str) -> Result<String> {
     let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
-    text += &project::keyed("hostile", &build::component("hostile")?, 3, more);
+    text += &project::keyed("hostile", &build::component("hostile")?, 2, more);
     text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
     Ok(text)
 }
@@ -164,6 +166,8 @@ async fn times_are_local_in_text_and_utc_in_json() -> Result<()> {
     })
     .await?;
     pelton.ok(&["state", "put", "notes.n-1", "x"]).await?;
+    scene.project.change(&hostile("concurrency = 8")?)?;
+    pelton.ok(&["deploy"]).await?;
     for command in [
         &["state", "ls"][..],
         &["function", "versions", "hostile"],

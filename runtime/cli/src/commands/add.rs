@@ -23,7 +23,8 @@ use crate::global::Global;
 pub struct AddArgs {
     /// The function, its crate and its folder below functions/
     function: String,
-    /// What its handler takes; default: FUNCTION.*.created. `schedule.tick`: the ticks of a schedule
+    /// What its handler takes; default: FUNCTION.*.created. `schedule.tick`: the ticks of a
+    /// schedule
     #[arg(long, value_name = "PATTERN")]
     subject: Option<String>,
     /// Folder of the crate pelton-sdk; default: the workspace's dependency
@@ -90,7 +91,8 @@ pub async fn run(args: AddArgs, global: &Global) -> anyhow::Result<()> {
     })
 }
 
-/// What is to be added: the function, and a stream when none covers its subject. Ticks of a schedule come from no stream.
+/// What is to be added: the function, and a stream when none covers its subject. Ticks of a
+/// schedule come from no stream.
 fn sections(manifest: &Manifest, scaffold: &Scaffold<'_>) -> anyhow::Result<String> {
     let covered = manifest
         .streams

@@ -47,10 +47,12 @@ enum DeadLetterCommand {
     },
     /// Put events back for the function that gave them up, and delete their dead letters
     ///
-    /// The original message is published once more on its original subject, with the header `Pelton-Only: APP/FUNCTION`: no other
-    /// function takes it. Its stream stores it as a new message, though, so that everything else that reads the stream or subscribes to
-    /// the subject gets it once more; it can tell a replay by that header, and the event by its id, which is the same. A call or a tick
-    /// goes back to its function alone; a delayed event that could not leave goes to its stream, for all who read that.
+    /// The original message is published once more on its original subject, with the header
+    /// `Pelton-Only: APP/FUNCTION`: no other function takes it. Its stream stores it as a new
+    /// message, though, so that everything else that reads the stream or subscribes to the subject
+    /// gets it once more; it can tell a replay by that header, and the event by its id, which is
+    /// the same. A call or a tick goes back to its function alone; a delayed event that could not
+    /// leave goes to its stream, for all who read that.
     #[command(
         after_help = "Examples:\n  pelton dead-letter replay 7\n  pelton dlq replay --all --dry-run\n  \
         pelton dlq replay --all --function orders --code payment-unknown"

@@ -36,8 +36,9 @@ pub struct PublishArgs {
     /// CloudEvents type; default: none, or the subject when --id or --source is given.
     #[arg(long = "type", value_name = "TYPE")]
     ty: Option<String>,
-    /// CloudEvents id, and the message's Nats-Msg-Id: a stream that stored a message with this id within its duplicate window does not
-    /// store another one. Default: none, or a new one (without Nats-Msg-Id) when --type or --source is given.
+    /// CloudEvents id, and the message's Nats-Msg-Id: a stream that stored a message with this id
+    /// within its duplicate window does not store another one. Default: none, or a new one (without
+    /// Nats-Msg-Id) when --type or --source is given.
     #[arg(long)]
     id: Option<String>,
     /// CloudEvents source.

@@ -22,7 +22,8 @@ pub struct StrategyArgs {
     /// Give the new version this share of the keys first, such as 10%.
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "no_trial")]
     canary: Option<u32>,
-    /// Shares that follow by themselves, ascending, such as 10%,50%,100%. With 100 it becomes the active version.
+    /// Shares that follow by themselves, ascending, such as 10%,50%,100%. With 100% it becomes the
+    /// active version.
     #[arg(long, value_name = "SHARES", value_delimiter = ',', value_parser = share, requires = "canary")]
     steps: Vec<u32>,
     /// Between two of them.
@@ -290,7 +291,8 @@ fn reason(tried: &Tried, within: Duration) -> String {
     format!("{who}: {}", whys.collect::<Vec<_>>().join("; "))
 }
 
-/// `10%`, or `10`, as a number from 0 to 100. Below 1 it needs its `%`: 0.2 may be meant as a fifth.
+/// `10%`, or `10`, as a number from 0 to 100. Below 1 it needs its `%`: 0.2 may be meant as a
+/// fifth.
 fn percent(text: &str) -> Result<f64, String> {
     let text = text.trim();
     let (number, sign) = match text.strip_suffix('%') {
@@ -309,7 +311,8 @@ fn percent(text: &str) -> Result<f64, String> {
     Ok(percent)
 }
 
-/// A number of per cent with at most four digits after the point: more is noise of the multiplication.
+/// A number of per cent with at most four digits after the point: more is noise of the
+/// multiplication.
 fn shown(percent: f64) -> f64 {
     (percent * 1e4).round() / 1e4
 }

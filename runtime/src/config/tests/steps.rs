@@ -13,7 +13,10 @@ fn steps_larger_than_their_range_are_refused() {
             "*/61 * * * *",
             "only the first value would match, which is not every 61 minutes",
         ),
-        ("0 0 */25 * * *", "field of hours | a step of at most 24"),
+        (
+            "0 0 */25 * * *",
+            "the 24 values of its range in the field of hours",
+        ),
         ("0 0 0 */32 * *", "field of days"),
         ("0 0 0 1 */13 *", "field of months"),
         ("0 0 0 * * MON-FRI/8", "field of weekdays"),
@@ -28,7 +31,7 @@ fn steps_larger_than_their_range_are_refused() {
 fn steps_within_their_range_are_schedules() {
     for cron in [
         "*/60 * * * * *",
-        "*/7 */59 * * *",
+        "*/7 */59 * * * *",
         "0 0 0-23/24 */31 */12 *",
         "0 0 9 * * MON-FRI/2",
         "0 0 9 * * */7",

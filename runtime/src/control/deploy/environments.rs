@@ -1,5 +1,5 @@
-//! What two environments of one manifest share on one account. An account is not split by `--env`: an app's name says what is
-//! one app there, and a stream's name what is one stream.
+//! What two environments of one manifest share on one account. An account is not split by `--env`:
+//! an app's name says what is one app there, and a stream's name what is one stream.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,8 @@ use crate::config::Manifest;
 use crate::event::subject::overlaps;
 use crate::records::{FunctionRecord, Input};
 
-/// Notes about functions of another environment that this deploy replaces, and about events that two environments handle.
+/// Notes about functions of another environment that this deploy replaces, and about events that
+/// two environments handle.
 pub(super) fn notes(manifest: &Manifest, view: &View, functions: &[FunctionPlan]) -> Vec<String> {
     let replaced = replaced(manifest, functions);
     replaced

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream;
-use pelton_runtime::config::Manifest;
+use pelton_runtime::config::{FunctionSettings, KeySource, Manifest};
 use pelton_runtime::control::deploy::{self, FunctionAction, Way};
 use pelton_runtime::control::nodes;
 use pelton_runtime::names::TICK_SUBJECT;
@@ -65,7 +65,7 @@ pub(super) async fn turn(
                 .find(|subject| *subject != TICK_SUBJECT)
                 .and_then(|subject| Subject::new(subject).ok())
                 .map(|subject| subject.example),
-            ticks: declared.is_some_and(|one| one.settings.schedule.is_some()),
+            ticks: declared.is_some_and(|one| can_call_tick(&one.settings)),
         }
     };
     let changed = plan.functions.iter();
@@ -76,6 +76,17 @@ pub(super) async fn turn(
             .map(running)
             .collect(),
     })
+}
+
+/// Whether there are ticks, and a call can bring one about: a key by a token that their subject
+/// lacks would be missing.
+fn can_call_tick(settings: &FunctionSettings) -> bool {
+    let tokens = TICK_SUBJECT.split('.').count();
+    let keyless = match settings.key {
+        Some(KeySource::Token(at)) => usize::try_from(at).is_ok_and(|at| at > tokens),
+        _ => false,
+    };
+    settings.schedule.is_some() && !keyless
 }
 
 /// A version that a node cannot start is deployed all the same: said, and mended by the next change.

@@ -18,7 +18,7 @@ pub struct RunningFunction {
     pub version: u64,
     /// A subject of events that it takes.
     pub example: Option<String>,
-    /// Whether it gets the ticks of a schedule.
+    /// Whether it has a schedule whose ticks a call can bring about.
     pub ticks: bool,
 }
 

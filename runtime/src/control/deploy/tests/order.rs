@@ -1,4 +1,5 @@
-//! The order of handlers in a component, of lists in the manifest, in stored records and in the server's answers means nothing.
+//! The order of handlers in a component, of lists in the manifest, in stored records and in the
+//! server's answers means nothing.
 
 use serde_json::{Value, json};
 
