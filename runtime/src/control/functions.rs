@@ -232,7 +232,7 @@ pub async fn list(
     app: Option<&str>,
 ) -> Result<Vec<FunctionStatus>, ControlError> {
     let nodes = nodes::list(js).await?;
-    let mut survey = Survey::new(js);
+    let mut survey = Survey::new(js, true);
     let mut all = Vec::new();
     for (record, _) in records(js, app).await? {
         all.push(survey.status(&record, &nodes).await);
@@ -260,7 +260,7 @@ pub async fn info(
 ) -> Result<FunctionInfo, ControlError> {
     let (record, _) = self::record(js, app, function).await?;
     let nodes = nodes::list(js).await?;
-    let status = Survey::new(js).status(&record, &nodes).await;
+    let status = Survey::new(js, false).status(&record, &nodes).await;
     Ok(FunctionInfo { status, record })
 }
 
@@ -285,9 +285,10 @@ impl Errors {
 }
 
 impl Survey {
-    pub(crate) fn new(js: &jetstream::Context) -> Self {
+    /// `wide`: all functions of an app are looked at.
+    pub(crate) fn new(js: &jetstream::Context, wide: bool) -> Self {
         Self {
-            looks: Looks::new(js),
+            looks: Looks::new(js, wide),
             targets: BTreeMap::new(),
             dead: BTreeMap::new(),
         }

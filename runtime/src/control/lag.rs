@@ -18,7 +18,7 @@ use super::scan::look;
 use super::{ControlError, open};
 use crate::call;
 use crate::config::DeliveryMode;
-use crate::event::Message;
+use crate::event::{Message, subject};
 use crate::names::{self, AppNames};
 use crate::records::{AttemptsRecord, FunctionRecord, Input, PositionRecord, rfc3339};
 use crate::settle::park::{self, Parked};
@@ -28,17 +28,49 @@ const READ: u64 = 10_000;
 /// Bytes of them: direct gets bring bodies, too.
 const BYTES: usize = 16 << 20;
 
-/// Caches the streams that one listing looks at, so that each is requested once.
+/// Messages, and bytes, of all functions of an app that are read at once.
+const WIDE: u64 = 50_000;
+const WIDE_BYTES: usize = 32 << 20;
+
+/// What lies in the commit stream for each function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Positions,
+    Park,
+    Due,
+}
+
+impl Kind {
+    /// The token behind the app in the subjects of this kind; the function follows.
+    fn token(self) -> &'static str {
+        match self {
+            Self::Positions => "pos",
+            Self::Park => "park",
+            Self::Due => "due",
+        }
+    }
+}
+
+/// Messages of one kind by function; none: there are too many, or one cannot be read.
+type ByFunction = Option<BTreeMap<String, Vec<Message>>>;
+
+/// What one listing has read and several functions need, so that each is requested once.
 pub(crate) struct Looks {
     js: jetstream::Context,
+    /// Whether all functions of an app are looked at.
+    wide: bool,
     streams: BTreeMap<String, Option<Stream>>,
+    /// By app and kind.
+    known: BTreeMap<(String, Kind), ByFunction>,
 }
 
 impl Looks {
-    pub(crate) fn new(js: &jetstream::Context) -> Self {
+    pub(super) fn new(js: &jetstream::Context, wide: bool) -> Self {
         Self {
             js: js.clone(),
+            wide,
             streams: BTreeMap::new(),
+            known: BTreeMap::new(),
         }
     }
 
@@ -55,6 +87,66 @@ impl Looks {
         self.streams.insert(name.to_owned(), found.clone());
         Ok(found)
     }
+
+    /// Calls `each` with the messages of a function under a filter, as [`look`] does.
+    async fn commits(
+        &mut self,
+        (names, function): (&AppNames, &str),
+        kind: Kind,
+        filter: &str,
+        mut each: impl FnMut(&Message, u64) -> Result<ControlFlow<()>, ControlError>,
+    ) -> Result<(), ControlError> {
+        let Some(stream) = self.stream(&names.commit_stream()).await? else {
+            return Ok(());
+        };
+        if self.wide {
+            self.load(names, kind, &stream).await;
+        }
+        let key = (names.app().to_owned(), kind);
+        let Some(Some(known)) = self.known.get(&key) else {
+            return look(&self.js.client(), &stream, filter, 1, each).await;
+        };
+        let all = known.get(function).into_iter().flatten();
+        let found: Vec<&Message> = all
+            .filter(|message| subject::matches(filter, &message.subject))
+            .collect();
+        for (message, left) in found.iter().zip((0..found.len() as u64).rev()) {
+            if each(message, left)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the messages of all functions of an app, unless that was done.
+    async fn load(&mut self, names: &AppNames, kind: Kind, stream: &Stream) {
+        let key = (names.app().to_owned(), kind);
+        if self.known.contains_key(&key) {
+            return;
+        }
+        let start = format!("$PELTON.{}.{}.", names.app(), kind.token());
+        let filter = format!("{start}>");
+        let mut found: BTreeMap<String, Vec<Message>> = BTreeMap::new();
+        let (mut read, mut whole) = (Read::default(), true);
+        let each = |message: &Message, _| {
+            let rest = message.subject.strip_prefix(&start);
+            if let Some((function, _)) = rest.and_then(|rest| rest.split_once('.')) {
+                let messages = found.entry(function.to_owned()).or_default();
+                messages.push(message.clone());
+            }
+            whole = !read.exceeds(message, WIDE, WIDE_BYTES);
+            Ok(match whole {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            })
+        };
+        let looked = look(&self.js.client(), stream, &filter, 1, each).await;
+        if let Err(error) = &looked {
+            tracing::debug!(error = error.what, "read function by function");
+        }
+        let found = (whole && looked.is_ok()).then_some(found);
+        self.known.insert(key, found);
+    }
 }
 
 /// How much one look has read.
@@ -67,9 +159,13 @@ struct Read {
 impl Read {
     /// Counts a message; whether that is enough.
     fn note(&mut self, message: &Message) -> bool {
+        self.exceeds(message, READ, BYTES)
+    }
+
+    fn exceeds(&mut self, message: &Message, messages: u64, bytes: usize) -> bool {
         self.messages += 1;
         self.bytes += message.payload.len();
-        self.messages >= READ || self.bytes >= BYTES
+        self.messages >= messages || self.bytes >= bytes
     }
 }
 
@@ -173,10 +269,19 @@ async fn positions(
     looks: &mut Looks,
     place: Place<'_>,
 ) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
-    match looks.stream(&place.names.commit_stream()).await? {
-        Some(_) => progress::records_since(looks.js(), place, 0).await,
-        None => Ok(BTreeMap::new()),
-    }
+    let filter = place.names.positions_filter(place.function, place.stream);
+    let of = (place.names, place.function);
+    let mut found = BTreeMap::new();
+    let each = |message: &Message, _| {
+        let partition = message.subject.rsplit('.').next();
+        if let Some(partition) = partition.and_then(|token| token.parse().ok()) {
+            let record = progress::read(&message.subject, &message.payload)?;
+            found.insert(partition, record);
+        }
+        Ok(ControlFlow::Continue(()))
+    };
+    looks.commits(of, Kind::Positions, &filter, each).await?;
+    Ok(found)
 }
 
 async fn queue(stream: &Stream, status: &mut InputStatus) {
@@ -215,35 +320,28 @@ async fn recorded(
     life: i64,
     status: &mut InputStatus,
 ) -> Result<(), ControlError> {
-    let Some(commits) = looks.stream(&names.commit_stream()).await? else {
-        return Ok(());
-    };
     let filter = names.attempts_filter(&record.function, &status.stream);
     let mut read = Read::default();
-    look(
-        &looks.js().client(),
-        &commits,
-        &filter,
-        1,
-        |message, more| {
-            let known = serde_json::from_slice::<AttemptsRecord>(&message.payload).ok();
-            let sequence = message.subject.rsplit('.').next();
-            let sequence = sequence.and_then(|token| token.parse().ok());
-            let known = known.zip(sequence).filter(|(known, sequence)| {
-                let txn = names::txn(record.instance, &status.stream, life, *sequence);
-                *known.txn == *txn
-            });
-            if let Some((known, _)) = known {
-                status.waits(&known);
-            }
-            if read.note(message) {
-                status.retrying += more;
-                return Ok(ControlFlow::Break(()));
-            }
-            Ok(ControlFlow::Continue(()))
-        },
-    )
-    .await
+    let of = (names, record.function.as_str());
+    let stream = status.stream.clone();
+    let each = |message: &Message, more| {
+        let known = serde_json::from_slice::<AttemptsRecord>(&message.payload).ok();
+        let sequence = message.subject.rsplit('.').next();
+        let sequence = sequence.and_then(|token| token.parse().ok());
+        let known = known.zip(sequence).filter(|(known, sequence)| {
+            let txn = names::txn(record.instance, &stream, life, *sequence);
+            *known.txn == *txn
+        });
+        if let Some((known, _)) = known {
+            status.waits(&known);
+        }
+        if read.note(message) {
+            status.retrying += more;
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(ControlFlow::Continue(()))
+    };
+    looks.commits(of, Kind::Park, &filter, each).await
 }
 
 /// Counts what waits in the park of the position engine. The positions name it; whatever else lies
@@ -280,22 +378,19 @@ async fn in_park(
     looks: &mut Looks,
     place: Place<'_>,
 ) -> Result<BTreeMap<(u16, u64), Parked>, ControlError> {
-    let mut found = BTreeMap::new();
-    let Some(commits) = looks.stream(&place.names.commit_stream()).await? else {
-        return Ok(found);
-    };
     let filter = place
         .names
         .parked_filter(place.function, place.stream, None);
-    let mut read = Read::default();
-    look(&looks.js().client(), &commits, &filter, 1, |message, _| {
+    let of = (place.names, place.function);
+    let (mut found, mut read) = (BTreeMap::new(), Read::default());
+    let each = |message: &Message, _| {
         found.extend(read_parked(message, place.stream));
         Ok(match read.note(message) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         })
-    })
-    .await?;
+    };
+    looks.commits(of, Kind::Park, &filter, each).await?;
     Ok(found)
 }
 
@@ -316,12 +411,9 @@ pub(super) async fn internal(
     record: &FunctionRecord,
 ) -> Result<Option<InputStatus>, ControlError> {
     let (function, stream) = (record.function.as_str(), names.commit_stream());
-    let Some(commits) = looks.stream(&stream).await? else {
-        return Ok(None);
-    };
     let filter = names.due_filter(function);
     let (mut due, mut read) = (BTreeMap::new(), Read::default());
-    look(&looks.js().client(), &commits, &filter, 1, |message, _| {
+    let each = |message: &Message, _| {
         if !call::is_left(&message.headers) {
             due.insert(message.sequence, message.stored);
         }
@@ -329,8 +421,9 @@ pub(super) async fn internal(
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         })
-    })
-    .await?;
+    };
+    let of = (names, function);
+    looks.commits(of, Kind::Due, &filter, each).await?;
     let place = Place {
         names,
         function,

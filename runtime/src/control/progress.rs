@@ -83,10 +83,10 @@ impl Progress {
     }
 }
 
-/// The positions of an input, by partition.
+/// The positions of an input, by partition, as of now: from a server that has what the leader has.
 ///
 /// # Errors
-/// One that cannot be read; NATS trouble.
+/// One that cannot be read; no server that answers has caught up in time; NATS trouble.
 pub(super) async fn records(
     js: &jetstream::Context,
     place: Place<'_>,
@@ -94,18 +94,7 @@ pub(super) async fn records(
     let Some(stream) = open(js, &place.names.commit_stream()).await? else {
         return Ok(BTreeMap::new());
     };
-    records_since(js, place, stream.cached_info().state.last_sequence).await
-}
-
-/// The same, from a server that has the commit stream up to `since`.
-///
-/// # Errors
-/// As [`records`]; no server that answers has caught up in time.
-pub(super) async fn records_since(
-    js: &jetstream::Context,
-    place: Place<'_>,
-    since: u64,
-) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
+    let since = stream.cached_info().state.last_sequence;
     let stream = place.names.commit_stream().into();
     let filter = [place.names.positions_filter(place.function, place.stream)];
     let failed = |why: &dyn std::fmt::Display| ControlError::nats("read positions", why);
@@ -116,7 +105,7 @@ pub(super) async fn records_since(
         let caught_up = match batch.up_to {
             Some(up_to) => up_to >= since,
             // A server that finds nothing does not say how far it is.
-            None => since == 0 || !exists(js, &stream, &filter[0]).await?,
+            None => !exists(js, &stream, &filter[0]).await?,
         };
         if caught_up {
             break batch;

@@ -253,7 +253,7 @@ impl Observer {
         meter: &AppMeter,
     ) -> Result<(), crate::control::ControlError> {
         let js = self.nats.jetstream();
-        let (mut lag, mut survey) = (Vec::new(), Survey::new(&js));
+        let (mut lag, mut survey) = (Vec::new(), Survey::new(&js, true));
         for (record, _) in functions::records(&js, Some(app)).await? {
             let status = survey.status(&record, &[]).await;
             if let Some(error) = &status.error {
