@@ -21,10 +21,10 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::nats::connects;
 
 /// Bytes that all inputs ask for in their ordinary requests, together.
-const SHARED: usize = 16 << 20;
+const SHARED: usize = 24 << 20;
 /// Bytes of large messages that are asked for one by one, together.
-const LARGE: usize = 16 << 20;
-/// Least share of an input: a thousand of them fit into [`SHARED`].
+const LARGE: usize = 8 << 20;
+/// Least share of an input: fifteen hundred of them fit into [`SHARED`].
 const LEAST: usize = 16 << 10;
 /// What a message has beside its header and payload: subject, reply and protocol.
 const FRAME: usize = 8 << 10;
@@ -94,7 +94,7 @@ pub(crate) struct PullError(String);
 /// How to pull.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
-    /// Messages of one request.
+    /// So many messages and half as many again may be asked for and not have come.
     pub(crate) batch: usize,
     /// A request ends after this and is renewed.
     pub(crate) expires: Duration,
@@ -156,6 +156,12 @@ enum Said {
     /// It has ended because the next message has more bytes than it had left.
     TooLarge,
     Failed(String),
+}
+
+impl Settings {
+    fn one_request(self) -> usize {
+        (self.batch * 3 / 4).max(1)
+    }
 }
 
 impl Pull {
@@ -227,7 +233,7 @@ impl Pull {
         }
     }
 
-    /// Asks for more when less than half is left of what was asked for.
+    /// Keeps two requests under way where that many messages are wanted: so a slow link does not stand still between them.
     async fn ask(&mut self) -> Result<(), PullError> {
         if self.large.is_some() {
             return Ok(());
@@ -241,8 +247,8 @@ impl Pull {
             }
             return Ok(());
         }
-        let (batch, bytes) = (self.settings.batch, FLOW.share() / 2);
-        if !self.ledger.wants_more(batch, bytes) {
+        let (batch, bytes) = (self.settings.one_request(), FLOW.share() / 2);
+        if !self.ledger.has_room(batch, self.settings.batch) {
             return Ok(());
         }
         let ask = Ask {
@@ -313,10 +319,14 @@ impl Pull {
 }
 
 impl Ledger {
-    fn wants_more(&self, batch: usize, bytes: usize) -> bool {
-        let messages: usize = self.requests.iter().map(|one| one.messages).sum();
-        let left: usize = self.requests.iter().map(|one| one.bytes).sum();
-        self.requests.len() < 2 && (messages <= batch / 2 || left <= bytes / 2)
+    /// Whether another request for so many messages may be made, of which one and a half times `batch` are asked for at most.
+    fn has_room(&self, messages: usize, batch: usize) -> bool {
+        let left: usize = self.requests.iter().map(|one| one.messages).sum();
+        match self.requests.len() {
+            0 => true,
+            1 => left + messages <= batch + batch / 2,
+            _ => false,
+        }
     }
 
     fn asked(&mut self, number: u64, messages: usize, bytes: usize) {
@@ -447,9 +457,9 @@ mod tests {
         let mut held = Vec::new();
         while let Some(Some(room)) = flow.room(1 << 20).now_or_never() {
             held.push(room);
-            assert!(held.len() <= 16);
+            assert!(held.len() <= 8);
         }
-        assert_eq!(held.len(), 15);
+        assert_eq!(held.len(), 7);
         held.clear();
         // A message that is larger than all of it takes all of it.
         let all = flow.room(64 << 20).await;
@@ -457,27 +467,40 @@ mod tests {
     }
 
     #[test]
-    fn more_is_asked_for_before_nothing_is_left() {
-        let (batch, bytes) = (4, 1000);
-        let mut ledger = Ledger::default();
-        assert!(ledger.wants_more(batch, bytes));
-        ledger.asked(1, batch, bytes);
-        assert!(!ledger.wants_more(batch, bytes));
-        ledger.came(10);
-        assert!(!ledger.wants_more(batch, bytes));
-        ledger.came(600);
-        assert!(ledger.wants_more(batch, bytes), "by bytes");
-        ledger.asked(2, batch, bytes);
-        for _ in 0..2 {
-            assert!(!ledger.wants_more(batch, bytes), "two at most");
-            ledger.came(10);
+    fn two_requests_are_under_way_and_no_more_messages_than_wanted() {
+        for (batch, expect) in [(1, 1), (2, 2), (4, 6), (500, 750)] {
+            let settings = Settings {
+                batch,
+                expires: LOOK,
+                heartbeat: LOOK,
+            };
+            let (one, mut ledger) = (settings.one_request(), Ledger::default());
+            for number in 1..10 {
+                if ledger.has_room(one, batch) {
+                    ledger.asked(number, one, 1000);
+                }
+            }
+            let asked: usize = ledger.requests.iter().map(|one| one.messages).sum();
+            assert_eq!(asked, expect);
         }
-        assert_eq!(ledger.requests.len(), 1);
+    }
+
+    #[test]
+    fn messages_count_for_the_request_that_was_made_first() {
+        let mut ledger = Ledger::default();
+        ledger.asked(1, 3, 1000);
+        ledger.asked(2, 3, 1000);
+        ledger.came(10);
+        ledger.came(990);
+        assert_eq!(ledger.requests.len(), 1, "its bytes are used up");
         assert!(ledger.ended(Some(2)), "it brought nothing");
         assert!(!ledger.ended(Some(2)), "it had ended");
-        ledger.asked(3, batch, bytes);
-        ledger.came(1000);
-        assert!(ledger.requests.is_empty() && !ledger.ended(Some(3)));
+        ledger.asked(3, 2, 1000);
+        ledger.came(10);
+        assert!(!ledger.ended(Some(3)), "it brought something");
+        ledger.asked(4, 1, 1000);
+        ledger.came(10);
+        assert!(ledger.requests.is_empty(), "its messages have come");
     }
 
     #[test]

@@ -14,6 +14,14 @@ fn account(storage: &str) -> String {
     )
 }
 
+async fn publish(nats: &Nats) -> Result<()> {
+    for key in 0..EVENTS {
+        let subject = format!("hostile.act.k{key}");
+        nats.publish(&subject, r#"{"do":"fine"}"#).await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_full_account_is_told_in_a_bounded_number_of_lines() -> Result<()> {
     let server = NatsServer::start_with(&account("enabled")).await?;
@@ -27,12 +35,11 @@ async fn a_full_account_is_told_in_a_bounded_number_of_lines() -> Result<()> {
     pelton.ok(&["deploy"]).await?;
     let node = Node::start(&pelton, &[])?;
     nats.serving("hostile", None, 1).await?;
-    // Events are stored and not handled yet when the account becomes full.
+    publish(&nats).await?;
+    pelton.idle("hostile").await?;
+    // More events are stored, and not handled yet when the account becomes full.
     node.signal("STOP").await?;
-    for key in 0..EVENTS {
-        let subject = format!("hostile.act.k{key}");
-        nats.publish(&subject, r#"{"do":"fine"}"#).await?;
-    }
+    publish(&nats).await?;
     server.reconfigure(&account("{ max_file: 1K }"))?;
     server.reload().await?;
     node.signal("CONT").await?;

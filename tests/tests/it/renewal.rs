@@ -63,6 +63,7 @@ async fn renewed_credentials_are_used_when_the_old_ones_expire() -> Result<()> {
     pelton.ok(&["deploy"]).await?;
     pelton.set_env("NATS_CREDS", expiring.display().to_string());
     let mut node = Node::start(&pelton, &[])?;
+    says(&node, "serving").await?;
 
     let client = async_nats::ConnectOptions::with_credentials_file(&lasting).await?;
     let js = jetstream::new(client.connect(server.url()).await?);
