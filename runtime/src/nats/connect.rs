@@ -284,6 +284,9 @@ fn explain(
         ),
         // A server that waits for TLS gives up on who waits for its greeting.
         _ if cause.contains("got nothing") => no_answer(place),
+        _ if cause.contains("101 Switching Protocols") => format!(
+            "no websocket at {place}: {cause}; name the server with wss:// in --server where its websocket has TLS, and check the port"
+        ),
         _ if is_refused(error) => format!(
             "no NATS server at {place} (connection refused); start nats-server there, run `pelton dev`, or name another server with --server or --context"
         ),
