@@ -29,6 +29,7 @@ mod route;
 mod series;
 
 pub mod event;
+pub mod module_store;
 pub mod registry;
 
 pub mod component;

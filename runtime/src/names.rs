@@ -8,14 +8,20 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 /// Bucket that says which functions exist (`app.<app>`, `function.<app>.<function>`).
 pub const REGISTRY_BUCKET: &str = "PELTON_REGISTRY";
-/// Object store that holds components by digest.
+/// Bucket that holds components by digest (`<digest>`, and its parts `<digest>.<n>`).
 pub const MODULES_BUCKET: &str = "PELTON_MODULES";
 /// Bucket of live nodes; entries expire with their heartbeat.
 pub const NODES_BUCKET: &str = "PELTON_NODES";
+/// Prefix of the subjects of an app's own records: `$KV.PELTON_<app>.…`.
+///
+/// A nats-server never carries `$KV` over a leaf connection, whether JetStream domains are set or
+/// not. Two sites with the same app therefore cannot store each other's records. No app has this
+/// bucket: names of apps are lower case.
+pub const OWN_PREFIX: &str = "$KV.PELTON_";
 /// Stream of what functions log.
 pub const LOGS_STREAM: &str = "PELTON_LOGS";
-/// Prefix of log subjects: `$PELTON_LOGS.<app>.<function>.<level>`.
-pub const LOGS_PREFIX: &str = "$PELTON_LOGS";
+/// Prefix of log subjects: `$KV.PELTON_LOGS.<app>.<function>.<level>`.
+pub const LOGS_PREFIX: &str = "$KV.PELTON_LOGS";
 /// The oldest nats-server that Pelton's protocol was proven on.
 pub const MIN_SERVER: semver::Version = semver::Version::new(2, 15, 1);
 
@@ -106,39 +112,58 @@ impl AppNames {
         format!("$KV.{}.", self.app)
     }
 
+    /// Subject of one of Pelton's own records of the app.
+    fn own(&self, rest: std::fmt::Arguments<'_>) -> String {
+        format!("{OWN_PREFIX}{}.{rest}", self.app)
+    }
+
+    /// What follows `kind` in the subject of a record of this kind.
+    fn kind_of<'a>(&self, subject: &'a str, kind: &str) -> Option<&'a str> {
+        let rest = subject.strip_prefix(OWN_PREFIX)?;
+        rest.strip_prefix(&*self.app)?.strip_prefix(kind)
+    }
+
     /// Subjects of the commit stream.
     pub fn commit_subjects(&self) -> Vec<String> {
         let mut all = vec![format!("$KV.{}.>", self.app)];
-        all.extend(
-            ["pos", "park", "txn", "out", "due", "at", "timer", "tick"]
-                .map(|kind| format!("$PELTON.{}.{kind}.>", self.app)),
-        );
+        let kinds = ["pos", "park", "txn", "out", "due", "at", "timer", "tick"];
+        all.extend(kinds.map(|kind| self.own(format_args!("{kind}.>"))));
         all
     }
 
     /// Marker of a delivery that committed through the queue engine.
     pub fn marker(&self, function: &str, stream: &str, sequence: u64) -> String {
-        format!("$PELTON.{}.txn.{function}.{stream}.{sequence}", self.app)
+        self.own(format_args!("txn.{function}.{stream}.{sequence}"))
     }
 
     /// Filter over all [markers](Self::marker) of a function.
     pub fn all_markers(&self, function: &str) -> String {
-        format!("$PELTON.{}.txn.{function}.>", self.app)
+        self.own(format_args!("txn.{function}.>"))
     }
 
     /// Carrier of a condition on a key that was only read; what is stored under it means nothing.
     pub fn check(&self, function: &str) -> String {
-        format!("$PELTON.{}.txn.{function}.check", self.app)
+        self.own(format_args!("txn.{function}.check"))
+    }
+
+    /// Subject by which a node finds out which streams store the app's records. Nothing is stored there.
+    pub fn site_check(&self) -> String {
+        self.own(format_args!("txn.site.check"))
+    }
+
+    /// Pattern of all of the app's own records.
+    pub fn own_subjects(&self) -> String {
+        self.own(format_args!(">"))
     }
 
     /// Position of one partition of a function's input stream.
     pub fn position(&self, function: &str, stream: &str, partition: u16) -> String {
-        format!("$PELTON.{}.pos.{function}.{stream}.{partition}", self.app)
+        self.own(format_args!("pos.{function}.{stream}.{partition}"))
     }
 
     /// Filter over the [positions](Self::position) of one input.
     pub fn positions_filter(&self, function: &str, stream: &str) -> String {
-        format!("$PELTON.{}.pos.{function}.{stream}.*", self.app)
+        self.own(format_args!("pos.{function}.{stream}.*"))
     }
 
     /// A delivery that waits for its next attempt, with its message.
@@ -152,42 +177,35 @@ impl AppNames {
     ) -> String {
         // A key may hold what a subject token may not; without one the token is `-`, which is no Base64 of anything.
         let key = key.map_or_else(|| "-".to_owned(), |key| URL_SAFE_NO_PAD.encode(key));
-        format!(
-            "$PELTON.{}.park.{function}.{stream}.{partition}.{key}.{sequence}",
-            self.app
-        )
+        self.own(format_args!(
+            "park.{function}.{stream}.{partition}.{key}.{sequence}"
+        ))
     }
 
     /// Filter over the [parked](Self::parked) deliveries of one partition, or of all of an input.
     pub fn parked_filter(&self, function: &str, stream: &str, partition: Option<u16>) -> String {
         let partition = partition.map_or_else(|| "*".to_owned(), |one| one.to_string());
-        format!(
-            "$PELTON.{}.park.{function}.{stream}.{partition}.*.*",
-            self.app
-        )
+        self.own(format_args!("park.{function}.{stream}.{partition}.*.*"))
     }
 
     /// Attempts so far of a queue delivery that is waiting for its next one.
     pub fn attempts(&self, function: &str, stream: &str, sequence: u64) -> String {
-        format!(
-            "$PELTON.{}.park.{function}.{stream}.queue.-.{sequence}",
-            self.app
-        )
+        self.own(format_args!("park.{function}.{stream}.queue.-.{sequence}"))
     }
 
     /// Filter over the [attempts](Self::attempts) of all deliveries of one input.
     pub fn attempts_filter(&self, function: &str, stream: &str) -> String {
-        format!("$PELTON.{}.park.{function}.{stream}.queue.-.*", self.app)
+        self.own(format_args!("park.{function}.{stream}.queue.-.*"))
     }
 
     /// Filter over all deliveries of one input that wait: [`parked`](Self::parked), and [`attempts`](Self::attempts).
     pub fn waiting_filter(&self, function: &str, stream: &str) -> String {
-        format!("$PELTON.{}.park.{function}.{stream}.>", self.app)
+        self.own(format_args!("park.{function}.{stream}.>"))
     }
 
     /// Filter over all deliveries of a function that wait.
     pub fn all_parked(&self, function: &str) -> String {
-        format!("$PELTON.{}.park.{function}.>", self.app)
+        self.own(format_args!("park.{function}.>"))
     }
 
     /// Whether a subject under [`waiting_filter`](Self::waiting_filter) is of the queue engine.
@@ -197,59 +215,56 @@ impl AppNames {
 
     /// A message to one function that comes from no stream of the user's; `id` may have several tokens.
     pub fn due(&self, function: &str, id: &str) -> String {
-        format!("$PELTON.{}.due.{function}.{id}", self.app)
+        self.own(format_args!("due.{function}.{id}"))
     }
 
     /// A function's internal input: all that is [`due`](Self::due) for it.
     pub fn due_filter(&self, function: &str) -> String {
-        format!("$PELTON.{}.due.{function}.>", self.app)
+        self.own(format_args!("due.{function}.>"))
     }
 
     /// The function that a message with this subject is [`due`](Self::due) for, and its id.
     pub fn due_for<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
-        let rest = subject.strip_prefix("$PELTON.")?.strip_prefix(&*self.app)?;
-        rest.strip_prefix(".due.")?.split_once('.')
+        self.kind_of(subject, ".due.")?.split_once('.')
     }
 
     /// A message that the server puts where it is [`due`](Self::due) when its time has come. Written once: what is written
     /// again could come back with a server that was killed.
     pub fn at(&self, id: &str) -> String {
-        format!("$PELTON.{}.at.{id}", self.app)
+        self.own(format_args!("at.{id}"))
     }
 
     /// Record of the latest timer that functions set under a name.
     pub fn timer(&self, name: &str) -> String {
-        format!("$PELTON.{}.timer.{name}", self.app)
+        self.own(format_args!("timer.{name}"))
     }
 
     /// Record of the next tick of a function's schedule.
     pub fn tick(&self, function: &str) -> String {
-        format!("$PELTON.{}.tick.{function}", self.app)
+        self.own(format_args!("tick.{function}"))
     }
 
     /// Outbox subject of one emitted event.
     pub fn outbox(&self, target: &str, txn: &str, n: usize, subject: &str) -> String {
         let n = n.to_string();
-        let parts = ["$PELTON.", &*self.app, ".out.", target];
+        let parts = [OWN_PREFIX, &*self.app, ".out.", target];
         let own = [".", txn, ".", n.as_str(), ".", subject];
         parts.into_iter().chain(own).collect()
     }
 
     /// What a target stream sources from the commit stream.
     pub fn outbox_source_filter(&self, target: &str) -> String {
-        format!("$PELTON.{}.out.{target}.*.*.>", self.app)
+        self.own(format_args!("out.{target}.*.*.>"))
     }
 
     /// Everything in the outbox for one target.
     pub fn outbox_filter(&self, target: &str) -> String {
-        format!("$PELTON.{}.out.{target}.>", self.app)
+        self.own(format_args!("out.{target}.>"))
     }
 
     /// The target of a message in the outbox; none: it lies elsewhere.
     pub fn outbox_target<'a>(&self, subject: &'a str) -> Option<&'a str> {
-        let rest = subject.strip_prefix("$PELTON.")?;
-        let rest = rest.strip_prefix(&*self.app)?.strip_prefix(".out.")?;
-        rest.split('.').next()
+        self.kind_of(subject, ".out.")?.split('.').next()
     }
 
     /// Stream of dead letters.
@@ -259,17 +274,17 @@ impl AppNames {
 
     /// Subject of a dead letter in [`dead_stream`](Self::dead_stream).
     pub fn dead_subject(&self, function: &str) -> String {
-        format!("$PELTON.{}.dead.{function}", self.app)
+        self.own(format_args!("dead.{function}"))
     }
 
     /// Subject, in the same stream, of the `n`th part of an original message that did not fit into its letter.
     pub fn dead_part(&self, txn: &str, n: usize) -> String {
-        format!("$PELTON.{}.part.{txn}.{n}", self.app)
+        self.own(format_args!("part.{txn}.{n}"))
     }
 
     /// Filter over the [parts](Self::dead_part) of one dead letter.
     pub fn dead_parts(&self, txn: &str) -> String {
-        format!("$PELTON.{}.part.{txn}.*", self.app)
+        self.own(format_args!("part.{txn}.*"))
     }
 
     /// Subject on which a function is called.
@@ -289,7 +304,7 @@ impl AppNames {
 
     /// Where the node that commits a call tells its outcome to those who wait for it. No stream keeps it.
     pub fn answer(&self, function: &str, call: &str) -> String {
-        format!("$PELTON.{}.answer.{function}.{call}", self.app)
+        self.own(format_args!("answer.{function}.{call}"))
     }
 
     /// Registry key of the app.
@@ -308,8 +323,12 @@ impl AppNames {
     }
 
     /// Durable consumer of a queue-engine function on each of its input streams.
-    pub fn consumer(&self, function: &str) -> String {
-        format!("pelton_{}_{function}", self.app)
+    ///
+    /// Acks (`$JS.ACK.<stream>.<consumer>.…`) cross leaf connections. The function's nonce keeps an
+    /// ack at one site from settling an event of the same sequence at another.
+    pub fn consumer(&self, function: &str, instance: uuid::Uuid) -> String {
+        let (nonce, ..) = instance.as_fields();
+        format!("pelton_{}_{function}_{nonce:08x}", self.app)
     }
 
     /// Subject of a function's log lines of one level.

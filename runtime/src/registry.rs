@@ -1,10 +1,10 @@
-//! Which functions exist and which version gets an event, watched from NATS; and where their components are kept.
+//! Which functions exist and which version gets an event, watched from NATS.
 
 use std::time::Duration;
 
-use async_nats::jetstream::{self, kv, object_store, stream};
-use sha2::{Digest, Sha256};
+use async_nats::jetstream::{self, kv, stream};
 
+use crate::module_store;
 use crate::names::{LOGS_PREFIX, LOGS_STREAM, MODULES_BUCKET, NODES_BUCKET, REGISTRY_BUCKET};
 use crate::nats::raw::Stored;
 use crate::nats::tail::Tail;
@@ -13,10 +13,6 @@ use crate::records::{FORMAT, FunctionRecord};
 
 /// A node that says nothing for this long is gone.
 pub const NODE_TTL: Duration = Duration::from_secs(3);
-/// Largest component, bytes: a download must end.
-const MAX_COMPONENT: usize = 256 << 20;
-/// How long a download may take: one that hangs would keep its function from starting, and say nothing.
-const FETCH_LIMIT: Duration = Duration::from_secs(60);
 /// Kept in the log stream.
 const LOGS_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const LOGS_BYTES: i64 = 1 << 30;
@@ -52,10 +48,12 @@ pub async fn ensure_buckets(js: &jetstream::Context, replicas: usize) -> Result<
         storage: stream::StorageType::File,
         ..Default::default()
     };
-    if js.get_key_value(REGISTRY_BUCKET).await.is_err() {
-        js.create_key_value(bucket(REGISTRY_BUCKET))
-            .await
-            .map_err(|error| failed(REGISTRY_BUCKET, error))?;
+    for name in [REGISTRY_BUCKET, MODULES_BUCKET] {
+        if js.get_key_value(name).await.is_err() {
+            js.create_key_value(bucket(name))
+                .await
+                .map_err(|error| failed(name, error))?;
+        }
     }
     if js.get_key_value(NODES_BUCKET).await.is_err() {
         // On disk, though its entries live for seconds: a bucket in memory is gone when the server restarts, and no
@@ -67,16 +65,6 @@ pub async fn ensure_buckets(js: &jetstream::Context, replicas: usize) -> Result<
         js.create_key_value(config)
             .await
             .map_err(|error| failed(NODES_BUCKET, error))?;
-    }
-    if js.get_object_store(MODULES_BUCKET).await.is_err() {
-        let config = object_store::Config {
-            bucket: MODULES_BUCKET.to_owned(),
-            num_replicas: replicas,
-            ..Default::default()
-        };
-        js.create_object_store(config)
-            .await
-            .map_err(|error| failed(MODULES_BUCKET, error))?;
     }
     let logs = stream::Config {
         name: LOGS_STREAM.to_owned(),
@@ -98,7 +86,7 @@ pub fn shared_streams() -> [String; 4] {
     [
         format!("KV_{REGISTRY_BUCKET}"),
         format!("KV_{NODES_BUCKET}"),
-        format!("OBJ_{MODULES_BUCKET}"),
+        module_store::stream_name(),
         LOGS_STREAM.to_owned(),
     ]
 }
@@ -157,65 +145,6 @@ fn read(entry: &Stored) -> Option<Change> {
             None
         }
     }
-}
-
-/// A component's bytes, checked against their digest.
-///
-/// # Errors
-/// It is missing, too large or damaged, or does not arrive within a minute; NATS trouble.
-pub async fn fetch_module(js: &jetstream::Context, digest: &str) -> Result<Vec<u8>, RegistryError> {
-    tokio::time::timeout(FETCH_LIMIT, download(js, digest))
-        .await
-        .unwrap_or_else(|_| {
-            Err(RegistryError(format!(
-                "component {digest} did not arrive within {} s; see whether the server is busy or the object store \
-                 {MODULES_BUCKET} is damaged (`nats object info {MODULES_BUCKET} {digest}`)",
-                FETCH_LIMIT.as_secs()
-            )))
-        })
-}
-
-async fn download(js: &jetstream::Context, digest: &str) -> Result<Vec<u8>, RegistryError> {
-    let store = js
-        .get_object_store(MODULES_BUCKET)
-        .await
-        .map_err(|error| failed(MODULES_BUCKET, error))?;
-    let info = store.info(digest).await.map_err(|error| {
-        RegistryError(format!(
-            "component {digest} cannot be fetched: {error}; deploy the function again"
-        ))
-    })?;
-    if info.deleted || info.size > MAX_COMPONENT {
-        let why = match info.deleted {
-            true => "was deleted; deploy the function again".to_owned(),
-            false => format!("is larger than {MAX_COMPONENT} bytes"),
-        };
-        return Err(RegistryError(format!("component {digest} {why}")));
-    }
-    // The client's reader would leave a consumer behind for half a minute.
-    let stream = format!("OBJ_{MODULES_BUCKET}").into();
-    let chunks = format!("$O.{MODULES_BUCKET}.C.{}", info.nuid);
-    let (mut bytes, mut from) = (Vec::with_capacity(info.size), 1);
-    while bytes.len() < info.size {
-        let batch = gets::next(&js.client(), &stream, &chunks, from, gets::BATCH).await;
-        let batch = batch.map_err(|error| {
-            RegistryError(format!("component {digest} cannot be read: {error}"))
-        })?;
-        for chunk in &batch.messages {
-            bytes.extend_from_slice(&chunk.payload);
-            from = chunk.sequence + 1;
-        }
-        if batch.messages.is_empty() {
-            break;
-        }
-    }
-    let found = hex::encode(Sha256::digest(&bytes));
-    if found != digest {
-        return Err(RegistryError(format!(
-            "component {digest} is damaged (its digest is {found}); deploy the function again"
-        )));
-    }
-    Ok(bytes)
 }
 
 fn failed(what: &str, error: impl std::fmt::Display) -> RegistryError {

@@ -286,9 +286,13 @@ async fn function(
     pelton.ok(&["deploy"]).await?;
     fill(&nats, count, event).await?;
     let mut done = match engine {
-        Engine::Queue => Done::Acks(Box::new(nats.clone()), format!("pelton_shop_{name}")),
+        Engine::Queue => {
+            let stream = if name == "orders" { "ORDERS" } else { "PLAIN" };
+            let consumer = nats.consumer_of("shop", name, stream).await?;
+            Done::Acks(Box::new(nats.clone()), consumer, stream)
+        }
         Engine::Positions => {
-            let subject = format!("$PELTON.shop.pos.{name}.>");
+            let subject = format!("$KV.PELTON_shop.pos.{name}.>");
             Done::Positions(nats.core.subscribe(subject).await?, HashMap::new())
         }
     };
@@ -301,7 +305,7 @@ async fn function(
 /// By what is seen that a function has begun and is done. Nodes tell their counts once a second only.
 enum Done {
     /// Its consumer, of this name.
-    Acks(Box<Nats>, String),
+    Acks(Box<Nats>, String, &'static str),
     /// Its positions as they are written, and the latest message of each that is done: the first are claims, the last to name another
     /// message says that all is done.
     Positions(async_nats::Subscriber, HashMap<String, u64>),
@@ -339,16 +343,11 @@ impl Done {
                 let before = done.insert(position.subject.to_string(), latest);
                 Ok(before != Some(latest))
             }
-            Self::Acks(nats, name) => {
+            Self::Acks(nats, name, stream) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                let stream = if name.ends_with("orders") {
-                    "ORDERS"
-                } else {
-                    "PLAIN"
-                };
                 let consumer = nats
                     .js
-                    .get_consumer_from_stream::<pull::Config, _, _>(name.as_str(), stream);
+                    .get_consumer_from_stream::<pull::Config, _, _>(name.as_str(), *stream);
                 let info = consumer.await?.cached_info().clone();
                 Ok(info.delivered.consumer_sequence > 0
                     && (info.num_pending > 0 || info.num_ack_pending > 0))

@@ -19,7 +19,7 @@ pub(crate) fn missing(inputs: &[Input], commits: &Commits) -> Vec<(Delivery, Str
         .flat_map(|input| input.functions().iter().map(move |to| (input, *to)));
     let missing = deliveries.filter(|(input, to)| {
         let partition = partition(&input.key);
-        let subject = format!("$PELTON.{APP}.pos.{to}.{}.{partition}", input.stream);
+        let subject = format!("$KV.PELTON_{APP}.pos.{to}.{}.{partition}", input.stream);
         let position = commits.positions.get(&subject);
         !position.is_some_and(|position| position.covers(input.sequence))
     });

@@ -315,7 +315,7 @@ async fn led(nats: &Nats, read: &BTreeSet<String>, commits: &mut Commits) -> Res
     }
     let mut found = read.clone();
     for kind in LEFT {
-        let below = format!("$PELTON.{APP}.{kind}.>");
+        let below = format!("$KV.PELTON_{APP}.{kind}.>");
         let mut subjects = stream.info_with_subjects(below).await?;
         while let Some(entry) = subjects.next().await {
             found.insert(entry?.0);

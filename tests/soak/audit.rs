@@ -50,7 +50,7 @@ async fn holds(nats: &Nats) -> Result<String> {
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
     for (subject, held) in &subjects {
         let state = subject.starts_with("$KV.shop.counts.k");
-        let position = subject.starts_with(&format!("$PELTON.shop.pos.tally.{INPUT}."));
+        let position = subject.starts_with(&format!("$KV.PELTON_shop.pos.tally.{INPUT}."));
         let kind = match (state, position) {
             (true, _) => "keys",
             (_, true) => "positions",

@@ -276,12 +276,25 @@ impl Nats {
     /// # Errors
     /// It has no consumer on that stream.
     pub async fn pending(&self, app: &str, function: &str, stream: &str) -> Result<u64> {
+        let name = self.consumer_of(app, function, stream).await?;
         let stream = self.js.get_stream(stream).await?;
-        let name = format!("pelton_{app}_{function}");
         let found = stream.get_consumer(&name).await;
         let mut consumer: PullConsumer = found.map_err(|error| anyhow::anyhow!("{error}"))?;
         let info = consumer.info().await?;
         Ok(info.num_pending + info.num_ack_pending as u64)
+    }
+
+    /// Name of the consumer through which a function takes from a queue: it ends with the function's nonce.
+    ///
+    /// # Errors
+    /// There is none on that stream.
+    pub async fn consumer_of(&self, app: &str, function: &str, stream: &str) -> Result<String> {
+        use futures::TryStreamExt;
+        let prefix = format!("pelton_{app}_{function}_");
+        let stream = self.js.get_stream(stream).await?;
+        let names: Vec<String> = stream.consumer_names().try_collect().await?;
+        let found = names.into_iter().find(|name| name.starts_with(&prefix));
+        found.with_context(|| format!("no consumer {prefix}…"))
     }
 
     /// What the live nodes say of themselves.

@@ -118,6 +118,16 @@ impl NatsServer {
         Ok(std::fs::write(self.folder.path().join(CONFIG), config)?)
     }
 
+    /// Changes another file in its folder, which its configuration file includes.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn edit(&self, file: &str, change: impl Fn(String) -> String) -> Result<()> {
+        let path = self.folder.path().join(file);
+        let text = std::fs::read_to_string(&path)?;
+        Ok(std::fs::write(&path, change(text))?)
+    }
+
     /// Has it read its configuration file again while it runs.
     ///
     /// # Errors

@@ -153,7 +153,7 @@ impl Observer {
     pub(crate) async fn deferred(&self, sequence: u64) -> Result<()> {
         until("the early event to be deferred", || async {
             let stream = self.js.get_stream(format!("KV_{APP}")).await?;
-            let filter = format!("$PELTON.{APP}.park.orders.ORDERS.*.*.{sequence}");
+            let filter = format!("$KV.PELTON_{APP}.park.orders.ORDERS.*.*.{sequence}");
             let parked: Vec<_> = stream
                 .info_with_subjects(filter)
                 .await?

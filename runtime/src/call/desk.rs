@@ -1,5 +1,6 @@
 //! Answers one call: stores it, waits for the answer and passes it on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::context::PublishErrorKind;
@@ -11,6 +12,7 @@ use time::OffsetDateTime;
 
 use super::answer::{Answer, Refusal, one_line};
 use super::request::{self, Asked};
+use crate::commit::site::Site;
 use crate::names::{AppNames, CODE_HEADER};
 use crate::nats::raw::{self, Which};
 use crate::nats::{Connection, header_map, header_value, headers};
@@ -28,6 +30,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// What it takes to answer the calls of one version.
 pub(super) struct Desk {
     pub(super) nats: Connection,
+    pub(super) site: Arc<Site>,
     pub(super) names: AppNames,
     pub(super) record: FunctionRecord,
 }
@@ -144,6 +147,10 @@ impl Desk {
     async fn outcome(&self, asked: &Asked) -> Result<Answer, Refusal> {
         let unavailable =
             |why: String| Refusal::unavailable("pelton-unavailable", format!("NATS failed: {why}"));
+        self.site
+            .admit()
+            .await
+            .map_err(|why| unavailable(why.to_string()))?;
         // Before the call is stored, or looked for: its answer comes after that.
         let subject = self.names.answer(&self.record.function, &asked.call);
         let mut answers = self

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::desk::{CALLERS, Desk};
 use super::service::{Asked, Service};
+use crate::commit::site::Site;
 use crate::names::AppNames;
 use crate::records::FunctionRecord;
 use crate::runtime::Connections;
@@ -47,11 +48,13 @@ impl Endpoint {
     pub(crate) async fn open(
         &self,
         connections: &Connections,
+        site: Arc<Site>,
         record: FunctionRecord,
     ) -> Result<(), async_nats::SubscribeError> {
         let names = AppNames::new(record.app.as_str());
         let desk = Arc::new(Desk {
             nats: connections.commits.clone(),
+            site,
             names,
             record,
         });

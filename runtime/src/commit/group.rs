@@ -393,10 +393,10 @@ mod tests {
         assert_eq!(
             subjects,
             [
-                "$PELTON.app.txn.f.S.1",
-                "$PELTON.app.txn.f.check",
+                "$KV.PELTON_app.txn.f.S.1",
+                "$KV.PELTON_app.txn.f.check",
                 "$KV.app.a",
-                "$PELTON.app.txn.f.S.2",
+                "$KV.PELTON_app.txn.f.S.2",
                 "$KV.app.b"
             ]
         );

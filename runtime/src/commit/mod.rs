@@ -14,6 +14,7 @@ mod group;
 mod locks;
 pub mod outbox;
 pub mod position;
+pub mod site;
 mod state;
 pub mod stream;
 #[cfg(test)]

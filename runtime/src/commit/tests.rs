@@ -278,7 +278,7 @@ async fn refusals_of_the_server() {
     let at = scene.write("k").await.to_string();
     let expect = "Nats-Expected-Last-Subject-Sequence";
     let of = "Nats-Expected-Last-Subject-Sequence-Subject";
-    let (k, a, check) = ("$KV.shop.k", "$KV.shop.a", "$PELTON.shop.txn.f.check");
+    let (k, a, check) = ("$KV.shop.k", "$KV.shop.a", "$KV.PELTON_shop.txn.f.check");
 
     // 10071: a condition failed.
     let stale = scene.batch(&[(a, &[]), (k, &[(expect, "0")])]).await;

@@ -536,11 +536,11 @@ mod tests {
         assert_eq!(
             subjects,
             [
-                "$PELTON.app.txn.f.S.9",
-                "$PELTON.app.txn.f.check",
+                "$KV.PELTON_app.txn.f.S.9",
+                "$KV.PELTON_app.txn.f.check",
                 "$KV.app.b",
                 "$KV.app.c",
-                "$PELTON.app.out.T.t.0.t.1"
+                "$KV.PELTON_app.out.T.t.0.t.1"
             ]
         );
         let expected = |index: usize| {

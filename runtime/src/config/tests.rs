@@ -411,6 +411,11 @@ fn subjects() {
         "overlaps \"a.>\" of the same list",
     );
     check_function("subjects = [\"$JS.API.>\"]", 13, "reaches \"$JS.>\"");
+    check_function(
+        "subjects = [\"$KV.PELTON_shop.pos.>\"]",
+        13,
+        "reaches \"$KV.PELTON_",
+    );
     check_function("subjects = []", 12, "`functions.f.subjects` is empty");
     // A bucket of others may be listened to, and a filter may reach further than the streams do.
     for subject in ["$KV.stock.>", "*.*.paid"] {

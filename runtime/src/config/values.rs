@@ -3,16 +3,10 @@
 use std::time::Duration;
 
 use crate::event::subject;
+use crate::names::OWN_PREFIX;
 
 /// Subjects that belong to NATS or to Pelton.
-const RESERVED: [&str; 6] = [
-    "$JS.>",
-    "$SYS.>",
-    "$KV.>",
-    "$O.>",
-    "$PELTON.>",
-    "$PELTON_LOGS.>",
-];
+const RESERVED: [&str; 4] = ["$JS.>", "$SYS.>", "$KV.>", "$O.>"];
 /// Where functions are called: a stream that stored calls would answer them, too.
 const CALLS: &str = "pelton.call.>";
 
@@ -71,6 +65,9 @@ pub(super) fn reserved(pattern: &str) -> Option<&'static str> {
 /// The same for an input, which is only a filter: wildcards may reach further than the streams do, and state buckets
 /// and object stores of others may be listened to.
 pub(super) fn reserved_input(pattern: &str) -> Option<&'static str> {
+    if pattern.starts_with(OWN_PREFIX) {
+        return Some(OWN_PREFIX);
+    }
     RESERVED
         .into_iter()
         .filter(|reserved| !matches!(*reserved, "$KV.>" | "$O.>"))

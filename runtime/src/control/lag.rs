@@ -236,7 +236,7 @@ pub(super) async fn of(
             let Some(stream) = stream else {
                 return Ok(());
             };
-            status.consumer = Some(names.consumer(&record.function));
+            status.consumer = Some(names.consumer(&record.function, record.instance));
             queue(&stream, status).await;
             // What waits is not acknowledged.
             if status.in_flight > Some(0) {

@@ -191,9 +191,12 @@ mod tests {
         };
         assert_eq!(
             filters(&query).unwrap(),
-            ["$PELTON_LOGS.shop.*.error", "$PELTON_LOGS.shop.*.critical"]
+            [
+                "$KV.PELTON_LOGS.shop.*.error",
+                "$KV.PELTON_LOGS.shop.*.critical"
+            ]
         );
         let all = filters(&LogQuery::default()).unwrap();
-        assert_eq!(all, ["$PELTON_LOGS.*.*.*"]);
+        assert_eq!(all, ["$KV.PELTON_LOGS.*.*.*"]);
     }
 }

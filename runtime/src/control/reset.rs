@@ -196,7 +196,7 @@ async fn by_consumer(
     to: u64,
 ) -> Result<InputReset, ControlError> {
     let beyond = count(stream, input, to).await?;
-    let consumer = names.consumer(&record.function);
+    let consumer = names.consumer(&record.function, record.instance);
     let (from, last, waiting, ahead) = match stream.consumer_info(&consumer).await {
         Ok(info) => (
             info.ack_floor.stream_sequence,
@@ -385,7 +385,7 @@ async fn place(
             clear(&commit, &filter, Some(to)).await
         }
         DeliveryMode::AtLeastOnce => {
-            let consumer = format!("{name}.{}", names.consumer(function));
+            let consumer = format!("{name}.{}", names.consumer(function, record.instance));
             let doing = format!("move consumer {consumer}");
             request(
                 js,

@@ -12,7 +12,8 @@ use time::format_description::well_known::Rfc3339;
 
 use super::scan::look;
 use super::{ControlError, functions, nodes, open};
-use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
+use crate::module_store;
+use crate::names::{AppNames, REGISTRY_BUCKET};
 use crate::records::{FORMAT, FunctionRecord, NodeFunction, NodeRecord, SHARES};
 
 /// So many of the newest versions of a function are kept, however old.
@@ -240,9 +241,6 @@ async fn drop_components(
     if gone.is_empty() {
         return Ok(());
     }
-    let failed = |why: &dyn std::fmt::Display| ControlError::nats("remove components", why);
-    let components = js.get_object_store(MODULES_BUCKET).await;
-    let components = components.map_err(|error| failed(&error))?;
     // Of all apps: the same component may be another's, too.
     let mut needed = BTreeSet::new();
     for (record, _) in functions::records(js, None).await? {
@@ -252,7 +250,7 @@ async fn drop_components(
         needed.insert(version.digest);
     }
     for digest in gone.difference(&needed) {
-        if let Err(error) = components.delete(digest).await {
+        if let Err(error) = module_store::remove(js, digest).await {
             tracing::debug!(%error, digest, "a component that nobody needs stays");
         }
     }

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::names::OWN_PREFIX;
+
 /// Refusals that are told apart in the log; subjects may hold ids that never come again.
 const TOLD: usize = 256;
 /// So many tokens of a subject tell one refusal from another: behind them are keys and ids.
@@ -124,6 +126,9 @@ fn publishing(subject: &str) -> Option<String> {
     if let Some(request) = subject.strip_prefix("$JS.API.") {
         return asking(request);
     }
+    if let Some(app) = own_record_of(subject) {
+        return Some(format!("write what Pelton keeps of app {app}"));
+    }
     let tokens: Vec<&str> = subject.splitn(4, '.').collect();
     match tokens.as_slice() {
         ["$KV", bucket, key] => Some(format!("write key {key} of bucket {bucket}")),
@@ -132,11 +137,16 @@ fn publishing(subject: &str) -> Option<String> {
         ["$JS", "ACK", stream, ..] => {
             Some(format!("acknowledge what it took from stream {stream}"))
         }
-        ["$PELTON", app, ..] => Some(format!("write what Pelton keeps of app {app}")),
         ["pelton", "node", node] => Some(format!("tell node {node} what to do")),
         ["pelton", "call", app, function] => Some(format!("call function {function} of app {app}")),
         _ => None,
     }
+}
+
+/// The app whose own records have this subject. Buckets that all apps share are in upper case.
+fn own_record_of(subject: &str) -> Option<&str> {
+    let app = subject.strip_prefix(OWN_PREFIX)?.split('.').next()?;
+    (!app.contains(|c: char| c.is_ascii_uppercase())).then_some(app)
 }
 
 /// What a request to JetStream asks for, the prefix taken off.
@@ -203,7 +213,7 @@ mod tests {
             ),
             ("$JS.API.INFO", "ask what JetStream the account has ("),
             (
-                "$PELTON.shop.due.f.x",
+                "$KV.PELTON_shop.due.f.x",
                 "write what Pelton keeps of app shop (",
             ),
             ("pelton.call.shop.f", "call function f of app shop ("),

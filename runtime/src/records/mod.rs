@@ -389,7 +389,7 @@ pub struct AttemptsRecord {
     pub errors: Vec<AttemptError>,
 }
 
-/// The latest timer of its name, at `$PELTON.<app>.timer.<name>` or, the next tick of a schedule, `$PELTON.<app>.tick.<function>`.
+/// The latest timer of its name, at `$KV.PELTON_<app>.timer.<name>` or, the next tick of a schedule, `$KV.PELTON_<app>.tick.<function>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TimerRecord {
     /// [`FORMAT`].
@@ -421,7 +421,7 @@ impl TimerRecord {
 }
 
 /// How far one partition of a function's input is done, at
-/// `$PELTON.<app>.pos.<function>.<input stream>.<partition>`.
+/// `$KV.PELTON_<app>.pos.<function>.<input stream>.<partition>`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PositionRecord {
     /// [`FORMAT`].

@@ -17,9 +17,9 @@ use super::shared::Shared;
 use crate::commit::{Attempts, NatsState};
 use crate::config::InstanceMode;
 use crate::delivery::Worker;
+use crate::module_store;
 use crate::names::AppNames;
 use crate::records::{FunctionRecord, NodeFunction, NodeTrial, PAUSED, READY, TrialRecord};
-use crate::registry;
 use crate::rollout::Figures;
 use crate::route::End;
 use crate::sandbox::{Function, FunctionSpec};
@@ -509,7 +509,7 @@ impl Host {
         }
         let spec = spec(record, self.shared.connections.commits.max_payload())?;
         let js = self.shared.connections.commits.jetstream();
-        let component = registry::fetch_module(&js, &record.digest).await;
+        let component = module_store::fetch(&js, &record.digest).await;
         let component = component.map_err(|error| error.to_string())?;
         let loaded = self.shared.sandbox.load(&component, spec).await;
         let loaded = loaded.map_err(|error| error.to_string())?;

@@ -2,6 +2,7 @@
 //! streams. On a task of its own, so that a slow NATS does not hold up heartbeats. Every node does it; twice is harmless.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node::every;
 use crate::commit::bygone::Bygone;
+use crate::commit::site::{self, Sites};
 use crate::commit::{outbox, stream, transport};
 use crate::names::AppNames;
 use crate::nats::Connection;
@@ -18,6 +20,8 @@ use crate::nats::Connection;
 const PURGE: Duration = Duration::from_secs(2);
 /// How often the commit streams' settings are looked at, and some records of timers: nobody alters them in a sound system.
 const MEND: Duration = Duration::from_secs(10);
+/// How often other sites are looked for. One small message per app.
+const SITES: Duration = Duration::from_secs(3);
 /// How often what has not left the outbox is looked at.
 const WATCH: Duration = Duration::from_secs(5);
 /// An emitted event takes milliseconds to its target: one that is so old is stuck.
@@ -52,6 +56,7 @@ pub(super) type Apps = BTreeMap<String, Served>;
 pub(super) struct Janitor {
     nats: Connection,
     pub(super) apps: watch::Receiver<Apps>,
+    sites: Arc<Sites>,
     /// What each target of each app had stored at the last purge.
     purged: HashMap<(String, String), outbox::Purged>,
     /// Apps and targets that emitted events do not reach.
@@ -63,10 +68,11 @@ pub(super) struct Janitor {
 }
 
 impl Janitor {
-    pub(super) fn new(nats: Connection, apps: watch::Receiver<Apps>) -> Self {
+    pub(super) fn new(nats: Connection, apps: watch::Receiver<Apps>, sites: Arc<Sites>) -> Self {
         Self {
             nats,
             apps,
+            sites,
             purged: HashMap::new(),
             stuck: HashMap::new(),
             failing: BTreeSet::new(),
@@ -75,6 +81,11 @@ impl Janitor {
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
+        let sites = check_sites(self.sites.clone(), stop.clone());
+        tokio::join!(sites, self.keep(stop));
+    }
+
+    async fn keep(&mut self, stop: CancellationToken) {
         let (mut purge, mut mend, mut watch) = (every(PURGE), every(MEND), every(WATCH));
         loop {
             let apps = self.apps.borrow().clone();
@@ -180,6 +191,24 @@ impl Janitor {
                 }
                 Err(error) => tracing::debug!(%error, app, "records of timers are not looked at"),
             }
+        }
+    }
+}
+
+/// Looks for other JetStreams that store what this node writes, for as long as it runs: a leaf
+/// connection may come back with other settings.
+async fn check_sites(sites: Arc<Sites>, stop: CancellationToken) {
+    let mut tick = every(SITES);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let all = sites.all();
+        let checks = all.iter().map(|site| site.check(site::PATIENT));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = futures::future::join_all(checks) => {}
         }
     }
 }

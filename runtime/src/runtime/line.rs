@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::shared::Shared;
 use crate::call::Endpoint;
 use crate::commit::NatsState;
+use crate::commit::site::Site;
 use crate::config::DeliveryMode;
 use crate::delivery::{self, Worker};
 use crate::names::AppNames;
@@ -260,7 +261,11 @@ fn resize(permits: &Arc<Semaphore>, old: u32, new: u32) {
 
 /// Lets the function be called.
 async fn open_endpoint(endpoint: &Endpoint, record: &FunctionRecord, shared: &Shared) {
-    if let Err(error) = endpoint.open(&shared.connections, record.clone()).await {
+    let site = shared.sites.of(&AppNames::new(record.app.as_str()));
+    if let Err(error) = endpoint
+        .open(&shared.connections, site, record.clone())
+        .await
+    {
         let FunctionRecord { app, function, .. } = &record;
         tracing::warn!(%error, app, function, "the function cannot be called on this node");
     }
@@ -328,6 +333,7 @@ impl Pumps {
             let worker = self.route.worker();
             let names = AppNames::new(worker.record.app.as_str());
             drop(worker);
+            let site = shared.sites.of(&names);
             let context = OpenContext {
                 route: self.route.clone(),
                 input: input.clone(),
@@ -338,11 +344,19 @@ impl Pumps {
                 internal_inputs: inputs.clone(),
             };
             let members = shared.members.clone();
-            let opened = PositionSource::open(context, members, self.abort.clone()).await;
+            let abort = self.abort.clone();
+            let opened = match self.admit(&site).await {
+                Ok(()) => PositionSource::open(context, members, abort).await,
+                Err(refused) => Err(refused),
+            };
             let ended = match opened {
                 Ok(source) => {
                     let well = || drop(lock(&self.lost).remove(&input.stream));
-                    source.run(&self.stop, well).await
+                    tokio::select! {
+                        ended = source.run(&self.stop, well) => ended,
+                        // At once, as if the node had died: releasing partitions would write records.
+                        why = site.refused() => Err(SourceError(why.to_string())),
+                    }
                 }
                 Err(error) => Err(error),
             };
@@ -395,14 +409,19 @@ impl Pumps {
         let mut undelivered = Undelivered::new(inputs);
         while !self.stop.is_cancelled() {
             let record = self.route.worker().record.clone();
+            let site = self.shared.sites.of(&AppNames::new(record.app.as_str()));
+            let open = async {
+                self.admit(&site).await?;
+                QueueSource::open(inputs, &record, input, &mut undelivered).await
+            };
             let opened = tokio::select! {
                 () = self.stop.cancelled() => return,
-                opened = QueueSource::open(inputs, &record, input, &mut undelivered) => opened,
+                opened = open => opened,
             };
             match opened {
                 Ok(mut source) => {
                     lock(&self.lost).remove(&input.stream);
-                    let taken = self.take(&mut source, running).await;
+                    let taken = self.take(&mut source, running, &site).await;
                     let new = source.hand_back().await;
                     self.route.worker().counters.consumed(new);
                     match taken {
@@ -425,6 +444,14 @@ impl Pumps {
         }
     }
 
+    /// Refuses to take events of an app whose records another JetStream stores, too.
+    async fn admit(&self, site: &Site) -> Result<(), SourceError> {
+        tokio::select! {
+            () = self.stop.cancelled() => Ok(()),
+            admitted = site.admit() => admitted.map_err(|why| SourceError(why.to_string())),
+        }
+    }
+
     fn deliver(
         &self,
         received: Received,
@@ -442,6 +469,7 @@ impl Pumps {
         &self,
         source: &mut QueueSource<'_>,
         running: &TaskTracker,
+        site: &Site,
     ) -> Result<(), (SourceError, bool)> {
         let first = self.route.worker();
         // More than the client ever asks for ahead, which is one and a half times `concurrency`.
@@ -464,6 +492,7 @@ impl Pumps {
         let ended = loop {
             tokio::select! {
                 () = self.stop.cancelled() => break Ok(()),
+                why = site.refused() => break Err((SourceError(why.to_string()), progressed)),
                 given = &mut permit, if !waiting.is_empty() => {
                     permit = permits();
                     let Some((received, (unsettled, handler))) = waiting.pop_front().zip(given) else { continue };

@@ -132,7 +132,11 @@ impl Node {
     /// What goes on beside the node's task.
     fn start_helpers(&mut self, measures: bool, stop: &CancellationToken) {
         let shared = &self.shared;
-        let janitor = Janitor::new(shared.connections.commits.clone(), self.apps.subscribe());
+        let janitor = Janitor::new(
+            shared.connections.commits.clone(),
+            self.apps.subscribe(),
+            shared.sites.clone(),
+        );
         tokio::spawn(janitor.run(stop.clone()));
         let conductor = Conductor {
             nats: shared.connections.commits.clone(),

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::Connections;
 use super::leaving::Leaving;
+use crate::commit::site::Sites;
 use crate::commit::{Committer, NatsState};
 use crate::members::Members;
 use crate::names::AppNames;
@@ -35,6 +36,7 @@ pub(super) struct Shared {
     /// This node's id.
     pub(super) node: String,
     pub(super) members: watch::Receiver<Members>,
+    pub(super) sites: Arc<Sites>,
 }
 
 impl Shared {
@@ -46,6 +48,7 @@ impl Shared {
     ) -> Self {
         let logs = LogPublisher::new(connections.commits.clone(), id.to_string());
         let (committers, inputs) = (Mutex::default(), Mutex::default());
+        let sites = Arc::new(Sites::new(connections.commits.clone()));
         Self {
             connections,
             sandbox,
@@ -58,6 +61,7 @@ impl Shared {
             inputs,
             node: id.to_string(),
             members,
+            sites,
         }
     }
 

@@ -283,7 +283,7 @@ async fn current_consumer(
 }
 
 fn name(record: &FunctionRecord) -> String {
-    AppNames::new(record.app.as_str()).consumer(&record.function)
+    AppNames::new(record.app.as_str()).consumer(&record.function, record.instance)
 }
 
 async fn find(

@@ -185,7 +185,9 @@ async fn what_waits_and_is_lost_with_its_input_is_a_dead_letter() -> Result<()> 
     body += &" ".repeat((1 << 20) - 1024 - body.len());
     let large = nats.publish("hostile.act.a", body).await?;
     eventually("it to wait", || async {
-        let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        let parked = nats
+            .count_below("KV_shop", "$KV.PELTON_shop.park.>")
+            .await?;
         Ok((parked == 1).then_some(()))
     })
     .await?;
@@ -289,7 +291,7 @@ async fn what_waits_and_was_deleted_is_taken_from_its_input() -> Result<()> {
     let behind = nats.publish("hostile.act.o-1", r#"{"do":"fine"}"#).await?;
     let lost = nats.publish("hostile.act.o-1", fails).await?;
     // The partition of o-1 says that all three wait, and the park holds none of them.
-    let place = "$PELTON.shop.pos.hostile.HOSTILE.34";
+    let place = "$KV.PELTON_shop.pos.hostile.HOSTILE.34";
     let stored = stream.get_last_raw_message_by_subject(place).await?;
     let mut position: Value = serde_json::from_slice(&stored.payload)?;
     let floor = position["sequence"].as_u64().context("a floor")?;
@@ -322,14 +324,14 @@ async fn a_partition_lost_unseen_is_taken_back_and_cleaned_up() -> Result<()> {
     let first = nats.publish("hostile.act.o-1", r#"{"do":"fine"}"#).await?;
     handled(nats, &format!("HOSTILE=3A{first}")).await?;
     let stream = nats.js.get_stream("KV_shop").await?;
-    let place = "$PELTON.shop.pos.hostile.HOSTILE.34";
+    let place = "$KV.PELTON_shop.pos.hostile.HOSTILE.34";
     let stored = stream.get_last_raw_message_by_subject(place).await?;
     let mut position: Value = serde_json::from_slice(&stored.payload)?;
     let owner = position["owner"].clone();
     position["owner"] = json!("");
     nats.publish(place, position.to_string()).await?;
     // `o-1` in Base64: what a killed server brought back.
-    let left = format!("$PELTON.shop.park.hostile.HOSTILE.34.by0x.{first}");
+    let left = format!("$KV.PELTON_shop.park.hostile.HOSTILE.34.by0x.{first}");
     nats.publish(&left, "left over").await?;
     parked(nats, 0).await?;
     let stored = stream.get_last_raw_message_by_subject(place).await?;
@@ -338,7 +340,7 @@ async fn a_partition_lost_unseen_is_taken_back_and_cleaned_up() -> Result<()> {
     Ok(())
 }
 
-const PARK: &str = "$PELTON.shop.park.>";
+const PARK: &str = "$KV.PELTON_shop.park.>";
 
 /// Waits until so many wait.
 async fn parked(nats: &Nats, count: usize) -> Result<()> {

@@ -319,7 +319,9 @@ async fn calls_keep_the_order_of_their_key_and_late_ones_are_dropped() -> Result
     let failing = ask("failing", "hostile.act.a", fails("retry-after", 3), 30_000);
     let behind = async {
         within(LONG, "the first to fail", || async {
-            let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+            let parked = nats
+                .count_below("KV_shop", "$KV.PELTON_shop.park.>")
+                .await?;
             ensure!(parked == 1, "{parked} parked");
             Ok(Some(()))
         })
@@ -473,7 +475,7 @@ async fn calls_that_wait_are_not_lost_when_the_key_changes() -> Result<()> {
     }
     eventually("all calls to be stored", || async {
         let due = nats
-            .count_below("KV_shop", "$PELTON.shop.due.hostile.>")
+            .count_below("KV_shop", "$KV.PELTON_shop.due.hostile.>")
             .await?;
         Ok((due == 41).then_some(()))
     })
@@ -598,7 +600,7 @@ async fn calls_outlive_the_loss_of_their_server() -> Result<()> {
 /// Waits until no more than so many answers are left; each goes after two minutes.
 async fn gone(nats: &Nats, answers: usize) -> Result<()> {
     eventually("calls to be removed", || async {
-        let left = nats.count_below("KV_shop", "$PELTON.shop.due.>").await?;
+        let left = nats.count_below("KV_shop", "$KV.PELTON_shop.due.>").await?;
         ensure!(left <= answers, "{left} left");
         Ok(Some(()))
     })

@@ -179,11 +179,14 @@ async fn function_ls_shows_other_functions_if_one_is_unreadable() -> Result<()> 
     let pelton = Pelton::new(&server.url(), project.path())?;
     pelton.ok(&["deploy"]).await?;
     nats.publish("plain.a", "{}").await?;
-    nats.publish("$PELTON.shop.pos.f0.PLAIN.0", "no position")
+    nats.publish("$KV.PELTON_shop.pos.f0.PLAIN.0", "no position")
         .await?;
     let listed = pelton.json(&["function", "ls"]).await?;
     let damaged = listed[0]["error"].as_str().unwrap_or_default();
-    ensure!(damaged.contains("$PELTON.shop.pos.f0.PLAIN.0"), "{listed}");
+    ensure!(
+        damaged.contains("$KV.PELTON_shop.pos.f0.PLAIN.0"),
+        "{listed}"
+    );
     ensure!(listed[0]["pending"].is_null(), "{listed}");
     ensure!(
         listed[1]["error"].is_null() && listed[1]["pending"] == 1,
@@ -193,7 +196,7 @@ async fn function_ls_shows_other_functions_if_one_is_unreadable() -> Result<()> 
     ensure!(table.stdout.contains("shop/f0: "), "{table:?}");
     let info = pelton.ok(&["function", "info", "f0"]).await?;
     ensure!(info.stdout.contains("not readable"), "{info:?}");
-    nats.publish("$PELTON.shop.pos.f1.PLAIN.0", "no position")
+    nats.publish("$KV.PELTON_shop.pos.f1.PLAIN.0", "no position")
         .await?;
     pelton
         .refused(&["function", "ls"], &["can be read"])

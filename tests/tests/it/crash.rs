@@ -78,7 +78,7 @@ async fn one_notification_per_event(scene: &Scene) -> Result<()> {
     within(LONG, "the outbox to be empty", || async {
         let left = scene
             .nats
-            .count_below("KV_shop", "$PELTON.shop.out.>")
+            .count_below("KV_shop", "$KV.PELTON_shop.out.>")
             .await?;
         ensure!(left == 0, "{left} messages");
         Ok(Some(()))

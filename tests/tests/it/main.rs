@@ -32,6 +32,7 @@ mod rollback;
 mod safeguards;
 mod scaffold;
 mod security;
+mod sites;
 mod state;
 mod streams;
 mod switch;

@@ -78,10 +78,12 @@ async fn a_damaged_module_fails_alone() -> Result<()> {
     let record = scene.nats.js.get_key_value("PELTON_REGISTRY").await?;
     let bytes = record.get("function.shop.plain").await?.unwrap_or_default();
     let mut function: serde_json::Value = serde_json::from_slice(&bytes)?;
-    let modules = scene.nats.js.get_object_store("PELTON_MODULES").await?;
+    let modules = scene.nats.js.get_key_value("PELTON_MODULES").await?;
     let digest = "0".repeat(64);
-    let mut damaged = &b"\0asm damaged"[..];
-    modules.put(digest.as_str(), &mut damaged).await?;
+    let damaged = &b"\0asm damaged"[..];
+    let about = serde_json::json!({ "format": 1, "size": damaged.len(), "parts": 1 });
+    modules.put(format!("{digest}.0"), damaged.into()).await?;
+    modules.put(&digest, about.to_string().into()).await?;
     function["digest"] = digest.into();
     function["version"] = 2.into();
     record

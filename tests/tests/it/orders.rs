@@ -27,7 +27,7 @@ async fn notified(scene: &Scene) -> Result<u64> {
     eventually("the outbox to be empty", || async {
         let left = scene
             .nats
-            .count_below("KV_shop", "$PELTON.shop.out.>")
+            .count_below("KV_shop", "$KV.PELTON_shop.out.>")
             .await?;
         ensure!(left == 0, "{left} messages");
         Ok(Some(()))

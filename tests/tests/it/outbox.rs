@@ -90,7 +90,7 @@ async fn a_full_target_is_told_and_keeps_its_source_until_all_has_arrived() -> R
     ensure!(sources.is_none_or(|all| all.is_empty()), "a source is left");
 
     // A target again: what lies there of its earlier life does not arrive a second time.
-    let leftover = "$PELTON.shop.out.OUT.0123456789abcdef0123456789abcdef.0.out.old";
+    let leftover = "$KV.PELTON_shop.out.OUT.0123456789abcdef0123456789abcdef.0.out.old";
     nats.publish(leftover, "old").await?;
     scene.project.change(&emitting("\"out.>\"")?)?;
     scene.pelton.ok(&["deploy"]).await?;
@@ -180,7 +180,7 @@ async fn what_has_arrived_is_not_taken_for_stuck_after_a_restart() -> Result<()>
     let mut scene = Scene::start(&emitting("\"out.>\"")?).await?;
     scene.node.kill().await?;
     // Nobody clears it: it has arrived, and lies in the outbox still.
-    let outbox = "$PELTON.shop.out.OUT.0123456789abcdef0123456789abcdef.0.out.b.c";
+    let outbox = "$KV.PELTON_shop.out.OUT.0123456789abcdef0123456789abcdef.0.out.b.c";
     scene.nats.publish(outbox, "x").await?;
     arrived(&scene.nats, 1).await?;
     scene.server.kill()?;
@@ -194,7 +194,7 @@ async fn what_has_arrived_is_not_taken_for_stuck_after_a_restart() -> Result<()>
     .await?;
     let left = scene
         .nats
-        .count_below("KV_shop", "$PELTON.shop.out.>")
+        .count_below("KV_shop", "$KV.PELTON_shop.out.>")
         .await?;
     assert_eq!(left, 1);
     Ok(())
@@ -231,13 +231,13 @@ async fn a_delayed_event_leaves_for_a_stream_that_is_no_target_any_more() -> Res
     ensure!(nats.messages("OUT").await?.is_empty(), "it came too early");
     arrived(nats, 1).await?;
     eventually("the timer to be removed", || async {
-        let left = nats.count_below("KV_shop", "$PELTON.shop.due.>").await?;
+        let left = nats.count_below("KV_shop", "$KV.PELTON_shop.due.>").await?;
         Ok((left == 0).then_some(()))
     })
     .await?;
     scene.pelton.ok(&["deploy"]).await?;
     assert_eq!(sources(nats).await?, 0);
-    let left = nats.count_below("KV_shop", "$PELTON.shop.out.>").await?;
+    let left = nats.count_below("KV_shop", "$KV.PELTON_shop.out.>").await?;
     assert_eq!(left, 0, "what has arrived is cleared");
     Ok(())
 }
@@ -300,7 +300,7 @@ async fn a_delayed_event_whose_stream_does_not_take_it_any_more_is_a_dead_letter
         "{why}"
     );
     for kind in ["due", "at", "out"] {
-        let lies = format!("$PELTON.shop.{kind}.>");
+        let lies = format!("$KV.PELTON_shop.{kind}.>");
         eventually(&format!("nothing under {kind}"), || async {
             let left = nats.count_below("KV_shop", &lies).await?;
             Ok((left == 0).then_some(()))

@@ -42,17 +42,17 @@ async fn settled(nats: &Nats) -> Result<()> {
     within(LONG, "no leftovers", || async {
         for rest in ["park", "out"] {
             let left = nats
-                .count_below("KV_shop", &format!("$PELTON.shop.{rest}.>"))
+                .count_below("KV_shop", &format!("$KV.PELTON_shop.{rest}.>"))
                 .await?;
             ensure!(left == 0, "{left} left under {rest}");
         }
         Ok(Some(()))
     })
     .await?;
-    let positions = nats.count_below("KV_shop", "$PELTON.shop.pos.>").await?;
+    let positions = nats.count_below("KV_shop", "$KV.PELTON_shop.pos.>").await?;
     ensure!(positions == 128, "{positions} positions of two functions");
     let markers = nats
-        .count_below("KV_shop", "$PELTON.shop.txn.*.*.*")
+        .count_below("KV_shop", "$KV.PELTON_shop.txn.*.*.*")
         .await?;
     ensure!(
         markers == 0,
@@ -116,7 +116,7 @@ async fn those_that_wait_for_another_hold_up_no_other() -> Result<()> {
     for _ in 0..WAIT {
         nats.publish("hostile.act.a", waits.clone()).await?;
     }
-    let parked = async || nats.count_below("KV_shop", "$PELTON.shop.park.>").await;
+    let parked = async || nats.count_below("KV_shop", "$KV.PELTON_shop.park.>").await;
     eventually("all to wait", || async {
         Ok((parked().await? == WAIT).then_some(()))
     })
@@ -242,7 +242,9 @@ async fn a_failure_holds_up_its_key_and_no_other_and_outlives_its_node() -> Resu
     let other = nats.publish("hostile.act.b", fine.clone()).await?;
     let (_, free) = done(nats, other).await?;
     within(LONG, "all of the key to be parked", || async {
-        let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        let parked = nats
+            .count_below("KV_shop", "$KV.PELTON_shop.park.>")
+            .await?;
         ensure!(parked == 6, "{parked}");
         Ok(Some(()))
     })
@@ -281,7 +283,7 @@ async fn parked(
     sequence: u64,
 ) -> Result<(String, async_nats::HeaderMap, bytes::Bytes)> {
     let stream = nats.js.get_stream("KV_shop").await?;
-    let subjects = stream.info_with_subjects("$PELTON.shop.park.>").await?;
+    let subjects = stream.info_with_subjects("$KV.PELTON_shop.park.>").await?;
     let subjects: Vec<(String, usize)> = futures::TryStreamExt::try_collect(subjects).await?;
     let subject = subjects
         .into_iter()
@@ -326,7 +328,9 @@ async fn a_deferred_event_lets_others_of_its_key_pass() -> Result<()> {
 /// Waits until so many are parked.
 async fn settled_at(nats: &Nats, parked: usize) -> Result<()> {
     within(LONG, "the park to come to rest", || async {
-        let left = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        let left = nats
+            .count_below("KV_shop", "$KV.PELTON_shop.park.>")
+            .await?;
         ensure!(left == parked, "{left} parked");
         Ok(Some(()))
     })
@@ -368,7 +372,9 @@ async fn what_a_killed_server_brings_back_is_removed() -> Result<()> {
     })
     .await?;
     ensure!(
-        nats.count_below("KV_shop", "$PELTON.shop.park.>").await? > 1,
+        nats.count_below("KV_shop", "$KV.PELTON_shop.park.>")
+            .await?
+            > 1,
         "nothing is back"
     );
     settled_at(nats, 1).await?;
@@ -450,7 +456,7 @@ async fn what_is_parked_waits_for_what_comes_before_it_in_the_input() -> Result<
         let stored = input.get_raw_message(sequence).await?.time;
         let stored = stored.unix_timestamp_nanos().to_string();
         // The partition of this key, which stored positions rest on; and the key in Base64.
-        let subject = format!("$PELTON.shop.park.hostile.HOSTILE.34.by0x.{sequence}");
+        let subject = format!("$KV.PELTON_shop.park.hostile.HOSTILE.34.by0x.{sequence}");
         let headers = [
             ("Pelton-Format", "1"),
             ("Pelton-Attempts", &record.to_string()),
@@ -465,7 +471,7 @@ async fn what_is_parked_waits_for_what_comes_before_it_in_the_input() -> Result<
     let position = json!({
         "format": 1, "owner": "", "sequence": 0, "done": [1, 2], "witness": 0, "witness_stored": 0, "parked": [1, 2],
     });
-    let subject = "$PELTON.shop.pos.hostile.HOSTILE.34";
+    let subject = "$KV.PELTON_shop.pos.hostile.HOSTILE.34";
     nats.publish(subject, position.to_string()).await?;
 
     let _node = Node::start(&scene.pelton, &[])?;

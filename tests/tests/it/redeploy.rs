@@ -116,7 +116,7 @@ async fn handled(nats: &Nats, sequence: u64) -> Result<serde_json::Value> {
 async fn alive(nats: &Nats) -> Result<Vec<String>> {
     let mut alive = Vec::new();
     for message in nats.messages("KV_shop").await? {
-        let Some(rest) = message.subject.strip_prefix("$PELTON.shop.") else {
+        let Some(rest) = message.subject.strip_prefix("$KV.PELTON_shop.") else {
             continue;
         };
         let kind = rest.split('.').next().unwrap_or_default();
@@ -152,7 +152,9 @@ async fn a_function_made_anew_wakes_nothing_of_one_that_was_deleted() -> Result<
     let waits = json!({ "do": "fail", "how": "defer", "code": "early", "well_at": 2 });
     let parked = act(&nats, "b", waits).await?;
     eventually("the event to be parked", || async {
-        let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        let parked = nats
+            .count_below("KV_shop", "$KV.PELTON_shop.park.>")
+            .await?;
         Ok((parked == 1).then_some(()))
     })
     .await?;
@@ -160,14 +162,14 @@ async fn a_function_made_anew_wakes_nothing_of_one_that_was_deleted() -> Result<
     let unseen = act(&nats, "c", json!({ "do": "fine" })).await?;
     let headers = [("Pelton-Subject", "hostile.act.d"), ("Nats-Msg-Id", "call")];
     nats.publish_with(
-        "$PELTON.shop.due.hostile.call",
+        "$KV.PELTON_shop.due.hostile.call",
         &headers,
         r#"{"do":"fine"}"#,
     )
     .await?;
     let before = alive(&nats).await?;
     for kind in ["at", "timer", "tick", "park", "due", "pos"] {
-        let prefix = format!("$PELTON.shop.{kind}.");
+        let prefix = format!("$KV.PELTON_shop.{kind}.");
         ensure!(
             before.iter().any(|one| one.starts_with(&prefix)),
             "{before:?}"
@@ -237,7 +239,7 @@ async fn a_component_of_two_functions_is_stored_once() -> Result<()> {
         text += &project::keyed(name, &component, 3, &more);
     }
     let scene = Scene::start(&text).await?;
-    let stream = scene.nats.js.get_stream("OBJ_PELTON_MODULES").await?;
+    let stream = scene.nats.js.get_stream("KV_PELTON_MODULES").await?;
     let state = &stream.cached_info().state;
     ensure!(state.messages > 0, "nothing is stored");
     assert_eq!(state.last_sequence, state.messages, "stored again");

@@ -133,7 +133,9 @@ async fn what_waits_goes_on_waiting_or_is_begun_anew() -> Result<()> {
     count(nats, 3).await?;
     let beyond = nats.publish("hostile.act.b", fails).await?;
     eventually("both to wait", || async {
-        let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        let parked = nats
+            .count_below("KV_shop", "$KV.PELTON_shop.park.>")
+            .await?;
         Ok((parked == 2).then_some(()))
     })
     .await?;
@@ -232,9 +234,9 @@ async fn a_function_is_removed_and_what_stays_is_said() -> Result<()> {
     assert_eq!(listed.as_array().map(Vec::len), Some(0), "{listed}");
     counted(nats, 10).await?;
     for (what, stream) in [
-        ("$PELTON.shop.pos.hostile.HOSTILE.>", "KV_shop"),
-        ("$PELTON.shop.park.>", "KV_shop"),
-        ("$PELTON.shop.at.>", "KV_shop"),
+        ("$KV.PELTON_shop.pos.hostile.HOSTILE.>", "KV_shop"),
+        ("$KV.PELTON_shop.park.>", "KV_shop"),
+        ("$KV.PELTON_shop.at.>", "KV_shop"),
         ("$KV.PELTON_REGISTRY.version.shop.>", "KV_PELTON_REGISTRY"),
     ] {
         let left = nats.count_below(stream, what).await.context(what)?;
@@ -284,7 +286,7 @@ async fn a_call_that_waits_is_seen_and_goes_with_its_function() -> Result<()> {
     );
     pelton.ok(&["function", "rm", "hostile", "--yes"]).await?;
     for kind in ["due", "park"] {
-        let lies = format!("$PELTON.shop.{kind}.>");
+        let lies = format!("$KV.PELTON_shop.{kind}.>");
         assert_eq!(nats.count_below("KV_shop", &lies).await?, 0, "{kind}");
     }
     Ok(())
@@ -299,7 +301,7 @@ async fn a_removal_that_was_cut_off_goes_on() -> Result<()> {
     counted(nats, 3).await?;
     let registry = nats.js.get_key_value("PELTON_REGISTRY").await?;
     registry.delete("function.shop.hostile").await?;
-    let positions = "$PELTON.shop.pos.hostile.HOSTILE.>";
+    let positions = "$KV.PELTON_shop.pos.hostile.HOSTILE.>";
     ensure!(
         nats.count_below("KV_shop", positions).await? > 0,
         "positions"

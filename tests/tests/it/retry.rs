@@ -37,7 +37,7 @@ async fn a_failure_that_passes_is_only_a_delay() -> Result<()> {
     }
     assert!(scene.nats.dead("shop").await?.is_empty());
     eventually("what is kept of attempts to be gone", || async {
-        let kept = scene.nats.count_below("KV_shop", "$PELTON.shop.park.>");
+        let kept = scene.nats.count_below("KV_shop", "$KV.PELTON_shop.park.>");
         let kept = kept.await?;
         ensure!(kept == 0, "{kept} records");
         Ok(Some(()))
@@ -102,7 +102,7 @@ async fn a_node_that_takes_over_keeps_the_delays() -> Result<()> {
     // By sequence, when it is due.
     let mut due = std::collections::BTreeMap::new();
     eventually("all to have failed once", || async {
-        let left = scene.nats.count_below("KV_shop", "$PELTON.shop.park.>");
+        let left = scene.nats.count_below("KV_shop", "$KV.PELTON_shop.park.>");
         let (left, done) = (
             left.await?,
             scene.nats.count_below("KV_shop", "$KV.shop.done.>"),

@@ -331,7 +331,7 @@ async fn each_role_is_refused_the_rest() -> Result<()> {
     is_refused(&scene.deployer, "deployer", &changes).await?;
     for (pelton, role) in [(&scene.reader, "reader"), (&scene.operator, "operator")] {
         let record = "PELTON_REGISTRY";
-        let changes = [(deploy, "OBJ_PELTON_MODULES"), (pause, record)];
+        let changes = [(deploy, record), (pause, record)];
         is_refused(pelton, role, &changes).await?;
     }
     ensure!(scene.nats.count("ORDERS").await? == before, "events came");
@@ -347,8 +347,8 @@ async fn each_role_is_refused_the_rest() -> Result<()> {
     scene.node_was_refused_nothing()
 }
 
-/// What the function `notifier` asks its consumer for.
-const QUEUE: &str = "$JS.API.CONSUMER.MSG.NEXT.ORDERS.pelton_shop_notifier";
+/// The consumer of the function `notifier` that `permissions.conf` names, until somebody writes the real one there.
+const PLACEHOLDER: &str = "pelton_shop_notifier_00000000";
 
 /// What is in the registry, by its messages.
 async fn registry(scene: &Scene) -> Result<u64> {
@@ -361,23 +361,37 @@ async fn stolen_credentials_reach_no_further() -> Result<()> {
     let scene = Scene::single(&manifest(1, "")?).await?;
     let url = scene.servers[0].url();
     let before = registry(&scene).await?;
+    let info = scene.reader.json(&["function", "info", "notifier"]).await?;
+    let consumer = info["status"]["inputs"][0]["consumer"].as_str();
+    let consumer = consumer.context("no consumer")?.to_owned();
+    let server = &scene.servers[0];
+    server.edit("permissions.conf", |text| {
+        text.replace(PLACEHOLDER, &consumer)
+    })?;
+    server.reload().await?;
+    eventually("the server to read its permissions again", || async {
+        let read = server.log().contains("Reloaded server configuration");
+        Ok(read.then_some(()))
+    })
+    .await?;
+    let queue = format!("$JS.API.CONSUMER.MSG.NEXT.ORDERS.{consumer}");
     let subjects = [
         ("node", "$KV.PELTON_REGISTRY.function.shop.orders"),
         ("node", "$KV.PELTON_REGISTRY.version.shop.orders.9"),
-        ("node", "$O.PELTON_MODULES.M.x"),
+        ("node", "$KV.PELTON_MODULES.x"),
         ("node", "$JS.API.STREAM.UPDATE.KV_shop"),
         ("node", "$JS.API.STREAM.CREATE.OTHER"),
         ("node", "$JS.API.STREAM.DELETE.ORDERS"),
         ("node", "orders.o-1.created"),
         ("operator", "$KV.PELTON_REGISTRY.function.shop.orders"),
-        ("operator", "$PELTON.shop.pos.orders.ORDERS.1"),
+        ("operator", "$KV.PELTON_shop.pos.orders.ORDERS.1"),
         ("operator", "$JS.API.STREAM.PURGE.ORDERS"),
         ("deployer", "$JS.API.STREAM.DELETE.ORDERS"),
         ("deployer", "$KV.shop.orders.o-1"),
         ("reader", "$KV.shop.orders.o-1"),
-        ("reader", QUEUE),
-        ("operator", QUEUE),
-        ("deployer", QUEUE),
+        ("reader", queue.as_str()),
+        ("operator", queue.as_str()),
+        ("deployer", queue.as_str()),
         ("reader", "$JS.API.STREAM.MSG.DELETE.PELTON_DEAD_shop"),
         ("producer", "pelton.call.shop.orders"),
         ("caller", "orders.o-1.created"),

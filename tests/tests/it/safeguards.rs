@@ -196,7 +196,7 @@ async fn what_is_read_a_second_time_is_not_handled_again() -> Result<()> {
     let stream = nats.js.get_stream("KV_shop").await?;
     let mut behind = false;
     for partition in 0..2 {
-        let subject = format!("$PELTON.shop.pos.hostile.HOSTILE.{partition}");
+        let subject = format!("$KV.PELTON_shop.pos.hostile.HOSTILE.{partition}");
         let stored = stream.get_last_raw_message_by_subject(&subject).await?;
         let mut position: Value = serde_json::from_slice(&stored.payload)?;
         if position["witness"] == 0 {
@@ -419,7 +419,7 @@ async fn a_dead_nodes_keys_are_taken_over_within_five_seconds() -> Result<()> {
 async fn owners(nats: &Nats) -> Result<BTreeMap<String, usize>> {
     use futures::TryStreamExt;
     let stream = nats.js.get_stream("KV_shop").await?;
-    let positions = stream.info_with_subjects("$PELTON.shop.pos.>").await?;
+    let positions = stream.info_with_subjects("$KV.PELTON_shop.pos.>").await?;
     let positions: Vec<(String, usize)> = positions.try_collect().await?;
     let mut owners = BTreeMap::new();
     for (position, _) in positions {

@@ -198,7 +198,7 @@ async fn who_waits_for_a_key_hears_of_a_foreign_client_that_writes_it() -> Resul
     bucket.put("orders.o-1", order.to_string().into()).await?;
     scene.nats.order("o-1", "paid").await?;
     eventually("the park to be empty", || async {
-        let parked = scene.nats.count_below("KV_shop", "$PELTON.shop.park.>");
+        let parked = scene.nats.count_below("KV_shop", "$KV.PELTON_shop.park.>");
         Ok((parked.await? == 0).then_some(()))
     })
     .await?;

@@ -52,7 +52,7 @@ async fn hand(nats: &Nats, id: &str, key: &str, body: &Value) -> Result<u64> {
         ("Pelton-Key", key),
         ("Nats-Msg-Id", id),
     ];
-    let subject = format!("$PELTON.shop.due.hostile.{id}");
+    let subject = format!("$KV.PELTON_shop.due.hostile.{id}");
     nats.publish_with(&subject, &headers, body.to_string())
         .await
 }
@@ -76,7 +76,7 @@ async fn nothing_left(nats: &Nats) -> Result<()> {
     within(LONG, "no leftovers", || async {
         for rest in ["due", "park", "out", "at"] {
             let left = nats
-                .count_below("KV_shop", &format!("$PELTON.shop.{rest}.>"))
+                .count_below("KV_shop", &format!("$KV.PELTON_shop.{rest}.>"))
                 .await?;
             ensure!(left == 0, "{left} left under {rest}");
         }
@@ -85,7 +85,7 @@ async fn nothing_left(nats: &Nats) -> Result<()> {
             let subject = one.subject.as_str();
             let record = ["timer", "tick"]
                 .iter()
-                .any(|kind| subject.starts_with(&format!("$PELTON.shop.{kind}.")));
+                .any(|kind| subject.starts_with(&format!("$KV.PELTON_shop.{kind}.")));
             record && one.headers.get("KV-Operation").is_none()
         });
         ensure!(held.is_none(), "left: {held:?}");
@@ -101,7 +101,7 @@ async fn what_is_due_is_handled_once_in_order_and_leaves_nothing() -> Result<()>
     let mut node = Node::start(&scene.pelton, &[])?;
     let other = Node::start(&scene.pelton, &[])?;
     nats.serving("hostile", None, 2).await?;
-    let idle = nats.count_below("KV_shop", "$PELTON.shop.pos.>").await?;
+    let idle = nats.count_below("KV_shop", "$KV.PELTON_shop.pos.>").await?;
     assert_eq!(idle, 0, "positions of what is idle");
 
     let count = json!({ "do": "count", "counter": "c" });
@@ -132,7 +132,9 @@ async fn a_failure_of_what_is_due_is_retried_and_given_up_as_any() -> Result<()>
     hand(nats, "a", "k", &failing).await?;
     hand(nats, "b", "k", &json!({ "do": "fine" })).await?;
     within(LONG, "both to be parked", || async {
-        let parked = nats.count_below("KV_shop", "$PELTON.shop.park.>").await?;
+        let parked = nats
+            .count_below("KV_shop", "$KV.PELTON_shop.park.>")
+            .await?;
         Ok((parked == 2).then_some(()))
     })
     .await?;
@@ -266,7 +268,7 @@ async fn a_tick_that_a_killed_server_brought_back_stops_no_schedule() -> Result<
     ticked(nats, 1).await?;
     node.kill().await?;
     let stream = nats.js.get_stream("KV_shop").await?;
-    let record = "$PELTON.shop.tick.hostile";
+    let record = "$KV.PELTON_shop.tick.hostile";
     let mut tick: Value = serde_json::from_slice(
         &stream
             .get_last_raw_message_by_subject(record)
@@ -278,7 +280,7 @@ async fn a_tick_that_a_killed_server_brought_back_stops_no_schedule() -> Result<
     tick["ticking"]["version"] = json!(9);
     nats.publish(record, tick.to_string()).await?;
     for kind in ["at", "due"] {
-        let lies = format!("$PELTON.shop.{kind}.>");
+        let lies = format!("$KV.PELTON_shop.{kind}.>");
         stream.purge().filter(lies).await?;
     }
     let before = ticks(nats).await?.len();

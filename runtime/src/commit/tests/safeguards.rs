@@ -65,7 +65,7 @@ async fn a_source_is_not_edited_in_place_and_nothing_arrives_twice() {
     let source = jetstream::stream::Source {
         name: scene.names.commit_stream(),
         subject_transforms: vec![jetstream::stream::SubjectTransform {
-            source: "$PELTON.shop.out.OUT.*.*.out.>".into(),
+            source: "$KV.PELTON_shop.out.OUT.*.*.out.>".into(),
             destination: "out.>".into(),
         }],
         ..Default::default()

@@ -3,10 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use async_nats::jetstream::object_store::{ObjectInfo, ObjectMetadata};
 use async_nats::jetstream::{self, kv, stream::Config};
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -24,7 +21,8 @@ use crate::component::Component;
 use crate::config::{DeliveryMode, Manifest};
 use crate::control::progress::changed;
 use crate::control::{ControlError, rollout, versions};
-use crate::names::{AppNames, MODULES_BUCKET, REGISTRY_BUCKET};
+use crate::module_store;
+use crate::names::{AppNames, REGISTRY_BUCKET};
 use crate::records::{AppRecord, FORMAT, FunctionRecord, TrialRecord, rfc3339};
 use crate::registry;
 use crate::rollout::{Bounds, at_once, tried};
@@ -130,7 +128,7 @@ pub(super) async fn apply_function(
             "component of {} ({} bytes)",
             function.function, function.bytes
         ));
-        upload(js, component).await?;
+        ensure_stored(js, component).await?;
     }
     if function.action != FunctionAction::Unchanged {
         step(&format!(
@@ -376,13 +374,15 @@ async fn register(
 
 /// Stores a component that is not there, or not any more.
 async fn ensure_stored(js: &jetstream::Context, component: &Component) -> Result<(), ControlError> {
-    let store = js.get_object_store(MODULES_BUCKET).await.map_err(|error| {
-        ControlError::nats(format!("store component {}", component.digest), error)
-    })?;
-    match store.info(&component.digest).await {
-        Ok(stored) if is_whole(&stored, component) => Ok(()),
-        _ => upload(js, component).await,
+    let (digest, size) = (component.digest.as_str(), component.bytes.len());
+    let failed =
+        |why: &dyn std::fmt::Display| ControlError::nats(format!("store component {digest}"), why);
+    let stored = module_store::is_stored(js, digest, Some(size)).await;
+    if stored.map_err(|error| failed(&error))? {
+        return Ok(());
     }
+    let stored = module_store::store(js, digest, &component.bytes).await;
+    stored.map_err(|error| failed(&error))
 }
 
 fn trial(record: &FunctionRecord, steps: &Steps) -> TrialRecord {
@@ -407,7 +407,7 @@ async fn ensure_consumers(
     names: &AppNames,
     function: &FunctionPlan,
 ) -> Result<(), ControlError> {
-    let name = names.consumer(&function.function);
+    let name = names.consumer(&function.function, function.record.instance);
     for input in &function.record.inputs {
         let doing = format!("make a consumer on stream {}", input.stream);
         let found: Value = js
@@ -430,49 +430,6 @@ async fn ensure_consumers(
             .map_err(|error| ControlError::nats(&doing, error))?;
     }
     Ok(())
-}
-
-/// Largest piece in which a component is stored, bytes; smaller where the server takes less in one message.
-const CHUNK: usize = 128 << 10;
-
-async fn upload(js: &jetstream::Context, component: &Component) -> Result<(), ControlError> {
-    let failed =
-        |why: String| ControlError::nats(format!("store component {}", component.digest), why);
-    let store = js
-        .get_object_store(MODULES_BUCKET)
-        .await
-        .map_err(|error| failed(error.to_string()))?;
-    // Another function of this deploy has it, too, and a node may be reading what was stored for that one: what is written anew
-    // takes the former chunks away.
-    if let Ok(stored) = store.info(&component.digest).await
-        && is_whole(&stored, component)
-    {
-        return Ok(());
-    }
-    let object = ObjectMetadata {
-        name: component.digest.clone(),
-        chunk_size: Some(CHUNK.min(js.client().server_info().max_payload)),
-        ..ObjectMetadata::default()
-    };
-    store
-        .put(object, &mut component.bytes.as_slice())
-        .await
-        .map_err(|error| failed(error.to_string()))?;
-    let stored = store
-        .info(&component.digest)
-        .await
-        .map_err(|error| failed(error.to_string()))?;
-    if is_whole(&stored, component) {
-        return Ok(());
-    }
-    Err(failed("what arrived is not what was sent".into()))
-}
-
-/// Whether an object is this component, by size and digest.
-pub(super) fn is_whole(stored: &ObjectInfo, component: &Component) -> bool {
-    let digest =
-        hex::decode(&component.digest).map(|bytes| format!("SHA-256={}", URL_SAFE.encode(bytes)));
-    stored.size == component.bytes.len() && stored.digest == digest.ok()
 }
 
 pub(super) fn json_bytes(value: &impl serde::Serialize) -> Result<Bytes, ControlError> {

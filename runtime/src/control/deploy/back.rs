@@ -13,7 +13,8 @@ use super::{Change, targets};
 use crate::commit::stream;
 use crate::control::nodes::Wanted;
 use crate::control::{self, ControlError, functions, versions};
-use crate::names::{AppNames, MODULES_BUCKET};
+use crate::module_store;
+use crate::names::AppNames;
 use crate::records::{Controls, FunctionRecord, Input};
 
 /// A rollback that is to be carried out.
@@ -151,10 +152,8 @@ pub async fn find(
 
 /// Refuses a version whose component somebody deleted.
 async fn is_stored(js: &jetstream::Context, older: &FunctionRecord) -> Result<(), ControlError> {
-    let components = js.get_object_store(MODULES_BUCKET).await;
-    let components =
-        components.map_err(|error| ControlError::nats("open the components", error))?;
-    if components.info(&older.digest).await.is_ok() {
+    let stored = module_store::is_stored(js, &older.digest, None).await;
+    if stored.map_err(|error| ControlError::nats("read the components", error))? {
         return Ok(());
     }
     Err(ControlError::refused(

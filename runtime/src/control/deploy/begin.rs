@@ -67,7 +67,7 @@ pub(super) async fn go_on(
     names: &AppNames,
     record: &FunctionRecord,
 ) -> Result<(), ControlError> {
-    let consumer = names.consumer(&record.function);
+    let consumer = names.consumer(&record.function, record.instance);
     for input in &record.inputs {
         let place = format!("{}.{consumer}", input.stream);
         pause(js, &place, Duration::ZERO).await?;
@@ -85,7 +85,7 @@ async fn inputs(
 ) -> Result<(), ControlError> {
     let name = &function.function;
     let start = record.settings.start.clone();
-    let consumer = names.consumer(name);
+    let consumer = names.consumer(name, record.instance);
     let guard = function.guard(names);
     for input in &mut record.inputs {
         let mut before = before(function, input);

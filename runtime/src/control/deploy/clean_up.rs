@@ -41,7 +41,10 @@ pub async fn clean_up(js: &jetstream::Context, app: &str) -> Result<(), ControlE
     let settled: BTreeMap<String, &FunctionRecord> = records
         .iter()
         .filter(|record| rollout.running.contains(&record.function))
-        .map(|record| (names.consumer(&record.function), record))
+        .map(|record| {
+            let consumer = names.consumer(&record.function, record.instance);
+            (consumer, record)
+        })
         .collect();
     // With no node there is nobody that could still emit.
     let over = rollout.nodes == 0 || settled.len() == records.len();
@@ -189,7 +192,11 @@ mod tests {
                 ..Default::default()
             };
             let stream = js.create_stream(config).await.unwrap();
-            for consumer in ["pelton_shop_orders", "pelton_shop_other", "someone"] {
+            for consumer in [
+                "pelton_shop_orders_00000000",
+                "pelton_shop_orders_00000001",
+                "someone",
+            ] {
                 let config = pull::Config {
                     durable_name: Some(consumer.into()),
                     ..Default::default()
@@ -225,10 +232,16 @@ mod tests {
         );
 
         deploy(OffsetDateTime::now_utc(), queue).await;
-        assert_eq!(consumers("LEFT").await, ["pelton_shop_other", "someone"]);
+        assert_eq!(
+            consumers("LEFT").await,
+            ["pelton_shop_orders_00000001", "someone"]
+        );
         assert_eq!(consumers("READ").await.len(), 3);
 
         deploy(OffsetDateTime::now_utc(), DeliveryMode::ExactlyOnce).await;
-        assert_eq!(consumers("READ").await, ["pelton_shop_other", "someone"]);
+        assert_eq!(
+            consumers("READ").await,
+            ["pelton_shop_orders_00000001", "someone"]
+        );
     }
 }

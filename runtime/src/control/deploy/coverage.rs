@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::survey::StreamView;
 use crate::config::canonical;
 use crate::event::subject::{covers, overlaps};
+use crate::names::OWN_PREFIX;
 use crate::records::Input;
 
 /// How a pattern lies on the streams.
@@ -43,13 +44,13 @@ pub(super) fn cover(pattern: &str, streams: &BTreeMap<String, StreamView>) -> Co
 
 /// Whether a stream is one of Pelton's own.
 pub(super) fn internal(name: &str, stream: &StreamView) -> bool {
-    ["PELTON_", "KV_PELTON_", "OBJ_PELTON_"]
+    ["PELTON_", "KV_PELTON_"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
         || stream
             .subjects
             .iter()
-            .any(|subject| subject.starts_with("$PELTON"))
+            .any(|subject| subject.starts_with(OWN_PREFIX))
 }
 
 /// The pattern of what matches both, if anything does.

@@ -4,7 +4,7 @@ use super::coverage::{self, cover};
 use super::plan::{InputAction, InputPlan, Planner};
 use super::survey::Retention;
 use crate::config::{DeliveryMode, Start};
-use crate::records::Input;
+use crate::records::{FunctionRecord, Input};
 
 impl Planner<'_> {
     pub(super) fn inputs(&mut self, subjects: &[String]) -> Vec<Input> {
@@ -132,17 +132,17 @@ impl Planner<'_> {
         false
     }
 
-    pub(super) fn input_plans(&self, inputs: &[Input]) -> Vec<InputPlan> {
+    pub(super) fn input_plans(&self, record: &FunctionRecord) -> Vec<InputPlan> {
         let previous = self.view.functions.get(self.name);
         let before = previous.map_or(&[] as &[Input], |one| &one.record.inputs);
         let acks = self.declared.settings.delivery == DeliveryMode::AtLeastOnce;
         let entry = |input: &Input, action| InputPlan {
             stream: input.stream.clone(),
-            consumer: acks.then(|| self.names.consumer(self.name)),
+            consumer: acks.then(|| self.names.consumer(self.name, record.instance)),
             action,
             subjects: input.subjects.clone(),
         };
-        let wanted = inputs.iter().map(|input| {
+        let wanted = record.inputs.iter().map(|input| {
             let action = match before.iter().find(|old| old.stream == input.stream) {
                 None => InputAction::Create,
                 Some(old) if old.subjects == input.subjects => InputAction::Keep,
@@ -152,7 +152,7 @@ impl Planner<'_> {
         });
         let gone = before
             .iter()
-            .filter(|old| !inputs.iter().any(|input| input.stream == old.stream))
+            .filter(|old| !record.inputs.iter().any(|input| input.stream == old.stream))
             .map(|old| entry(old, InputAction::Remove));
         wanted.chain(gone).collect()
     }

@@ -56,7 +56,7 @@ pub(in crate::control) async fn clear(
         purge(&commit, &left, last).await?;
     }
     if record.settings.delivery == DeliveryMode::AtLeastOnce {
-        let consumer = names.consumer(function);
+        let consumer = names.consumer(function, record.instance);
         for input in &record.inputs {
             let doing = format!("delete consumer {consumer} of stream {}", input.stream);
             let delete = format!("CONSUMER.DELETE.{}.{consumer}", input.stream);

@@ -374,7 +374,7 @@ impl Planner<'_> {
             bytes: self.component.bytes.len(),
             upload: !self.view.modules.contains(&record.digest),
             changes,
-            inputs: self.input_plans(&record.inputs),
+            inputs: self.input_plans(&record),
             targets: record
                 .targets
                 .iter()

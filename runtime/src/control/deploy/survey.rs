@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::commit::stream;
+use crate::commit::{site, stream};
 use crate::component::Component;
 use crate::config::{Manifest, canonical};
 use crate::control::{ControlError, open, versions};
-use crate::names::{AppNames, META_APP, MODULES_BUCKET, REGISTRY_BUCKET};
+use crate::module_store;
+use crate::names::{AppNames, META_APP, REGISTRY_BUCKET};
 use crate::records::{FORMAT, FunctionRecord};
 
 /// Pages of streams that are read for one subject, at most: 256 streams each.
@@ -87,22 +88,37 @@ pub struct View {
 /// Reads what a deploy of these components depends on.
 ///
 /// # Errors
-/// A record of a later format; NATS trouble.
+/// Another site's JetStream stores what is written here; a record of a later format; NATS trouble.
 pub async fn survey(
     js: &jetstream::Context,
     manifest: &Manifest,
     components: &BTreeMap<String, Component>,
 ) -> Result<View, ControlError> {
     let names = AppNames::new(manifest.app.as_str());
+    // At the same time: the check waits for answers that should not come. It counts first, for with
+    // two JetStreams what was read may be of either.
+    let (alone, view) = tokio::join!(
+        check_site(js, &names),
+        look(js, &names, manifest, components)
+    );
+    alone.and(view)
+}
+
+async fn look(
+    js: &jetstream::Context,
+    names: &AppNames,
+    manifest: &Manifest,
+    components: &BTreeMap<String, Component>,
+) -> Result<View, ControlError> {
     let mut view = View {
-        functions: registered(js, &names).await?,
+        functions: registered(js, names).await?,
         modules: modules(js, components).await?,
         app_known: false,
         alone: js.client().server_info().cluster.is_none(),
         streams: BTreeMap::new(),
         siblings: siblings(js, manifest).await,
     };
-    view.app_known = !view.functions.is_empty() || app_known(js, &names).await?;
+    view.app_known = !view.functions.is_empty() || app_known(js, names).await?;
     let declared = manifest.streams.keys().cloned();
     for name in declared.chain([names.commit_stream()]) {
         let info = stream::info(js, &name)
@@ -135,6 +151,18 @@ async fn siblings(js: &jetstream::Context, manifest: &Manifest) -> Vec<FunctionR
         .map(|(record, _)| record)
         .filter(|record| manifest.siblings.contains_key(&record.app))
         .collect()
+}
+
+/// Refuses to register functions where another site would register them, too.
+async fn check_site(js: &jetstream::Context, names: &AppNames) -> Result<(), ControlError> {
+    let entry = format!("$KV.{REGISTRY_BUCKET}.{}", names.registry_app());
+    match site::streams_with(&js.client(), &entry, site::BRIEF).await {
+        Some(2..) => {
+            let what = site::shared(names.app(), &format!("$KV.{REGISTRY_BUCKET}.>"));
+            Err(ControlError::refused(what, site::FIX))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Every subject pattern that the plan has to place in a stream.
@@ -259,20 +287,14 @@ async fn modules(
     js: &jetstream::Context,
     components: &BTreeMap<String, Component>,
 ) -> Result<BTreeSet<String>, ControlError> {
-    if open(js, &format!("OBJ_{MODULES_BUCKET}")).await?.is_none() {
+    if open(js, &module_store::stream_name()).await?.is_none() {
         return Ok(BTreeSet::new());
     }
-    let store = js
-        .get_object_store(MODULES_BUCKET)
-        .await
-        .map_err(|error| ControlError::nats(format!("open bucket {MODULES_BUCKET}"), error))?;
     let mut found = BTreeSet::new();
     for component in components.values() {
         // An error means that it must be stored: then that says what is the matter.
-        if let Ok(info) = store.info(&component.digest).await
-            && !info.deleted
-            && super::apply::is_whole(&info, component)
-        {
+        let size = Some(component.bytes.len());
+        if let Ok(true) = module_store::is_stored(js, &component.digest, size).await {
             found.insert(component.digest.clone());
         }
     }

@@ -319,7 +319,11 @@ async fn hand_over(
         .await
         .map_err(|why| ControlError::nats("mark what is done", why))?;
     let first = first.unwrap_or(progress.end().max(progress.floor()) + 1);
-    let consumer = format!("{}.{}", input.stream, names.consumer(&record.function));
+    let consumer = format!(
+        "{}.{}",
+        input.stream,
+        names.consumer(&record.function, record.instance)
+    );
     // One that an earlier try left begins where that one saw.
     let _: Value = js
         .request(format!("CONSUMER.DELETE.{consumer}"), &json!({}))

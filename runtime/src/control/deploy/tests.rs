@@ -7,6 +7,7 @@ use time::macros::datetime;
 use super::*;
 use crate::component::Component;
 use crate::config::{DeliveryMode, FunctionSettings, KeySource, Manifest, Start, StreamManifest};
+use crate::names::AppNames;
 use crate::records::Handler;
 
 mod environments;
@@ -119,7 +120,8 @@ fn a_first_deploy_creates_everything() {
     );
     assert!(function.upload && function.changes.is_empty());
     let input = &function.inputs[0];
-    assert_eq!(input.consumer.as_deref(), Some("pelton_shop_orders"));
+    let consumer = AppNames::new("shop").consumer("orders", function.record.instance);
+    assert_eq!(input.consumer, Some(consumer));
     assert_eq!(input.subjects, ["orders.*.created"]);
     assert_eq!(input.action, InputAction::Create);
 }

@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn a_message_says_what_the_handler_sees() {
         let message = open(Message {
-            subject: "$PELTON.shop.due.orders.c-1".into(),
+            subject: "$KV.PELTON_shop.due.orders.c-1".into(),
             headers: vec![
                 ("Pelton-Subject".into(), "orders.o-1.paid".into()),
                 ("Pelton-Key".into(), "o-1".into()),
@@ -83,6 +83,6 @@ mod tests {
         assert_eq!(message.subject, "orders.o-1.paid");
         assert_eq!(key(&message), Some("o-1"));
         let place = header(&message.headers, DUE_HEADER);
-        assert_eq!(place, Some("$PELTON.shop.due.orders.c-1"));
+        assert_eq!(place, Some("$KV.PELTON_shop.due.orders.c-1"));
     }
 }
