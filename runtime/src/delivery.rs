@@ -341,6 +341,7 @@ fn call(
         }),
         key: received.key.clone().filter(|_| settings.key.is_some()),
         headers,
+        stored: message.stored,
         attempt: case.attempt(),
         max_attempts: settings.retry.max_attempts,
         timeout: Duration::from_millis(settings.timeout_ms),

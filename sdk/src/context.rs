@@ -79,7 +79,9 @@ impl Context {
         Self { delivery, host }
     }
 
-    /// For tests: empty state and configuration, first of five attempts.
+    /// For tests: empty state and configuration, first of five attempts. `ctx.now` sets what
+    /// [`now`](Self::now) answers; until then it is the time of
+    /// [`Event::test`](crate::Event::test).
     #[cfg(not(target_arch = "wasm32"))]
     pub fn test() -> Self {
         Self {
@@ -110,6 +112,15 @@ impl Context {
         &mut self.delivery
     }
 
+    /// When the event was stored in its stream, by the NATS server's clock: the same in every
+    /// attempt. For a call: when it was taken in; for a timer or a tick: when it fired. A producer
+    /// can set [`Event::time`](crate::Event) to anything, but not this.
+    ///
+    /// A component has no other clock: `SystemTime::now()` and `Instant::now()` panic there.
+    pub fn now(&self) -> Timestamp {
+        self.host.now()
+    }
+
     /// Emits an event when the attempt commits; order is kept among events of one attempt to one stream.
     ///
     /// # Errors
@@ -126,6 +137,16 @@ impl Context {
     /// As [`emit`](Self::emit), and `pelton-key-invalid`; `pelton-unavailable`, a retry.
     pub fn emit_at(&mut self, name: &str, time: Timestamp, draft: Draft) -> Result {
         self.host.emit_at(name, time, draft.checked()?)
+    }
+
+    /// Emits after a delay, counted from [`now`](Self::now): so every attempt sets the same time.
+    /// If the event waited longer than `delay` before it was handled, that time is past and the
+    /// event leaves with the commit.
+    ///
+    /// # Errors
+    /// As [`emit_at`](Self::emit_at).
+    pub fn emit_after(&mut self, name: &str, delay: Duration, draft: Draft) -> Result {
+        self.emit_at(name, self.now() + delay, draft)
     }
 
     /// Takes an [`emit_at`](Self::emit_at) back; no error when there is none, or none any more.
@@ -151,6 +172,16 @@ impl Context {
     /// As [`emit`](Self::emit).
     pub fn reply_bytes(&mut self, content_type: &str, data: impl Into<Vec<u8>>) -> Result {
         self.host.reply(Some(content_type), data.into())
+    }
+
+    /// Answers the caller with an error after the commit, in place of a reply: what the handler did
+    /// counts, and there is no dead letter, as there is when a handler rejects. Ignored when nobody
+    /// waits.
+    ///
+    /// # Errors
+    /// As [`emit`](Self::emit).
+    pub fn reply_error(&mut self, code: &str, message: impl fmt::Display) -> Result {
+        self.host.reply_error(code, &message.to_string())
     }
 
     /// A value of the manifest's `config`, or one of its `secrets`.

@@ -91,52 +91,107 @@ impl<E: std::error::Error + 'static> From<E> for Error {
 
 /// `.or_reject(code)`, `.or_defer(code)` and `.or_retry(code)` on what may be missing or may have failed.
 ///
+/// The error's message is that of the failure, or the code where something is missing.
+/// `.or_reject_with(code, || format!(…))` and its like give a message; the failure's own follows
+/// it.
+///
+/// ```
+/// # use pelton_sdk::prelude::*;
+/// # fn find(order: Option<u8>) -> Result<u8> {
+/// order.or_defer_with("order-missing", || "order o-1 is not created yet")
+/// # }
+/// assert_eq!(find(None).unwrap_err().message, "order o-1 is not created yet");
+/// ```
+///
 /// Not for this crate's own [`Error`]: it says already what becomes of the event, so pass it on with `?`.
 pub trait OrFail<T>: Sized {
     /// None or an error: the event is dead-lettered.
     ///
     /// # Errors
     /// A [`Disposition::Reject`] with this code.
-    fn or_reject(self, code: &str) -> Result<T>;
+    fn or_reject(self, code: &str) -> Result<T> {
+        self.or_fail(Disposition::Reject, code, None::<fn() -> String>)
+    }
+
+    /// As [`or_reject`](Self::or_reject), with a message.
+    ///
+    /// # Errors
+    /// A [`Disposition::Reject`] with this code.
+    fn or_reject_with<M: Into<String>>(self, code: &str, message: impl FnOnce() -> M) -> Result<T> {
+        self.or_fail(Disposition::Reject, code, Some(message))
+    }
 
     /// None or an error: the event waits for another one.
     ///
     /// # Errors
     /// A [`Disposition::Defer`] with this code.
-    fn or_defer(self, code: &str) -> Result<T>;
+    fn or_defer(self, code: &str) -> Result<T> {
+        self.or_fail(Disposition::Defer, code, None::<fn() -> String>)
+    }
+
+    /// As [`or_defer`](Self::or_defer), with a message.
+    ///
+    /// # Errors
+    /// A [`Disposition::Defer`] with this code.
+    fn or_defer_with<M: Into<String>>(self, code: &str, message: impl FnOnce() -> M) -> Result<T> {
+        self.or_fail(Disposition::Defer, code, Some(message))
+    }
 
     /// None or an error: the event is tried again.
     ///
     /// # Errors
     /// A [`Disposition::Retry`] with this code.
-    fn or_retry(self, code: &str) -> Result<T>;
+    fn or_retry(self, code: &str) -> Result<T> {
+        self.or_fail(Disposition::Retry, code, None::<fn() -> String>)
+    }
+
+    /// As [`or_retry`](Self::or_retry), with a message.
+    ///
+    /// # Errors
+    /// A [`Disposition::Retry`] with this code.
+    fn or_retry_with<M: Into<String>>(self, code: &str, message: impl FnOnce() -> M) -> Result<T> {
+        self.or_fail(Disposition::Retry, code, Some(message))
+    }
+
+    /// What the others come to.
+    #[doc(hidden)]
+    fn or_fail<M: Into<String>>(
+        self,
+        disposition: Disposition,
+        code: &str,
+        message: Option<impl FnOnce() -> M>,
+    ) -> Result<T>;
 }
 
 impl<T> OrFail<T> for Option<T> {
-    fn or_reject(self, code: &str) -> Result<T> {
-        self.ok_or_else(|| Error::reject(code, code))
-    }
-
-    fn or_defer(self, code: &str) -> Result<T> {
-        self.ok_or_else(|| Error::defer(code, code))
-    }
-
-    fn or_retry(self, code: &str) -> Result<T> {
-        self.ok_or_else(|| Error::retry(code, code))
+    fn or_fail<M: Into<String>>(
+        self,
+        disposition: Disposition,
+        code: &str,
+        message: Option<impl FnOnce() -> M>,
+    ) -> Result<T> {
+        self.ok_or_else(|| {
+            let message = message.map_or_else(|| code.to_owned(), |message| message().into());
+            Error::new(disposition, code, message)
+        })
     }
 }
 
 impl<T, E: std::error::Error> OrFail<T> for std::result::Result<T, E> {
-    fn or_reject(self, code: &str) -> Result<T> {
-        self.map_err(|error| Error::reject(code, error.to_string()))
-    }
-
-    fn or_defer(self, code: &str) -> Result<T> {
-        self.map_err(|error| Error::defer(code, error.to_string()))
-    }
-
-    fn or_retry(self, code: &str) -> Result<T> {
-        self.map_err(|error| Error::retry(code, error.to_string()))
+    fn or_fail<M: Into<String>>(
+        self,
+        disposition: Disposition,
+        code: &str,
+        message: Option<impl FnOnce() -> M>,
+    ) -> Result<T> {
+        self.map_err(|error| {
+            let why = error.to_string();
+            let message = match message {
+                Some(message) => [message().into(), why].join(": "),
+                None => why,
+            };
+            Error::new(disposition, code, message)
+        })
     }
 }
 
@@ -230,6 +285,23 @@ mod tests {
         assert_eq!(error.disposition, Disposition::Reject);
         assert_eq!(error.code, "not-a-number");
         assert_eq!(Some(1).or_reject("never").unwrap(), 1);
+    }
+
+    #[test]
+    fn a_message_says_more_than_a_code() {
+        let none: Option<u8> = None;
+        let unknown = || format!("no order {}", "o-1");
+        let error = none.or_reject_with("order-missing", unknown).unwrap_err();
+        assert_eq!(error, Error::reject("order-missing", "no order o-1"));
+        let error = none.or_defer_with("order-missing", unknown).unwrap_err();
+        assert_eq!(error, Error::defer("order-missing", "no order o-1"));
+        let error = none.or_retry_with("order-missing", unknown).unwrap_err();
+        assert_eq!(error, Error::retry("order-missing", "no order o-1"));
+        let error = "x".parse::<u8>().or_reject_with("count", || "the count");
+        let said = "the count: invalid digit found in string";
+        assert_eq!(error.unwrap_err(), Error::reject("count", said));
+        let kept: Result<u8> = Some(1).or_reject_with("never", || -> String { unreachable!() });
+        assert_eq!(kept.unwrap(), 1);
     }
 
     #[test]

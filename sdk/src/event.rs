@@ -14,6 +14,10 @@ impl Timestamp {
     pub const fn seconds(self) -> i64 {
         self.0.div_euclid(1_000_000_000)
     }
+
+    /// When tests take place: 2026-01-01T00:00:00Z.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) const TEST: Self = Self(1_767_225_600_000_000_000);
 }
 
 impl std::ops::Add<Duration> for Timestamp {
@@ -35,7 +39,8 @@ pub struct Event<T> {
     pub source: String,
     /// What happened (the attribute `type`), never empty. A plain message has its NATS subject.
     pub ty: String,
-    /// When it happened; the same in every attempt.
+    /// When it happened, as the producer says; where it does not, when the message was stored. See
+    /// also [`Context::now`](crate::Context::now), which no producer can set.
     pub time: Timestamp,
     /// The NATS subject, by which handlers are chosen. The CloudEvents attribute `subject` is among `attributes`.
     pub subject: String,
@@ -86,7 +91,7 @@ impl Event<Raw> {
             id: "test-1".to_owned(),
             source: "test".to_owned(),
             ty: subject.to_owned(),
-            time: Timestamp(1_767_225_600_000_000_000),
+            time: Timestamp::TEST,
             subject: subject.to_owned(),
             content_type: None,
             attributes: Vec::new(),

@@ -45,6 +45,8 @@ pub trait Function {
 )]
 pub trait Announced {
     const SUBJECT: &'static str;
+    /// File and line of its definition.
+    const PLACE: &'static str;
 }
 
 /// What a handler's first parameter can be.
@@ -81,13 +83,58 @@ pub const fn assert_context<T: IsContext>() {}
 #[doc(hidden)]
 pub const fn assert_result<T: IsResult>() {}
 
+/// Calls the handler of this name, which is defined at `place`: a panic says so.
 #[doc(hidden)]
 pub fn call<T: Payload>(
+    (name, place): (&'static str, &'static str),
     handler: fn(Event<T>, &mut Context) -> Result,
     event: Event<Raw>,
     ctx: &mut Context,
 ) -> Result {
+    #[cfg(target_arch = "wasm32")]
+    crate::host::enter(name, place);
+    #[cfg(not(target_arch = "wasm32"))]
+    let _ = (name, place);
     handler(event.decode()?, ctx)
+}
+
+/// What the standard library says where there is no clock.
+#[cfg(any(target_arch = "wasm32", test))]
+const NO_CLOCK: &str = "time not implemented on this platform";
+
+/// What a panic says: its text, where it came from (file and line), and in which handler, for the
+/// former may be in the standard library or in another crate.
+#[cfg(any(target_arch = "wasm32", test))]
+pub(crate) fn panic_text(
+    said: &str,
+    (file, line): (&str, &str),
+    (name, place): (&str, &str),
+) -> String {
+    let remedy = match said.starts_with(NO_CLOCK) {
+        true => {
+            ": a component has no clock; use ctx.now() instead of SystemTime::now() or Instant::now()"
+        }
+        false => "",
+    };
+    let parts = [
+        said,
+        " (",
+        file,
+        ":",
+        line,
+        ")",
+        " in handler `",
+        name,
+        "` (",
+        place,
+        ")",
+        remedy,
+    ];
+    match name {
+        // Somebody's own `Function`, without the macros.
+        "" => parts[..6].concat(),
+        _ => parts.concat(),
+    }
 }
 
 #[doc(hidden)]
@@ -144,6 +191,26 @@ pub const fn line<const N: usize>(name: &str, subject: &str) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_names_the_handler_and_what_to_do() {
+        let handler = ("paid", "functions/orders/src/lib.rs:12");
+        let own = panic_text(
+            "attempt to add with overflow",
+            ("src/lib.rs", "14"),
+            handler,
+        );
+        assert_eq!(
+            own,
+            "attempt to add with overflow (src/lib.rs:14) in handler `paid` (functions/orders/src/lib.rs:12)"
+        );
+        let std = ("/rustc/1/library/std/src/sys/time/unsupported.rs", "31");
+        let clock = panic_text(NO_CLOCK, std, handler);
+        assert!(clock.contains("functions/orders/src/lib.rs:12"), "{clock}");
+        assert!(clock.contains("ctx.now()"), "{clock}");
+        let bare = panic_text("panicked", ("src/lib.rs", "14"), ("", ""));
+        assert_eq!(bare, "panicked (src/lib.rs:14)");
+    }
 
     #[test]
     fn a_line_of_the_section() {

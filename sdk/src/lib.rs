@@ -30,6 +30,9 @@
 //! again, waits for another event ([`defer!`]) or is dead-lettered ([`reject!`]). Events are delivered at least once or
 //! exactly once as the manifest says, in either case the effects of an attempt that failed never happen; what a handler
 //! does beside [`Context`] (an HTTP call) happens once per attempt.
+//!
+//! A component has no clock of its own: [`Context::now`] is the time, the same in every attempt,
+//! and `SystemTime::now()` panics. Integers that overflow panic, too, as they do in tests.
 
 mod context;
 mod draft;

@@ -71,10 +71,11 @@ impl Answer {
     /// Of a delivery that committed.
     pub(crate) fn done(reply: Option<Reply>) -> Self {
         match reply {
-            Some(Reply { content_type, data }) => Self::Reply {
+            Some(Reply::Data { content_type, data }) => Self::Reply {
                 content_type: Some(content_type),
                 data,
             },
+            Some(Reply::Error(failure)) => Self::given_up(&failure),
             None => Self::Reply {
                 content_type: None,
                 data: Bytes::new(),
@@ -82,7 +83,8 @@ impl Answer {
         }
     }
 
-    /// Of a delivery that was given up on: rejected, or failed too often.
+    /// Of a delivery that was given up on (rejected, or failed too often), or whose handler replied
+    /// with an error.
     pub(crate) fn given_up(failure: &Failure) -> Self {
         let rejected = failure.disposition == Disposition::Reject;
         Self::Refused(Refusal {
@@ -202,7 +204,8 @@ mod tests {
         for answer in [
             Answer::done(None),
             Answer::Dropped,
-            Answer::done(Some(Reply { content_type, data })),
+            Answer::done(Some(Reply::Data { content_type, data })),
+            Answer::done(Some(Reply::Error(Failure::reject("c", "why")))),
             Answer::given_up(&Failure::reject("payment-unknown", "no payment p-1")),
             Answer::given_up(&Failure::retry("shop-closed", "try tomorrow")),
         ] {

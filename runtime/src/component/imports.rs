@@ -3,10 +3,11 @@
 use super::ComponentError;
 
 /// Interfaces of the contract, each with the version's beginning.
-const CONTRACT: [(&str, &str); 5] = [
+const CONTRACT: [(&str, &str); 6] = [
     ("pelton:function/types", "0.1."),
     ("pelton:function/state", "0.1."),
     ("pelton:function/events", "0.1."),
+    ("pelton:function/clock", "0.1."),
     ("wasi:logging/logging", "0.1.0-draft"),
     ("wasi:config/store", "0.2.0-rc.1"),
 ];

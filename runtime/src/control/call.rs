@@ -181,7 +181,7 @@ fn refusal(function: &str, id: &str, answer: &Message) -> Option<ControlError> {
         "400" | "413" => ControlError::refused(what, "call it as the message says"),
         "422" => ControlError::refused(
             what,
-            "nothing was changed; the handler says why, and `pelton dead-letter ls` has the call",
+            "the handler says why; if it rejected the call, nothing was changed and `pelton dead-letter ls` has it",
         ),
         "500" => ControlError::refused(
             what,

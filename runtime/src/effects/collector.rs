@@ -8,8 +8,8 @@ use bytes::Bytes;
 use time::OffsetDateTime;
 
 use super::{
-    Effects, Emit, Failure, MAX_EMIT_BYTES, MAX_EMITS, MAX_KEYS, MAX_STATE_BYTES, Reply, Rules,
-    StateReader, Versioned, Write, is_key, is_prefix,
+    Disposition, Effects, Emit, Failure, MAX_EMIT_BYTES, MAX_EMITS, MAX_KEYS, MAX_STATE_BYTES,
+    Reply, Rules, StateReader, Versioned, Write, is_key, is_prefix,
 };
 use crate::event::{Delivery, Draft, DraftDefaults, content_type, encode};
 use crate::names::Txn;
@@ -36,6 +36,8 @@ pub struct Collector {
     /// Events made so far, whether they leave at once or later.
     drafts: usize,
     timers: BTreeMap<String, Pending>,
+    /// When the delivery's message was stored.
+    stored: i64,
     expects_reply: bool,
     reply: Option<Reply>,
     state_bytes: usize,
@@ -68,6 +70,7 @@ impl Collector {
             emits: Vec::new(),
             drafts: 0,
             timers: BTreeMap::new(),
+            stored: delivery.stored,
             expects_reply: delivery.expects_reply,
             reply: None,
             state_bytes: 0,
@@ -274,8 +277,21 @@ impl Collector {
                 ),
             ));
         }
-        self.reply = Some(Reply { content_type, data });
+        self.reply = Some(Reply::Data { content_type, data });
         Ok(())
+    }
+
+    /// The contract's `events.reply-error`: in place of a reply, under the same rules.
+    pub fn reply_error(&mut self, code: String, message: String) {
+        if self.expects_reply {
+            let failure = Failure::from_handler(Disposition::Reject, code, message);
+            self.reply = Some(Reply::Error(failure));
+        }
+    }
+
+    /// The contract's `clock.now`.
+    pub fn now(&self) -> i64 {
+        self.stored
     }
 
     /// Reads keys that are neither read nor written yet.

@@ -57,11 +57,25 @@ pub struct Emit {
 
 /// What a caller is to be told when the attempt commits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reply {
-    /// Media type of `data`.
-    pub content_type: String,
-    /// The data.
-    pub data: Bytes,
+pub enum Reply {
+    /// What the handler found.
+    Data {
+        /// Media type of `data`.
+        content_type: String,
+        /// The data.
+        data: Bytes,
+    },
+    /// Why it found nothing; the delivery is handled all the same.
+    Error(Failure),
+}
+
+impl Reply {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Data { data, .. } => data.len(),
+            Self::Error(failure) => failure.code.len() + failure.message.len(),
+        }
+    }
 }
 
 /// What is to happen at a time: a message to the function's internal input.
@@ -142,7 +156,7 @@ impl Effects {
         let emits = emits.map(|emit| emit.payload.len() + size(&emit.headers));
         let timers = self.set_timers();
         let timers = timers.map(|timer| timer.payload.len() + size(&timer.headers));
-        let reply = self.reply.iter().map(|reply| reply.data.len());
+        let reply = self.reply.iter().map(Reply::bytes);
         writes.chain(emits).chain(timers).chain(reply).sum()
     }
 

@@ -96,6 +96,8 @@ pub struct Delivery {
     pub key: Option<Arc<str>>,
     /// Headers that are no event attributes, by name; lower-case names.
     pub headers: Headers,
+    /// When the message was stored, nanoseconds since 1970: the contract's `clock.now`.
+    pub stored: i64,
     /// This attempt, from 1.
     pub attempt: u32,
     /// 0: no limit.

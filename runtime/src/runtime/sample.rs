@@ -43,6 +43,7 @@ pub(super) async fn check(function: &Function, record: &FunctionRecord) -> Resul
             position: None,
             key,
             headers,
+            stored: message.stored,
             attempt: 1,
             max_attempts: settings.retry.max_attempts,
             timeout: Duration::from_millis(settings.timeout_ms),

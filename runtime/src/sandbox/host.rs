@@ -64,7 +64,7 @@ impl Host {
         self.attempt.as_mut().ok_or_else(|| {
             Failure::retry(
                 "pelton-unavailable",
-                "state and events can only be used while an event is being handled",
+                "state, events and clock can only be used while an event is being handled",
             )
         })
     }

@@ -14,6 +14,9 @@ fn announced(pattern: TokenStream, item: &ItemFn) -> syn::Result<TokenStream> {
     let pattern = subject(pattern)?;
     let checks = signature(item)?;
     let (name, vis) = (&item.sig.ident, &item.vis);
+    let place = quote_spanned! {name.span()=>
+        ::core::concat!(::core::file!(), ":", ::core::line!())
+    };
     Ok(quote! {
         #[doc(hidden)]
         #[allow(non_camel_case_types, dead_code)]
@@ -21,6 +24,7 @@ fn announced(pattern: TokenStream, item: &ItemFn) -> syn::Result<TokenStream> {
 
         impl ::pelton_sdk::__private::Announced for #name {
             const SUBJECT: &'static str = #pattern;
+            const PLACE: &'static str = #place;
         }
 
         #checks

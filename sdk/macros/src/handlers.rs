@@ -46,10 +46,12 @@ fn name(path: &Path) -> String {
 pub(crate) fn expand(List(paths): &List) -> TokenStream {
     let names: Vec<String> = paths.iter().map(name).collect();
     let subjects: Vec<TokenStream> = paths.iter().map(subject).collect();
-    let calls = paths.iter().zip(&subjects).map(|(path, subject)| {
+    let calls = paths.iter().zip(&subjects).zip(&names);
+    let calls = calls.map(|((path, subject), name)| {
         quote_spanned! {path.span()=>
             if ::pelton_sdk::__private::overlaps(#subject, &event.subject) {
-                return ::pelton_sdk::__private::call(#path, event, ctx);
+                let handler = (#name, <#path as ::pelton_sdk::__private::Announced>::PLACE);
+                return ::pelton_sdk::__private::call(handler, #path, event, ctx);
             }
         }
     });

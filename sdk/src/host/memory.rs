@@ -19,8 +19,10 @@ pub struct LogLine {
 /// What [`Context::test`](crate::Context::test) stands on: fill `state` and `config` before the call, look at the rest after it.
 ///
 /// Unlike a node it takes nothing back when a handler fails, it allows every subject, and it has no limits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct TestHost {
+    /// What `ctx.now()` answers; 2026-01-01T00:00:00Z until a test sets it.
+    pub now: Timestamp,
     /// Every key and its value; [`Table`](crate::Table) reads and writes it typed.
     pub state: BTreeMap<String, Vec<u8>>,
     /// What `ctx.config` answers.
@@ -31,6 +33,8 @@ pub struct TestHost {
     pub scheduled: BTreeMap<String, (Timestamp, Draft)>,
     /// The last reply: media type and data.
     pub replied: Option<(Option<String>, Vec<u8>)>,
+    /// The error that was replied instead: code and message.
+    pub replied_error: Option<(String, String)>,
     /// What was logged, in order.
     pub logged: Vec<LogLine>,
     /// What answers HTTP requests; without one they fail.
@@ -38,7 +42,28 @@ pub struct TestHost {
     pub http: Option<crate::http::TestServer>,
 }
 
+impl Default for TestHost {
+    fn default() -> Self {
+        Self {
+            now: Timestamp::TEST,
+            state: BTreeMap::new(),
+            config: BTreeMap::new(),
+            emitted: Vec::new(),
+            scheduled: BTreeMap::new(),
+            replied: None,
+            replied_error: None,
+            logged: Vec::new(),
+            #[cfg(feature = "http")]
+            http: None,
+        }
+    }
+}
+
 impl TestHost {
+    pub(crate) fn now(&self) -> Timestamp {
+        self.now
+    }
+
     pub(crate) fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
         check_key(key)?;
         Ok(self.state.get(key).cloned())
@@ -98,6 +123,13 @@ impl TestHost {
 
     pub(crate) fn reply(&mut self, content_type: Option<&str>, data: Vec<u8>) -> Result {
         self.replied = Some((content_type.map(str::to_owned), data));
+        self.replied_error = None;
+        Ok(())
+    }
+
+    pub(crate) fn reply_error(&mut self, code: &str, message: &str) -> Result {
+        self.replied_error = Some((code.to_owned(), message.to_owned()));
+        self.replied = None;
         Ok(())
     }
 
@@ -143,7 +175,9 @@ fn check_draft(draft: &Draft) -> Result {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Context, Draft, Level, Timestamp};
+    use std::time::Duration;
+
+    use crate::{Context, Draft, Event, Level, Timestamp};
 
     #[test]
     fn everything_is_collected() {
@@ -167,6 +201,31 @@ mod tests {
             (Level::Warn, "odd")
         );
         assert!(!ctx.delivery().is_last_attempt());
+    }
+
+    #[test]
+    fn a_test_sets_the_time() {
+        let mut ctx = Context::test();
+        assert_eq!(ctx.now(), Event::test_bytes("a", *b"1").time);
+        ctx.now = Timestamp(7_000_000_000);
+        assert_eq!(ctx.now().seconds(), 7);
+        ctx.delivery_mut().attempt = 2;
+        ctx.emit_after("soon", Duration::from_secs(30), Draft::new("a.b", &1))
+            .unwrap();
+        assert_eq!(ctx.scheduled["soon"].0, Timestamp(37_000_000_000));
+    }
+
+    #[test]
+    fn the_last_reply_counts_be_it_an_error_or_not() {
+        let mut ctx = Context::test();
+        ctx.reply(&1).unwrap();
+        ctx.reply_error("quote-unknown", format_args!("no quote {}", 7))
+            .unwrap();
+        assert_eq!(ctx.replied, None);
+        let error = ctx.replied_error.clone().unwrap();
+        assert_eq!(error, ("quote-unknown".into(), "no quote 7".into()));
+        ctx.reply(&2).unwrap();
+        assert_eq!(ctx.replied_error, None);
     }
 
     #[test]

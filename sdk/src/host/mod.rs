@@ -11,4 +11,4 @@ pub(crate) use memory::TestHost as Host;
 #[cfg(not(target_arch = "wasm32"))]
 pub use memory::{LogLine, TestHost};
 #[cfg(target_arch = "wasm32")]
-pub(crate) use wasm::Host;
+pub(crate) use wasm::{Host, enter};

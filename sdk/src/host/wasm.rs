@@ -3,10 +3,11 @@
 //! Conversions are by hand, because the generated error type is a `std::error::Error`: `?` would take a node's
 //! reject for a failure to retry.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use crate::bindings::exports::pelton::function::handler::Guest;
-use crate::bindings::pelton::function::{events, state, types};
+use crate::bindings::pelton::function::{clock, events, state, types};
 use crate::bindings::wasi::{config::store, logging::logging};
 use crate::context::{Context, Delivery, Level, Position};
 use crate::draft::Draft;
@@ -18,6 +19,10 @@ use crate::{Disposition, Error, Function, Result};
 pub(crate) struct Host;
 
 impl Host {
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp(clock::now())
+    }
+
     pub(crate) fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
         state::get(key).map_err(from_node)
     }
@@ -57,6 +62,10 @@ impl Host {
 
     pub(crate) fn reply(&mut self, content_type: Option<&str>, data: Vec<u8>) -> Result {
         events::reply(content_type, &data).map_err(from_node)
+    }
+
+    pub(crate) fn reply_error(&mut self, code: &str, message: &str) -> Result {
+        events::reply_error(code, message).map_err(from_node)
     }
 
     pub(crate) fn log(&mut self, level: Level, context: &str, message: &str) {
@@ -144,6 +153,7 @@ fn to_event(event: types::Event, subject: String) -> Event<Raw> {
 impl<F: Function> Guest for F {
     fn handle(delivery: types::Delivery) -> std::result::Result<(), types::Error> {
         std::panic::set_hook(Box::new(log_panic));
+        enter("", "");
         let event = to_event(delivery.event, delivery.subject);
         let mut ctx = Context::new(Delivery {
             position: delivery.position.map(|position| Position {
@@ -161,12 +171,22 @@ impl<F: Function> Guest for F {
     }
 }
 
+thread_local! {
+    /// The handler that runs, and where it is defined.
+    static HANDLER: Cell<(&'static str, &'static str)> = const { Cell::new(("", "")) };
+}
+
+/// Notes which handler runs from here on.
+pub(crate) fn enter(name: &'static str, place: &'static str) {
+    HANDLER.set((name, place));
+}
+
 /// Says why, before the trap that says nothing; the node takes this line as the attempt's error message.
 fn log_panic(info: &std::panic::PanicHookInfo<'_>) {
-    let mut text = String::from(info.payload_as_str().unwrap_or("panicked"));
-    if let Some(place) = info.location() {
-        let line = place.line().to_string();
-        text.push_str(&[" (", place.file(), ":", &line, ")"].concat());
-    }
+    let said = info.payload_as_str().unwrap_or("panicked");
+    let at = info.location();
+    let (file, line) = at.map_or(("?", 0), |place| (place.file(), place.line()));
+    let line = line.to_string();
+    let text = crate::function::panic_text(said, (file, &line), HANDLER.get());
     logging::log(logging::Level::Critical, "panic", &text);
 }

@@ -5,6 +5,7 @@ mod broken;
 mod calls;
 mod canary;
 mod cli;
+mod clock;
 mod config;
 mod consumers;
 mod control;

@@ -24,6 +24,7 @@ fn delivery() -> Delivery {
         position: None,
         key: None,
         headers: Vec::new(),
+        stored: 7,
         attempt: 1,
         max_attempts: 5,
         timeout: std::time::Duration::from_secs(1),
@@ -246,9 +247,32 @@ fn the_last_reply_counts_and_one_that_nobody_waits_for_does_not() {
     let effects = effects.finish();
     assert_eq!(effects.bytes(), 1);
     assert_eq!(effects.reads_only().reply, None);
-    let reply = effects.reply.unwrap();
-    assert_eq!(
-        (reply.content_type.as_str(), reply.data.as_ref()),
-        ("application/json", &b"2"[..])
-    );
+    let expected = Reply::Data {
+        content_type: "application/json".into(),
+        data: of("2"),
+    };
+    assert_eq!(effects.reply, Some(expected));
+}
+
+#[test]
+fn an_error_takes_the_place_of_a_reply() {
+    let state = Arc::default();
+    let mut deaf = collector_of(&state, &delivery());
+    deaf.reply_error("quote-unknown".into(), "no quote 7".into());
+    assert_eq!(deaf.finish().reply, None);
+
+    let asked = Delivery {
+        expects_reply: true,
+        ..delivery()
+    };
+    let mut effects = collector_of(&state, &asked);
+    effects.reply(None, Bytes::from_static(b"1")).unwrap();
+    effects.reply_error("quote-unknown".into(), "no quote 7".into());
+    let failure = Failure::reject("quote-unknown", "no quote 7");
+    assert_eq!(effects.finish().reply, Some(Reply::Error(failure)));
+}
+
+#[test]
+fn the_time_is_when_the_message_was_stored() {
+    assert_eq!(collector(&Arc::default()).now(), delivery().stored);
 }

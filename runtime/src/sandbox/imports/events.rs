@@ -48,6 +48,14 @@ pub(super) fn add(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             Ok((result.map_err(Error::from),))
         },
     )?;
+    events.func_wrap(
+        "reply-error",
+        |mut store: StoreContextMut<'_, Host>, (code, message): (String, String)| -> Answer {
+            let attempt = store.data_mut().attempt();
+            let result = attempt.map(|attempt| attempt.reply_error(code, message));
+            Ok((result.map_err(Error::from),))
+        },
+    )?;
     Ok(())
 }
 

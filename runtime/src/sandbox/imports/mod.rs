@@ -1,5 +1,6 @@
 //! What a guest can import, a file for each interface of the contract, and the linkers that hold them.
 
+mod clock;
 mod config;
 mod events;
 mod logging;
@@ -22,6 +23,7 @@ impl Linkers {
         let mut closed = Linker::new(engine);
         state::add(&mut closed)?;
         events::add(&mut closed)?;
+        clock::add(&mut closed)?;
         logging::add(&mut closed)?;
         config::add(&mut closed)?;
         wasmtime_wasi::p2::add_to_linker_async(&mut closed)?;

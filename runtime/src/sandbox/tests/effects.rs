@@ -2,7 +2,7 @@
 
 use super::guest::Guest;
 use super::{Bench, TRACE, failure, spec};
-use crate::effects::{Disposition, Write};
+use crate::effects::{Disposition, Reply, Write};
 
 #[tokio::test]
 async fn reads_writes_and_events_come_out_as_data() {
@@ -175,6 +175,11 @@ async fn every_function_of_the_contract_links() {
             "reply",
             "i32 i32 i32 i32 i32 i32",
         )
+        .import(
+            "pelton:function/events@0.1.0",
+            "reply-error",
+            "i32 i32 i32 i32 i32",
+        )
         .import_renamed(
             "wasi:config/store@0.2.0-rc.1",
             "get",
@@ -204,7 +209,26 @@ async fn a_reply_comes_out_for_who_waits_and_for_nobody_else() {
         call.delivery.expects_reply = expects_reply;
         let attempt = function.invoke(Box::new(call)).await;
         attempt.result.unwrap();
-        let reply = attempt.effects.reply.map(|reply| reply.data);
-        assert_eq!(reply, expects_reply.then(|| "done".into()));
+        let expected = Reply::Data {
+            content_type: "text/plain".into(),
+            data: "done".into(),
+        };
+        assert_eq!(attempt.effects.reply, expects_reply.then_some(expected));
+    }
+}
+
+#[tokio::test]
+async fn a_guest_is_told_when_its_message_was_stored_in_every_attempt() {
+    let bench = Bench::new(4);
+    let expected = super::delivery().stored;
+    let now = r#"(import "pelton:function/clock@0.1.0" "now" (func $now (result i64)))"#;
+    let body = format!("(if (i64.ne (call $now) (i64.const {expected})) (then unreachable))");
+    let function = bench.load(&Guest::new(&body).raw_import(now)).await;
+    for attempt in 1..=3 {
+        let mut call = bench.call().0;
+        call.delivery.attempt = attempt;
+        // What a producer says is another matter.
+        call.delivery.event.time = i64::MAX;
+        function.invoke(Box::new(call)).await.result.unwrap();
     }
 }

@@ -84,6 +84,12 @@ impl Guest {
         self
     }
 
+    /// An import as it stands.
+    pub(crate) fn raw_import(mut self, wat: &str) -> Self {
+        self.imports.push_str(wat);
+        self
+    }
+
     /// A function without parameters that returns one word.
     pub(crate) fn import_result(mut self, interface: &str, name: &str) -> Self {
         self.imports.push_str(&format!(

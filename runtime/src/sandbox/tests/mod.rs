@@ -111,6 +111,7 @@ pub(super) fn delivery() -> Delivery {
         position: None,
         key: None,
         headers: vec![("x".into(), "y".into())],
+        stored: 1_700_000_001_000_000_000,
         attempt: 1,
         max_attempts: 5,
         timeout: Duration::from_secs(10),

@@ -46,6 +46,22 @@ pub enum Act {
         /// The event's subject.
         subject: String,
     },
+    /// Emit an event after a delay, then fail until this attempt (0: always) with the time as
+    /// message.
+    After {
+        /// The timer's name, which is also the event's data.
+        name: String,
+        /// The delay.
+        delay_ms: u64,
+        /// The event's subject.
+        subject: String,
+        /// The first attempt that goes well.
+        well_at: u32,
+    },
+    /// Add one to the largest number.
+    Overflow,
+    /// Ask the standard library for the time.
+    StdClock,
     /// Take a timer back.
     Cancel {
         /// Its name.
@@ -87,6 +103,13 @@ pub enum Act {
     Count {
         /// Which one.
         counter: String,
+    },
+    /// Add one to a counter, and reply with an error.
+    CountAndReplyError {
+        /// Which one.
+        counter: String,
+        /// The error's code.
+        code: String,
     },
 }
 
@@ -179,6 +202,29 @@ fn perform(act: Act, ctx: &mut Context) -> Result {
             pelton_sdk::Timestamp(at_ms * 1_000_000),
             Draft::new(&subject, &name),
         ),
+        Act::After {
+            name,
+            delay_ms,
+            subject,
+            well_at,
+        } => {
+            let draft = Draft::new(&subject, &name);
+            ctx.emit_after(&name, Duration::from_millis(delay_ms), draft)?;
+            ctx.reply(&ctx.now().0)?;
+            let now = ctx.now().0.to_string();
+            match well_at != 0 && ctx.delivery().attempt >= well_at {
+                true => Ok(()),
+                false => Err(Error::retry("not-yet", now)),
+            }
+        }
+        Act::Overflow => {
+            black_box(black_box(u32::MAX) + 1);
+            Ok(())
+        }
+        Act::StdClock => {
+            black_box(std::time::SystemTime::now());
+            Ok(())
+        }
         Act::Cancel { name } => ctx.cancel(&name),
         Act::Write { id, bytes } => WRITTEN.set(ctx, &id, &"x".repeat(bytes)),
         Act::Http { url } => ask(&url, ctx),
@@ -203,14 +249,23 @@ fn perform(act: Act, ctx: &mut Context) -> Result {
             _ => reject!("no-word", "the secret WORD is not yes"),
         },
         Act::Count { counter } => {
-            let mut now = 0;
-            COUNTERS.update(ctx, &counter, |count| {
-                now = count.unwrap_or(0) + 1;
-                Ok(Some(now))
-            })?;
+            let now = count(&counter, ctx)?;
             ctx.reply(&now)
         }
+        Act::CountAndReplyError { counter, code } => {
+            let now = count(&counter, ctx)?;
+            ctx.reply_error(&code, format_args!("counted to {now}"))
+        }
     }
+}
+
+fn count(counter: &str, ctx: &mut Context) -> Result<u64> {
+    let mut now = 0;
+    COUNTERS.update(ctx, counter, |count| {
+        now = count.unwrap_or(0) + 1;
+        Ok(Some(now))
+    })?;
+    Ok(now)
 }
 
 fn bomb() -> Result {
