@@ -13,9 +13,10 @@ use tokio::process::Command;
 /// What functions are compiled for: a core module without WASI, which Pelton turns into a component.
 pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 
-/// The profile `function`: small code, one unit, nothing that names the build. Given on the command line, so that
-/// a project needs no profile of its own.
-const PROFILE: [&str; 8] = [
+/// The profile `function`: small code, one unit, nothing that names the build, and integers that
+/// overflow panic as they do in tests. Given on the command line, so that a project needs no
+/// profile of its own.
+const PROFILE: [&str; 9] = [
     "profile.function.inherits='release'",
     "profile.function.opt-level='s'",
     "profile.function.lto=true",
@@ -23,6 +24,7 @@ const PROFILE: [&str; 8] = [
     "profile.function.strip=true",
     "profile.function.panic='abort'",
     "profile.function.debug=false",
+    "profile.function.overflow-checks=true",
     "profile.function.incremental=false",
 ];
 
