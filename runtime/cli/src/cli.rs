@@ -21,7 +21,8 @@ use crate::node::layers::Given;
 #[command(
     after_help = "Examples:\n  pelton new shop && cd shop && pelton dev\n  \
     pelton deploy --server nats://127.0.0.1:4222\n  \
-    pelton publish orders.o-1.created '{\"order_id\":\"o-1\"}'"
+    pelton publish orders.o-1.created '{\"order_id\":\"o-1\"}'\n  \
+    pelton --version --verbose     # commit, SDK, contract, wasmtime and NATS versions"
 )]
 pub struct Cli {
     /// Options of every subcommand.
@@ -40,6 +41,7 @@ pub struct Cli {
 pub enum Command {
     New(c::new::NewArgs),
     Add(c::add::AddArgs),
+    Vendor(c::vendor::VendorArgs),
     Build(c::build::BuildArgs),
     Check(c::check::CheckArgs),
     Dev(c::dev::DevArgs),

@@ -14,6 +14,8 @@ mod logging;
 mod node;
 mod output;
 mod repeats;
+mod sdk;
+mod version;
 mod zone;
 
 use std::process::ExitCode;
@@ -24,6 +26,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    if version::is_asked(std::env::args_os().skip(1)) {
+        let printed = output::Output::new(false).raw(version::verbose().as_bytes());
+        return printed.map_or_else(|error| output::report(&error), |()| ExitCode::SUCCESS);
+    }
     let cli = cli::Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match commands::run(cli.command, &cli.global).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,9 +9,10 @@ use pelton_tests::{Pelton, Scene, build, eventually, project};
 use serde_json::{Value, json};
 
 /// Every command that a user may type.
-const COMMANDS: [&[&str]; 22] = [
+const COMMANDS: [&[&str]; 23] = [
     &["new"],
     &["add"],
+    &["vendor"],
     &["build"],
     &["check"],
     &["dev"],

@@ -18,6 +18,7 @@ pub use functions::build_functions;
 
 use crate::global::Global;
 use crate::output::Output;
+use crate::sdk;
 
 /// Build the functions into components, target/pelton/FUNCTION.wasm
 #[derive(Debug, Args)]
@@ -78,6 +79,7 @@ impl BuiltFunction {
 /// Runs the subcommand.
 pub async fn run(args: BuildArgs, global: &Global) -> anyhow::Result<()> {
     let manifest = global.manifest()?;
+    note_sdk(&manifest, global);
     let built: Vec<_> = build_functions(&manifest, &args.functions)
         .await?
         .into_iter()
@@ -85,6 +87,13 @@ pub async fn run(args: BuildArgs, global: &Global) -> anyhow::Result<()> {
         .collect();
     let output = global.output();
     output.document(&built, |built| summary(&output, built))
+}
+
+/// Says if the app's copy of the SDK is not this binary's.
+pub(crate) fn note_sdk(manifest: &Manifest, global: &Global) {
+    if let Some(difference) = sdk::difference(&manifest.root) {
+        global.output().note(&format!("note: {difference}"));
+    }
 }
 
 /// A row per function.

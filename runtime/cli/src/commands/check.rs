@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 
 use super::build::{BuiltFunction, build_functions, summary};
 use crate::global::Global;
+use crate::sdk;
 
 /// Check the manifest, the components and whether they fit together; with a server, the streams too
 #[derive(Debug, Args)]
@@ -149,6 +150,9 @@ async fn examine(report: &mut CheckReport, global: &Global) -> anyhow::Result<()
     }
     if !report.findings.is_empty() {
         return Ok(());
+    }
+    if let Some(difference) = sdk::difference(&manifest.root) {
+        report.add_text(Severity::Warning, &difference.to_string());
     }
     let components = match build_functions(&manifest, &[]).await {
         Ok(components) => components,

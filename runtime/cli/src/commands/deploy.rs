@@ -14,7 +14,7 @@ use pelton_runtime::records::SHARES;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::build::build_functions;
+use super::build::{build_functions, note_sdk};
 use super::deploy_text;
 use super::provenance;
 use super::strategy::{self, Failed, Outcomes, StrategyArgs};
@@ -71,6 +71,7 @@ pub async fn run(args: DeployArgs, global: &Global) -> anyhow::Result<()> {
     ensure_supported(&manifest)?;
     // Before a build that takes a while: without a server it is of no use.
     let client = global.connect().await?;
+    note_sdk(&manifest, global);
     let components = build_functions(&manifest, &args.functions).await?;
     let js = nats::jetstream(&client);
     let view = deploy::survey(&js, &manifest, &components).await?;

@@ -58,6 +58,7 @@ pub async fn run(args: DevArgs, global: &Global) -> anyhow::Result<()> {
     logging::init(LogFormat::Text, "warn,pelton_runtime::settle=error");
     let file = std::path::absolute(global.manifest_path()?)?;
     let manifest = global.manifest()?;
+    build::note_sdk(&manifest, global);
     let mut stop = stop_signal();
     let mut server = tokio::select! {
         server = serve(&args, &manifest, global) => server?,

@@ -25,6 +25,7 @@ pub mod run;
 pub mod schema;
 pub mod state;
 mod strategy;
+pub mod vendor;
 
 use crate::cli::Command;
 use crate::global::Global;
@@ -44,6 +45,7 @@ async fn dispatch(command: Command, global: &Global) -> anyhow::Result<()> {
     match command {
         Command::New(args) => new::run(args, global).await,
         Command::Add(args) => add::run(args, global).await,
+        Command::Vendor(args) => vendor::run(args, global).await,
         Command::Build(args) => build::run(args, global).await,
         Command::Check(args) => check::run(args, global).await,
         Command::Dev(args) => dev::run(args, global).await,

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::global::Global;
+use crate::sdk;
 
 /// Languages that there is a template for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -28,7 +29,7 @@ pub enum Language {
 pub struct NewArgs {
     /// The app, its first function and the folder
     name: String,
-    /// Folder of the crate pelton-sdk; default: the project's repository, by git
+    /// Folder of the crate pelton-sdk; default: the SDK of this pelton, copied to vendor/pelton-sdk
     #[arg(long, value_name = "PATH")]
     sdk: Option<PathBuf>,
     /// Language of the function
@@ -74,8 +75,16 @@ pub async fn run(args: NewArgs, global: &Global) -> anyhow::Result<()> {
     };
     global.output().document(&created, |created| {
         let mut text = format!("made {}/", created.app);
-        for file in &created.files {
+        let (copied, own): (Vec<_>, Vec<_>) = created
+            .files
+            .iter()
+            .partition(|file| file.starts_with(sdk::FOLDER));
+        for file in own {
             text += &format!("\n  {}", file.display());
+        }
+        if !copied.is_empty() {
+            let (folder, count) = (sdk::FOLDER, copied.len());
+            text += &format!("\n  {folder}/  (the SDK {}, {count} files)", sdk::VERSION);
         }
         let (name, example) = (&created.app, &created.example);
         text += &format!(

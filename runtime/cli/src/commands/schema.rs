@@ -41,6 +41,7 @@ fn schemas() -> BTreeMap<&'static str, Schema> {
     BTreeMap::from([
         ("new", schema_for!(super::new::Created)),
         ("add", schema_for!(super::new::Created)),
+        ("vendor", schema_for!(super::vendor::Vendored)),
         ("build", schema_for!(Vec<super::build::BuiltFunction>)),
         ("check", schema_for!(super::check::CheckReport)),
         ("dev", schema_for!(super::dev::DevEvent)),

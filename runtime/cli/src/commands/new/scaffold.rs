@@ -8,8 +8,9 @@ use minijinja::{Environment, UndefinedBehavior, Value, context};
 use pelton_runtime::names::TICK_SUBJECT;
 
 use super::names::{Subject, stream_name};
+use crate::sdk;
 
-/// Where the project lives, and where a new app takes the SDK from.
+/// Where the project lives.
 const HOME: &str = "https://github.com/pelton-dev/pelton";
 
 /// Templates by name.
@@ -21,6 +22,10 @@ const TEMPLATES: [(&str, &str); 9] = [
     (
         "gitignore",
         include_str!("../../../templates/rust/gitignore.j2"),
+    ),
+    (
+        "clippy",
+        include_str!("../../../templates/rust/clippy.toml.j2"),
     ),
     (
         "manifest",
@@ -54,7 +59,7 @@ pub(crate) struct Scaffold<'a> {
     pub(crate) function: &'a str,
     /// What its handler takes.
     pub(crate) subject: &'a Subject,
-    /// Folder of the SDK; none: by git.
+    /// Folder of the SDK; none: a copy of this binary's, in the app's folder.
     pub(crate) sdk: Option<&'a Path>,
 }
 
@@ -67,12 +72,17 @@ impl Scaffold<'_> {
         let mut files = vec![
             (PathBuf::from("pelton.toml"), self.render("manifest")?),
             (PathBuf::from("Cargo.toml"), self.render("workspace")?),
+            (PathBuf::from("clippy.toml"), self.render("clippy")?),
             (PathBuf::from(".gitignore"), self.render("gitignore")?),
             (PathBuf::from("README.md"), self.render("readme")?),
         ];
         let folder = Path::new("functions").join(self.function);
         for (path, text) in self.crate_files("{ workspace = true }")? {
             files.push((folder.join(path), text));
+        }
+        if self.sdk.is_none() {
+            let copied = sdk::files()?.into_iter();
+            files.extend(copied.map(|(path, text)| (Path::new(sdk::FOLDER).join(path), text)));
         }
         Ok(files)
     }
@@ -154,7 +164,7 @@ impl Scaffold<'_> {
 /// A folder that is not the SDK.
 pub(crate) fn sdk_dependency(folder: Option<&Path>) -> anyhow::Result<String> {
     let Some(folder) = folder else {
-        return Ok(format!("{{ git = \"{HOME}\" }}"));
+        return Ok(format!("{{ path = \"{}\" }}", sdk::FOLDER));
     };
     let manifest = folder.join("Cargo.toml");
     let named =
