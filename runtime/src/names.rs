@@ -117,6 +117,11 @@ impl AppNames {
         format!("{OWN_PREFIX}{}.{rest}", self.app)
     }
 
+    /// Prefix of the subjects of one kind of records, such as `pos`, with its trailing dot.
+    pub fn kind_prefix(&self, kind: &str) -> String {
+        self.own(format_args!("{kind}."))
+    }
+
     /// What follows `kind` in the subject of a record of this kind.
     fn kind_of<'a>(&self, subject: &'a str, kind: &str) -> Option<&'a str> {
         let rest = subject.strip_prefix(OWN_PREFIX)?;

@@ -6,9 +6,9 @@ use async_nats::jetstream::{self, kv, stream};
 
 use crate::module_store;
 use crate::names::{LOGS_PREFIX, LOGS_STREAM, MODULES_BUCKET, NODES_BUCKET, REGISTRY_BUCKET};
+use crate::nats::Connection;
 use crate::nats::raw::Stored;
 use crate::nats::tail::Tail;
-use crate::nats::{Connection, gets};
 use crate::records::{FORMAT, FunctionRecord};
 
 /// A node that says nothing for this long is gone.

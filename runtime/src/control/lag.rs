@@ -124,7 +124,7 @@ impl Looks {
         if self.known.contains_key(&key) {
             return;
         }
-        let start = format!("$PELTON.{}.{}.", names.app(), kind.token());
+        let start = names.kind_prefix(kind.token());
         let filter = format!("{start}>");
         let mut found: BTreeMap<String, Vec<Message>> = BTreeMap::new();
         let (mut read, mut whole) = (Read::default(), true);

@@ -14,7 +14,7 @@ use crate::sdk;
 const HOME: &str = "https://github.com/pelton-dev/pelton";
 
 /// Templates by name.
-const TEMPLATES: [(&str, &str); 9] = [
+const TEMPLATES: [(&str, &str); 10] = [
     (
         "workspace",
         include_str!("../../../templates/rust/Cargo.toml.j2"),
