@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
+use tokio::sync::Semaphore;
 
 use super::lanes::{Key, Place};
 use super::owner::PARTITIONS;
@@ -37,9 +38,15 @@ pub(super) struct Claims {
     awaited: BTreeMap<u16, (u64, Instant)>,
 }
 
+/// Inputs whose claims this process makes at the same time. Each claims up to 64 partitions at once;
+/// hundreds of functions that start together would keep the server from answering any in time.
+static CLAIMING: Semaphore = Semaphore::const_new(4);
+
 /// What a round of claims found.
 #[derive(Debug, Default)]
 pub(super) struct Gained {
+    /// Others make their claims now; try again soon.
+    pub(super) busy: bool,
     pub(super) partitions: Vec<u16>,
     /// What waits in their parks.
     pub(super) parked: Vec<(Place, u64)>,
@@ -136,6 +143,10 @@ impl Claims {
         if wanted.is_empty() {
             return Ok(gained);
         }
+        let Ok(_turn) = CLAIMING.try_acquire() else {
+            gained.busy = true;
+            return Ok(gained);
+        };
         let subjects = wanted.iter().map(|one| context.position(*one));
         let found = context.state.last(subjects.collect()).await;
         let found = found.map_err(|error| SourceError(error.to_string()))?;

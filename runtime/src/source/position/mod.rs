@@ -314,6 +314,12 @@ impl PositionSource {
             .claims
             .gain(&self.context, &members, &self.passed)
             .await?;
+        if gained.busy {
+            // With the next tick.
+            let due = self.claimed_at.checked_sub(CLAIMS);
+            self.claimed_at = due.unwrap_or(self.claimed_at);
+            return Ok(());
+        }
         for (place, sequence) in gained.parked {
             self.upcoming.push(place, sequence);
         }
