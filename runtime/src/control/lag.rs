@@ -35,7 +35,6 @@ const WIDE_BYTES: usize = 32 << 20;
 /// What lies in the commit stream for each function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    Positions,
     Park,
     Due,
 }
@@ -44,7 +43,6 @@ impl Kind {
     /// The token behind the app in the subjects of this kind; the function follows.
     fn token(self) -> &'static str {
         match self {
-            Self::Positions => "pos",
             Self::Park => "park",
             Self::Due => "due",
         }
@@ -265,23 +263,16 @@ pub(super) async fn of(
     Ok(())
 }
 
+/// Positions are rewritten all the time, so a batch by batch read of all functions would chase them;
+/// those of one input come in one consistent answer.
 async fn positions(
     looks: &mut Looks,
     place: Place<'_>,
 ) -> Result<BTreeMap<u16, PositionRecord>, ControlError> {
-    let filter = place.names.positions_filter(place.function, place.stream);
-    let of = (place.names, place.function);
-    let mut found = BTreeMap::new();
-    let each = |message: &Message, _| {
-        let partition = message.subject.rsplit('.').next();
-        if let Some(partition) = partition.and_then(|token| token.parse().ok()) {
-            let record = progress::read(&message.subject, &message.payload)?;
-            found.insert(partition, record);
-        }
-        Ok(ControlFlow::Continue(()))
-    };
-    looks.commits(of, Kind::Positions, &filter, each).await?;
-    Ok(found)
+    match looks.stream(&place.names.commit_stream()).await? {
+        Some(_) => progress::records(looks.js(), place).await,
+        None => Ok(BTreeMap::new()),
+    }
 }
 
 async fn queue(stream: &Stream, status: &mut InputStatus) {
