@@ -192,7 +192,7 @@ fn what_is_shown_hides_every_secret() {
 #[test]
 fn every_setting_is_shown() {
     let mut text = WHOLE.to_owned();
-    text += "context = \"/dev/null.json\"\ntls-cert = \"/dev/null\"\ntls-key = \"/dev/null\"\ntls-ca = \"/dev/null\"\n";
+    text += "context = \"/dev/null.json\"\ntls-cert = \"/dev/null\"\ntls-key = \"/dev/null\"\ntls-ca = \"/dev/null\"\ntimeout = \"7s\"\n";
     for login in ["token", "creds", "nkey"] {
         let text = text.replace(
             "user = \"node\"\npassword = \"hush\"",
