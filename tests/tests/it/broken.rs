@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt;
 use pelton_tests::proxy::{Mode, Proxy};
+use pelton_tests::scrape::scrape;
 use pelton_tests::{Nats, Node, Pelton, Scene, build, eventually, project};
 
 const EVENTS: u64 = 20;
@@ -27,7 +28,7 @@ async fn behind_proxy(text: &str) -> Result<(Scene, Proxy)> {
     scene.node.terminate(Duration::from_secs(20)).await?;
     let proxy = Proxy::start(port(&scene.server.url())?).await?;
     let pelton = Pelton::new(&proxy.url(), scene.project.path())?;
-    scene.node = Node::start(&pelton, &[])?;
+    scene.node = Node::start(&pelton, &["--http", "127.0.0.1:0"])?;
     scene.nats.serving("hostile", None, 1).await?;
     Ok((scene, proxy))
 }
@@ -82,12 +83,15 @@ async fn what_was_on_a_connection_that_broke_is_read_again() -> Result<()> {
 
 /// Breaks the node's connections, with what was on them, and lets it connect again.
 async fn cut(scene: &Scene, proxy: &Proxy) -> Result<()> {
-    let lost =
-        || -> Result<usize> { Ok(scene.node.log()?.matches("connection to NATS lost").count()) };
-    let before = lost()?;
+    let address = scene.node.http().await?;
+    let breaks = || async {
+        let page = scrape(address).await?;
+        anyhow::Ok(page.sum("pelton_node_nats_breaks_total", &[]))
+    };
+    let before = breaks().await?;
     proxy.set(Mode::Cut);
     eventually("all three connections to be lost", || async {
-        Ok((lost()? >= before + 3).then_some(()))
+        Ok((breaks().await? >= before + 3.0).then_some(()))
     })
     .await?;
     proxy.set(Mode::Open);

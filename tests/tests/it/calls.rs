@@ -9,7 +9,7 @@ use async_nats::{HeaderMap, Message, Request};
 use futures::StreamExt;
 use futures::future::join_all;
 use pelton_tests::http::HttpServer;
-use pelton_tests::{Nats, Node, Scene, build, eventually, foreign, project, wait, within};
+use pelton_tests::{Nats, Node, Scene, build, eventually, foreign, project, within};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -158,26 +158,6 @@ async fn a_call_that_cannot_be_done_says_why() -> Result<()> {
         Ok(Some(()))
     })
     .await
-}
-
-#[tokio::test]
-async fn without_a_node_the_caller_is_told_at_once() -> Result<()> {
-    let mut scene = hostile().await?;
-    scene.node.terminate(LONG).await?;
-    // As long as a caller may wait.
-    let args = [
-        "call",
-        "hostile",
-        "{}",
-        "--subject",
-        SUBJECT,
-        "--timeout",
-        "10m",
-    ];
-    let words = ["no node answers", "pelton run"];
-    let refused = scene.pelton.refused(&args, &words).await?;
-    ensure!(refused.took < wait::PROMPT, "{refused:?}");
-    Ok(())
 }
 
 #[tokio::test]

@@ -112,14 +112,12 @@ async fn a_bad_canary_meets_its_share_of_keys_and_is_taken_back() -> Result<()> 
     let share = met.len() as f64 * 100.0 / KEYS as f64;
     ensure!((15.0..=25.0).contains(&share), "{share} % of keys met it");
     ensure!(scene.nats.dead("shop").await?.is_empty());
-    let log = scene
-        .pelton
-        .ok(&["logs", "--function", "hostile", "-n", "2000"])
-        .await?;
-    ensure!(
-        log.stdout.contains("version 2 taken-back"),
-        "it is not in the log"
-    );
+    eventually("the log to say so", || async {
+        let args = ["logs", "--function", "hostile", "-n", "2000"];
+        let log = scene.pelton.ok(&args).await?;
+        Ok(log.stdout.contains("version 2 taken-back").then_some(()))
+    })
+    .await?;
     Ok(())
 }
 

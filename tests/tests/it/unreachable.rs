@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use pelton_tests::old_server::OldServer;
-use pelton_tests::{Output, Pelton, Project, modules, project};
+use pelton_tests::{Output, Pelton, Project, Scene, build, modules, project, wait};
 use tokio::net::TcpListener;
 
 /// What is promised, and what starting so many processes at once on a busy machine may add.
@@ -94,4 +94,20 @@ async fn a_dead_letter_cannot_be_shown_either() -> Result<()> {
         .refused(&["dead-letter", "show", "1"], &["NATS", "127.0.0.1:1"])
         .await?;
     one_line_and_soon(&output)
+}
+
+/// Though its caller would wait for ten minutes.
+#[tokio::test]
+async fn without_a_node_the_caller_is_told_at_once() -> Result<()> {
+    let mut text = "[streams.HOSTILE]\nsubjects = [\"hostile.>\"]\n".to_owned();
+    text += &project::function("hostile", &build::component("hostile")?, "");
+    text += "[functions.hostile.allow]\nhttp = [\"127.0.0.1:9\"]\n";
+    let mut scene = Scene::start(&text).await?;
+    scene.node.terminate(wait::PROMPT).await?;
+    let call = ["call", "hostile", "{}", "--subject", "hostile.act.a"];
+    let args = [call.as_slice(), &["--timeout", "10m"]].concat();
+    let words = ["no node answers", "pelton run"];
+    let refused = scene.pelton.refused(&args, &words).await?;
+    ensure!(refused.took < wait::PROMPT, "{refused:?}");
+    Ok(())
 }
