@@ -81,7 +81,7 @@ impl Repeats {
         let thread = std::thread::Builder::new().name("log-repeats".into());
         thread.spawn(move || {
             loop {
-                std::thread::sleep(LOOK);
+                std::thread::park_timeout(LOOK);
                 known.ended(Instant::now()).into_iter().for_each(write);
             }
         })?;

@@ -207,16 +207,7 @@ fn perform(act: Act, ctx: &mut Context) -> Result {
             delay_ms,
             subject,
             well_at,
-        } => {
-            let draft = Draft::new(&subject, &name);
-            ctx.emit_after(&name, Duration::from_millis(delay_ms), draft)?;
-            ctx.reply(&ctx.now().0)?;
-            let now = ctx.now().0.to_string();
-            match well_at != 0 && ctx.delivery().attempt >= well_at {
-                true => Ok(()),
-                false => Err(Error::retry("not-yet", now)),
-            }
-        }
+        } => after(&name, delay_ms, &subject, well_at, ctx),
         Act::Overflow => {
             black_box(black_box(u32::MAX) + 1);
             Ok(())
@@ -256,6 +247,18 @@ fn perform(act: Act, ctx: &mut Context) -> Result {
             let now = count(&counter, ctx)?;
             ctx.reply_error(&code, format_args!("counted to {now}"))
         }
+    }
+}
+
+/// Sets a timer and replies what the time is; fails before the attempt `well_at`, always if that is 0.
+fn after(name: &str, delay_ms: u64, subject: &str, well_at: u32, ctx: &mut Context) -> Result {
+    let draft = Draft::new(subject, &name);
+    ctx.emit_after(name, Duration::from_millis(delay_ms), draft)?;
+    ctx.reply(&ctx.now().0)?;
+    let now = ctx.now().0.to_string();
+    match well_at != 0 && ctx.delivery().attempt >= well_at {
+        true => Ok(()),
+        false => Err(Error::retry("not-yet", now)),
     }
 }
 
