@@ -1,5 +1,6 @@
 #!/bin/sh
 # make soak: COUNT events (a multiple of 10,000) through one node, then whether memory or what is stored has grown.
+# WORK=rows: COUNT rows created and deleted. WORK=calls: COUNT calls. Both kill the server KILLS times.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/tools.sh

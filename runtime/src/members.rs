@@ -89,6 +89,13 @@ impl Members {
         found.map(|(node, _)| node.as_str())
     }
 
+    /// The oldest of the nodes that serve anything of an app: ids begin with when a node started.
+    pub(crate) fn oldest_of(&self, app: &str) -> Option<&str> {
+        let mut nodes = self.nodes.iter();
+        let serves = |(_, served): &(&String, &Served)| served.iter().any(|(one, _)| one == app);
+        nodes.find(serves).map(|(node, _)| node.as_str())
+    }
+
     /// How many nodes serve anything of an app.
     pub(crate) fn of_app(&self, app: &str) -> usize {
         let serves = |served: &&Served| served.iter().any(|(one, _)| one == app);

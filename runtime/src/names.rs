@@ -49,6 +49,8 @@ pub const TIMER_HEADER: &str = "Pelton-Timer";
 pub const DUE_TARGET_HEADER: &str = "Pelton-Target";
 /// NATS's header of a scheduled message: where that goes when its time has come.
 pub const SCHEDULE_TARGET_HEADER: &str = "Nats-Schedule-Target";
+/// Header of a state value that expires: when, in milliseconds since 1970.
+pub const EXPIRES_HEADER: &str = "Pelton-Expires";
 /// On a message whose headers cannot be read, when it is handed out all the same: why.
 pub const UNREADABLE_HEADER: &str = "Pelton-Unreadable";
 /// The subject of a tick, as handlers announce it.
@@ -159,6 +161,17 @@ impl AppNames {
     /// Pattern of all of the app's own records.
     pub fn own_subjects(&self) -> String {
         self.own(format_args!(">"))
+    }
+
+    /// Record of the commit stream's floor. It has one token less than any [check](Self::check) or
+    /// [marker](Self::marker).
+    pub fn floor(&self) -> String {
+        self.own(format_args!("txn.floor"))
+    }
+
+    /// Record of what is alive below the [floor](Self::floor).
+    pub fn alive(&self) -> String {
+        self.own(format_args!("txn.alive"))
     }
 
     /// Position of one partition of a function's input stream.

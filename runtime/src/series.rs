@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 
 use crate::commit::Follower;
 use crate::delivery::{self, Worker};
-use crate::effects::{Attempt, Effects, StateError, StateReader, Versioned, Write};
+use crate::effects::{Attempt, Effects, StateError, StateReader, Versioned};
 use crate::settle::{self, Case};
 use crate::source::Received;
 
@@ -64,6 +64,9 @@ impl Series {
             if revision != PENDING {
                 all.reads.entry(key).or_insert(revision);
             }
+        }
+        for (key, ends) in effects.ends {
+            all.ends.entry(key).or_insert(ends);
         }
         all.writes.extend(effects.writes);
         let received = &work.received.message;
@@ -154,12 +157,13 @@ impl Overlay {
     fn absorb(&self, effects: &Effects) {
         let mut seen = self.seen();
         for (key, write) in &effects.writes {
-            let value = match write {
-                Write::Set(value) => Some(value.clone()),
-                Write::Delete => None,
+            let stored = seen.get(key);
+            let pending = Versioned {
+                // What it replaces once all of them are stored is what is stored now.
+                ends: stored.and_then(|stored| stored.ends),
+                ..Versioned::new(write.value().cloned(), PENDING)
             };
-            let revision = PENDING;
-            seen.insert(key.clone(), Versioned { value, revision });
+            seen.insert(key.clone(), pending);
         }
     }
 
@@ -221,7 +225,7 @@ impl StateReader for Overlay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::effects::MemoryState;
+    use crate::effects::{MemoryState, Write};
 
     #[tokio::test]
     async fn a_later_one_sees_what_earlier_ones_wrote() {

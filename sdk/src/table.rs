@@ -1,6 +1,7 @@
 //! Typed state: a table is the keys below one token, each holding one value as JSON.
 
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -105,6 +106,33 @@ impl<T: Serialize + DeserializeOwned> Table<T> {
         let json = serde_json::to_vec(value)
             .map_err(|error| Error::reject("data-invalid", error.to_string()))?;
         ctx.host.set(&self.key(id), json)
+    }
+
+    /// Creates or replaces with a value that expires after `ttl`, 1 s to 366 days: from then on
+    /// there is nothing, as if it had been deleted. Setting it again sets its time again;
+    /// [`set`](Self::set) keeps the new value for good.
+    ///
+    /// ```
+    /// # use pelton_sdk::prelude::*;
+    /// # use std::time::Duration;
+    /// static SESSIONS: Table<String> = Table::new("sessions");
+    ///
+    /// fn log_in(user: &str, ctx: &mut Context) -> Result {
+    ///     SESSIONS.set_with_ttl(ctx, user, &"active".into(), Duration::from_secs(3600))
+    /// }
+    /// # let mut ctx = Context::test();
+    /// # log_in("u-1", &mut ctx).unwrap();
+    /// # assert!(SESSIONS.get(&ctx, "u-1").unwrap().is_some());
+    /// # ctx.expire("sessions.u-1");
+    /// # assert!(SESSIONS.get(&ctx, "u-1").unwrap().is_none());
+    /// ```
+    ///
+    /// # Errors
+    /// As [`set`](Self::set); `pelton-limit`, a reject, for another `ttl`.
+    pub fn set_with_ttl(&self, ctx: &mut Context, id: &str, value: &T, ttl: Duration) -> Result {
+        let json = serde_json::to_vec(value)
+            .map_err(|error| Error::reject("data-invalid", error.to_string()))?;
+        ctx.host.set_with_ttl(&self.key(id), json, ttl)
     }
 
     /// Reads, changes, writes; None deletes. Nothing is written when `change` fails.
@@ -232,6 +260,29 @@ mod tests {
         NUMBERS.update(&mut ctx, "a", |_| Ok(None)).unwrap();
         NUMBERS.delete(&mut ctx, "never").unwrap();
         assert_eq!(NUMBERS.list(&ctx, None, 10).unwrap(), ["b"]);
+    }
+
+    #[test]
+    fn an_expired_value_is_gone_unless_it_was_set_for_good() {
+        let mut ctx = Context::test();
+        let minute = Duration::from_secs(60);
+        for id in ["a", "b", "c"] {
+            NUMBERS.set_with_ttl(&mut ctx, id, &1, minute).unwrap();
+        }
+        NUMBERS.set(&mut ctx, "b", &2).unwrap();
+        NUMBERS.delete(&mut ctx, "c").unwrap();
+        assert_eq!(ctx.expiring.get("numbers.a"), Some(&minute));
+        for key in ["numbers.a", "numbers.b", "numbers.c"] {
+            ctx.expire(key);
+        }
+        assert_eq!(NUMBERS.list(&ctx, None, 10).unwrap(), ["b"]);
+        for ttl in [
+            Duration::from_millis(999),
+            Duration::from_secs(367 * 24 * 3600),
+        ] {
+            let error = NUMBERS.set_with_ttl(&mut ctx, "a", &1, ttl).unwrap_err();
+            assert_eq!(error.code, "pelton-limit");
+        }
     }
 
     #[test]

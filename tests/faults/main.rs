@@ -7,6 +7,7 @@
 
 mod audit;
 mod cluster;
+mod floor;
 mod history;
 mod nemesis;
 mod nodes;

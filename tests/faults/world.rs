@@ -16,6 +16,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use crate::floor::Floor;
+
 /// Wait for the next message of a stream that has one.
 const NEXT: Duration = Duration::from_secs(10);
 /// What is under way lies below these tokens.
@@ -253,11 +255,13 @@ pub(crate) async fn inputs(nats: &Nats, stream: &str, behind: u64) -> Result<Vec
 pub(crate) async fn commits(nats: &Nats) -> Result<Commits> {
     let mut commits = Commits::default();
     let before = last(nats).await?;
+    let floor = Floor::read(nats).await?;
     for message in read(nats, &format!("KV_{APP}"), 0).await? {
         let subject = message.subject.as_str();
         let kind = subject.split('.').nth(2).unwrap_or_default();
         if let Some(id) = subject.strip_prefix("$KV.faults.v.") {
-            let gone = message.header("KV-Operation").is_some();
+            let deleted = message.header("KV-Operation").is_some();
+            let gone = deleted || floor.is_dead(message.sequence);
             let value = (!gone).then(|| serde_json::from_slice(&message.payload));
             let value = value
                 .transpose()

@@ -3,13 +3,19 @@
 //!
 //! `make soak` runs it, with `COUNT` events; among the tests it is a run of seconds, too short to judge the memory. The guest `tally` counts
 //! the events of each key and tells each number. What it told is read while it runs: so every effect is checked, and nothing is kept of it.
+//!
+//! `WORK=rows` creates and deletes `COUNT` rows, `WORK=calls` makes `COUNT` calls, while the server
+//! is killed `KILLS` times; then the commit stream must be as small as it was.
 
 #![expect(clippy::print_stdout, reason = "a program of its own, which reports")]
 
 mod audit;
+mod calls;
+mod held;
 mod load;
 mod memory;
 mod reader;
+mod rows;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -37,13 +43,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[tokio::main]
 async fn main() -> ExitCode {
     let begun = Instant::now();
-    let ended = match count() {
-        Ok(None) => return ExitCode::SUCCESS,
-        Ok(Some(count)) => {
-            println!("\nrunning 1 test\nsoak: COUNT={count}");
-            run(count).await
-        }
-        Err(error) => Err(error),
+    let ended = match is_asked_for() {
+        false => return ExitCode::SUCCESS,
+        true => work().await,
     };
     let failed = u8::from(ended.is_err());
     let word = if failed == 0 { "ok" } else { "FAILED" };
@@ -59,26 +61,53 @@ async fn main() -> ExitCode {
     ExitCode::from(failed)
 }
 
-/// Events of the run; `None`: the tests that were asked for are others.
-fn count() -> Result<Option<u64>> {
+/// The work that `WORK` names, or a short run of each.
+async fn work() -> Result<()> {
+    let kind = std::env::var("WORK").unwrap_or_default();
+    let given = number("COUNT")?;
+    let kills = number("KILLS")?;
+    println!("\nrunning 1 test");
+    match kind.as_str() {
+        "" if given.is_none() => {
+            run(SHORT).await?;
+            rows::run(rows::SHORT, 1).await?;
+            calls::run(calls::SHORT, 1, false).await
+        }
+        "" | "events" => {
+            let count = given.unwrap_or(SHORT);
+            println!("soak: COUNT={count}");
+            ensure!(
+                count >= KEYS && count.is_multiple_of(KEYS),
+                "COUNT is {count}; it should be a multiple of the {KEYS} keys, so that all of them get as many events"
+            );
+            run(count).await
+        }
+        "rows" => rows::run(given.unwrap_or(rows::SHORT), kills.unwrap_or(1)).await,
+        "calls" => {
+            let count = given.unwrap_or(calls::SHORT);
+            calls::run(count, kills.unwrap_or(1), true).await
+        }
+        other => anyhow::bail!("WORK is {other:?}; choose events, rows or calls"),
+    }
+}
+
+/// A number from the environment.
+fn number(name: &str) -> Result<Option<u64>> {
+    match std::env::var(name).unwrap_or_default().as_str() {
+        "" => Ok(None),
+        text => text
+            .parse()
+            .map(Some)
+            .with_context(|| format!("{name} is {text:?} and should be a number")),
+    }
+}
+
+/// Whether the tests that were asked for include this one.
+fn is_asked_for() -> bool {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let mut named = args.iter().filter(|arg| !arg.starts_with('-')).peekable();
     let asked = named.peek().is_none() || named.any(|name| "soak".contains(name.as_str()));
-    if !asked || args.iter().any(|arg| arg == "--list") {
-        return Ok(None);
-    }
-    let text = std::env::var("COUNT").unwrap_or_default();
-    let count = match text.as_str() {
-        "" => SHORT,
-        text => text
-            .parse()
-            .with_context(|| format!("COUNT is {text:?} and should be a number of events"))?,
-    };
-    ensure!(
-        count >= KEYS && count.is_multiple_of(KEYS),
-        "COUNT is {count}; it should be a multiple of the {KEYS} keys, so that all of them get as many events"
-    );
-    Ok(Some(count))
+    asked && !args.iter().any(|arg| arg == "--list")
 }
 
 async fn run(count: u64) -> Result<()> {

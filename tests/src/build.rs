@@ -12,11 +12,12 @@ use crate::server;
 type Once<T> = OnceLock<std::result::Result<T, String>>;
 
 /// Functions that are built, the folders of their crates, and what else their tables say.
-const FUNCTIONS: [(&str, &str, &str); 5] = [
+const FUNCTIONS: [(&str, &str, &str); 6] = [
     ("orders", "functions/orders", ""),
     ("notifier", "functions/notifier", ""),
     ("hostile", "tests/guests/hostile", ""),
     ("tally", "tests/guests/tally", ""),
+    ("rows", "tests/guests/rows", ""),
     ("ledger", "tests/guests/ledger", "subjects = [\"work.*.*\"]"),
 ];
 
@@ -96,7 +97,7 @@ fn build_pelton() -> Result<PathBuf> {
     Ok(release()?.join("pelton"))
 }
 
-/// The component of `orders`, `notifier`, `hostile` or `ledger`.
+/// The component of one of [`FUNCTIONS`].
 ///
 /// # Errors
 /// It does not build.
@@ -114,7 +115,7 @@ fn build_components() -> Result<PathBuf> {
     let folder = scratch()?.join("guests");
     std::fs::create_dir_all(&folder)?;
     let mut manifest = "pelton = 1\napp = \"guests\"\n".to_owned();
-    manifest += "[streams.ALL]\nsubjects = [\"orders.>\", \"notifications.>\", \"hostile.>\", \"work.>\"]\n";
+    manifest += "[streams.ALL]\nsubjects = [\"orders.>\", \"notifications.>\", \"hostile.>\", \"work.>\", \"rows.>\"]\n";
     for (name, place, more) in FUNCTIONS {
         let place = root()?.join(place);
         manifest += &format!("[functions.{name}]\ncomponent = {place:?}\n{more}\n");

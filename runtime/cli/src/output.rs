@@ -84,6 +84,16 @@ impl Output {
         trimmed(&table.to_string())
     }
 
+    /// A text as a cell of a table shows it: on a terminal, the middle of a long one is left out.
+    /// Elsewhere it is whole.
+    pub fn short(&self, text: &str, max: usize) -> String {
+        if self.terminal {
+            shortened(text, max)
+        } else {
+            text.to_owned()
+        }
+    }
+
     /// Lays out names and values, one pair per line.
     pub fn fields(&self, pairs: &[(&str, String)]) -> String {
         let mut table = Table::new();
@@ -173,6 +183,19 @@ fn print_line(text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The beginning and the end of a text that has more than `max` characters: the first tokens of a
+/// subject say what it is, the last ones which.
+fn shortened(text: &str, max: usize) -> String {
+    let count = text.chars().count();
+    if count <= max {
+        return text.to_owned();
+    }
+    let (head, tail) = (max / 2, max - max / 2 - 1);
+    let begin = text.chars().take(head);
+    let end = text.chars().skip(count - tail);
+    begin.chain(['…']).chain(end).collect()
+}
+
 /// Columns without lines, for pipes: a script cuts them at the blanks.
 fn plain(table: &mut Table) {
     table.load_preset(presets::NOTHING);
@@ -202,4 +225,15 @@ pub fn duration_ms(ms: u64) -> String {
     let text = humantime::format_duration(rounded).to_string();
     let units: Vec<&str> = text.split(' ').take(2).collect();
     units.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_keeps_both_its_ends() {
+        assert_eq!(shortened("orders.o-1", 10), "orders.o-1");
+        assert_eq!(shortened("orders.é-very-long-1", 9), "orde…ng-1");
+    }
 }

@@ -27,6 +27,8 @@ const PAST: i64 = 10 * 1_000_000_000;
 pub struct Bygone {
     /// The last record that was read.
     behind: u64,
+    /// Whether ticks of schedules are read, or timers of functions.
+    ticks: bool,
     /// Records that seemed to be left over, by subject, with their sequences: they are removed if the next look at them says the
     /// same, for by then any batch that was on its way has come to its end.
     suspects: BTreeMap<String, u64>,
@@ -55,9 +57,13 @@ impl Bygone {
             }
         }
         for _ in 0..AT_ONCE {
-            let next = json!({ "seq": self.behind + 1, "next_by_subj": names.timer(">") });
+            let below = match self.ticks {
+                true => names.tick("*"),
+                false => names.timer(">"),
+            };
+            let next = json!({ "seq": self.behind + 1, "next_by_subj": below });
             let Some(found) = message(js, &names.commit_stream(), &next).await? else {
-                self.behind = 0;
+                (self.behind, self.ticks) = (0, !self.ticks);
                 break;
             };
             self.behind = found["seq"].as_u64().unwrap_or(self.behind + 1);
@@ -191,7 +197,7 @@ mod tests {
             ["done-and-set-anew", "a-moment-ago", "to-come", "late"]
         );
         let mut removed = 0;
-        for _ in 0..3 {
+        for _ in 0..6 {
             removed += bygone.look(&js, &names).await.unwrap();
         }
         assert_eq!(removed, 1, "the one set anew, in its turn");

@@ -15,6 +15,7 @@ use quick_cache::sync;
 
 use super::state::NatsState;
 use crate::effects::{Effects, StateError, StateReader, Versioned};
+use crate::event::timestamp;
 
 /// Bytes that the values of one app may take on a node, with what it costs to keep each.
 const MAX_BYTES: u64 = 64 << 20;
@@ -46,18 +47,31 @@ impl Default for Cache {
 
 impl Cache {
     /// Remembers a value, unless a later one is known.
-    pub(super) fn learn(&self, key: &str, Versioned { value, revision }: &Versioned) {
+    pub(super) fn learn(&self, key: &str, versioned: &Versioned) {
         if self
             .0
             .peek(key)
-            .is_some_and(|known| known.revision >= *revision)
+            .is_some_and(|known| known.revision >= versioned.revision)
         {
             return;
         }
         // A copy: what was received shares its memory with the other messages of that moment.
-        let value = value.as_deref().map(Bytes::copy_from_slice);
-        let revision = *revision;
-        self.0.insert(key.to_owned(), Versioned { value, revision });
+        let value = versioned.value.as_deref().map(Bytes::copy_from_slice);
+        let copy = Versioned {
+            value,
+            ..versioned.clone()
+        };
+        self.0.insert(key.to_owned(), copy);
+    }
+
+    /// What is known of a key, unless it has expired: the server may have removed it.
+    fn get(&self, key: &str) -> Option<Versioned> {
+        let known = self.0.get(key)?;
+        if known.until.is_some() && known.is_expired(timestamp::now()) {
+            self.0.remove(key);
+            return None;
+        }
+        Some(known)
     }
 
     /// These keys are not what they were thought to be.
@@ -116,7 +130,7 @@ impl StateReader for CachedState {
         &'a self,
         keys: &'a [String],
     ) -> BoxFuture<'a, Result<Vec<Versioned>, StateError>> {
-        let known: Option<Vec<Versioned>> = keys.iter().map(|key| self.cache.0.get(key)).collect();
+        let known: Option<Vec<Versioned>> = keys.iter().map(|key| self.cache.get(key)).collect();
         async move {
             if let Some(known) = known {
                 return Ok(known);
@@ -150,8 +164,7 @@ mod tests {
     use super::*;
 
     fn at(revision: u64, value: &'static str) -> Versioned {
-        let value = Some(Bytes::from_static(value.as_bytes()));
-        Versioned { value, revision }
+        Versioned::new(Some(Bytes::from_static(value.as_bytes())), revision)
     }
 
     #[test]
@@ -167,12 +180,25 @@ mod tests {
     }
 
     #[test]
+    fn an_expired_value_is_not_known_any_more() {
+        let cache = Cache::default();
+        let expiring = |key: &str, from_now: i64| {
+            let until = Some(timestamp::now() + from_now);
+            let value = Versioned {
+                until,
+                ..at(7, "x")
+            };
+            cache.learn(key, &value);
+            cache.get(key).is_some()
+        };
+        assert!(expiring("later", 3_600_000_000_000));
+        assert!(!expiring("past", -1));
+    }
+
+    #[test]
     fn memory_is_bounded() {
         let cache = Cache::default();
-        let value = Versioned {
-            value: Some(vec![0; 1 << 20].into()),
-            revision: 1,
-        };
+        let value = Versioned::new(Some(vec![0; 1 << 20].into()), 1);
         for n in 0..200 {
             cache.learn(&format!("k{n}"), &value);
         }

@@ -11,9 +11,11 @@ use super::batch::{self, BatchError, BatchMessage};
 use super::cache::Cache;
 use super::committer::{CommitError, Reply};
 use super::group::{Entry, Layout, Mark, layout};
+use super::lifetime::Lifetime;
 use super::position::Partition;
 use super::state::{Last, NatsState};
 use crate::effects::{StateError, Versioned};
+use crate::event::timestamp;
 use crate::mutation;
 use crate::names::AppNames;
 use crate::nats::Connection;
@@ -152,9 +154,16 @@ impl Pilot {
         let prefix = self.names.state_prefix();
         let keyed = (0u64..).zip(messages).filter_map(|(revision, message)| {
             let key = message.subject.strip_prefix(&prefix)?;
-            let deleted = message.headers.get("KV-Operation").is_some();
+            let header = |name: &str| Some(message.headers.get(name)?.as_str());
+            let deleted = header("KV-Operation").is_some();
+            let Lifetime { until, ends } = Lifetime::of(header, || Some(timestamp::now()));
             let value = (!deleted).then(|| message.payload.clone());
-            Some((key.to_owned(), Versioned { value, revision }))
+            let versioned = Versioned {
+                until,
+                ends,
+                ..Versioned::new(value, revision)
+            };
+            Some((key.to_owned(), versioned))
         });
         keyed.collect()
     }
@@ -219,7 +228,7 @@ impl Pilot {
                 }
                 Blame::Keys(keys) => {
                     self.meter.conflicts(1);
-                    self.learn(&keys, &found);
+                    self.learn(&keys, &found).await;
                     let _ = member.reply.send(Err(CommitError::Conflict(keys)));
                 }
             }
@@ -229,10 +238,15 @@ impl Pilot {
     }
 
     /// Whoever else read these before another node wrote them need not go to the server to learn it.
-    fn learn(&self, keys: &[String], found: &HashMap<String, Last>) {
+    async fn learn(&self, keys: &[String], found: &HashMap<String, Last>) {
         self.cache.forget(keys);
+        // A killed server may have brought back what is there.
+        let Ok(floor) = self.state.floor().await else {
+            return;
+        };
         for key in keys {
-            if let Some(last) = found.get(&self.names.state(key)) {
+            let last = found.get(&self.names.state(key));
+            if let Some(last) = last.filter(|last| !floor.is_dead(last.sequence)) {
                 self.cache.learn(key, &last.versioned());
             }
         }

@@ -2,7 +2,9 @@
 //!
 //! `stream` makes the streams that take part, `batch` is the wire of ADR-50, `transaction` lays one delivery out as
 //! messages, `group` puts many into one batch, `committer` gathers them, `flight` sends a batch and reads the refusals,
-//! `state` is what a guest's reads come from and `cache` what this node knows of it, and `outbox` clears what has reached its target.
+//! `state` is what a guest's reads come from and `cache` what this node knows of it, `lifetime`
+//! says when a value expires, `outbox` clears what has reached its target, `floor` says what is
+//! dead although it is there, and `vacuum` removes that and delete markers.
 
 mod attempts;
 mod batch;
@@ -10,7 +12,9 @@ pub mod bygone;
 mod cache;
 mod committer;
 mod flight;
+pub(crate) mod floor;
 mod group;
+pub(crate) mod lifetime;
 mod locks;
 pub mod outbox;
 pub mod position;
@@ -22,6 +26,7 @@ mod tests;
 mod timers;
 mod transaction;
 pub mod transport;
+pub mod vacuum;
 
 pub use attempts::{Attempts, Earlier};
 pub use cache::CachedState;

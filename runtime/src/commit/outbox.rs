@@ -1,5 +1,7 @@
 //! Clears the outbox of what has reached its target stream. Every node does it; doing it twice is harmless.
 
+use std::time::{Duration, Instant};
+
 use async_nats::jetstream;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -11,6 +13,10 @@ use crate::names::AppNames;
 /// Until a commit stream is so old, a target may still report how far it had read an earlier one of that name.
 const SETTLED: time::Duration = time::Duration::minutes(2);
 
+/// An idle outbox is cleared once more after this time: a server that is killed during a purge may
+/// bring back a part of it.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// What earlier rounds found of one target.
 #[derive(Debug, Default)]
 pub struct Purged {
@@ -20,6 +26,8 @@ pub struct Purged {
     first: Option<u64>,
     /// Up to here its outbox is cleared.
     upto: u64,
+    /// When that was.
+    at: Option<Instant>,
 }
 
 /// Removes from the app's outbox what `target` has stored; what it does not report is kept. `purged` remembers how far
@@ -46,7 +54,8 @@ pub async fn purge(
         .find(|source| source["name"] == commit.as_str());
     // Unknown after a restart until the next message comes: then nothing is purged.
     let reached = source.and_then(|source| source["seq"].as_u64());
-    if reached.is_some() && reached == Some(purged.upto) {
+    let lately = purged.at.is_some_and(|at| at.elapsed() < AGAIN);
+    if reached.is_some() && reached == Some(purged.upto) && lately {
         return Ok(());
     }
     // Looked at after the target: what that reported is not of a later stream than this one.
@@ -58,7 +67,7 @@ pub async fn purge(
         *purged = Purged {
             created: created.to_owned(),
             first: reached,
-            upto: 0,
+            ..Purged::default()
         };
     }
     let Some(reached) = reached else {
@@ -77,7 +86,7 @@ pub async fn purge(
         return Ok(());
     }
     remove(js, names, target, json!({ "seq": reached + 1 })).await?;
-    purged.upto = reached;
+    (purged.upto, purged.at) = (reached, Some(Instant::now()));
     Ok(())
 }
 

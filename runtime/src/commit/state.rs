@@ -7,9 +7,12 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::floor::Floor;
+use super::lifetime::Lifetime;
 use crate::effects::{MAX_STATE_BYTES, StateError, StateReader, Versioned};
+use crate::event::timestamp;
 use crate::mutation;
 use crate::names::AppNames;
 use crate::nats::raw::{self, Stored, Which};
@@ -22,6 +25,9 @@ const LISTING: Duration = Duration::from_secs(10);
 const LAG: Duration = Duration::from_secs(1);
 /// Between two looks at a server that lags behind.
 const LAG_PAUSE: Duration = Duration::from_millis(20);
+/// How long the commit stream's floor is believed; less than `vacuum` waits before it removes
+/// anything.
+pub(super) const FLOOR_FRESH: Duration = Duration::from_secs(10);
 /// Keys below one prefix that a listing looks at.
 const MAX_LISTED: usize = 400_000;
 /// Keys of one request that asks which of them have a value; the server accepts 1024 at most.
@@ -45,13 +51,35 @@ pub struct NatsState {
     names: AppNames,
     /// Subjects whose message no client can read; they are read through the JSON API.
     odd: Arc<Mutex<BTreeSet<String>>>,
+    floor: Arc<Known>,
 }
 
 impl NatsState {
     /// A reader of the app that `names` names.
     pub fn new(nats: Connection, names: AppNames) -> Self {
-        let odd = Arc::default();
-        Self { nats, names, odd }
+        Self {
+            nats,
+            names,
+            odd: Arc::default(),
+            floor: Arc::default(),
+        }
+    }
+
+    /// The commit stream's floor, as it was a moment ago at most.
+    pub(super) async fn floor(&self) -> Result<Floor, StateError> {
+        let (known, read) = self.floor.lock().clone();
+        if read.is_some_and(|read| read.elapsed() < FLOOR_FRESH) {
+            return Ok(known);
+        }
+        let asked = Instant::now();
+        let client = self.nats.client();
+        let floor = async {
+            let read = Floor::read(&self.nats.jetstream(), &self.names, &known).await;
+            read.map_err(unreadable)
+        };
+        let floor = answered(&client, floor).await?;
+        *self.floor.lock() = (floor.clone(), Some(asked));
+        Ok(floor)
     }
 
     /// The last message of each subject: sequence, headers' operation and body. Subjects without any are left out.
@@ -236,6 +264,7 @@ impl NatsState {
 
     /// Keeps the keys that have a value, in the same order.
     async fn alive(&self, keys: &[String]) -> Result<Vec<String>, StateError> {
+        let (floor, now) = (self.floor().await?, timestamp::now());
         let stream = self.names.commit_stream().into();
         let mut left: Vec<String> = keys.iter().map(|key| self.names.state(key)).collect();
         let mut alive = HashSet::new();
@@ -246,8 +275,16 @@ impl NatsState {
             left.retain(|subject| !seen.contains(subject.as_str()));
             let more = batch.pending > 0 && !seen.is_empty();
             let values = batch.messages.into_iter().filter(|message| {
-                let mut names = message.headers.iter().map(|(name, _)| name);
-                !names.any(|name| name == "KV-Operation" || name == "Nats-Marker-Reason")
+                let header = |wanted: &str| {
+                    let mut headers = message.headers.iter();
+                    let found = headers.find(|(name, _)| name == wanted);
+                    found.map(|(_, value)| value.as_str())
+                };
+                let deleted = ["KV-Operation", "Nats-Marker-Reason"];
+                let deleted = deleted.iter().any(|name| header(name).is_some());
+                let until = Lifetime::of(header, || Some(message.stored)).until;
+                let expired = until.is_some_and(|until| until <= now);
+                !deleted && !expired && !floor.is_dead(message.sequence)
             });
             alive.extend(values.map(|message| message.subject));
             if !more {
@@ -267,11 +304,18 @@ impl StateReader for NatsState {
     ) -> BoxFuture<'a, Result<Vec<Versioned>, StateError>> {
         async move {
             let subjects: Vec<String> = keys.iter().map(|key| self.names.state(key)).collect();
+            let floor = self.floor().await?;
             let found = self.last(subjects.clone()).await?;
-            Ok(subjects
-                .iter()
-                .map(|subject| versioned(found.get(subject)))
-                .collect())
+            let now = timestamp::now();
+            let seen = |subject: &String| match found.get(subject) {
+                Some(last) if floor.is_dead(last.sequence) => Versioned {
+                    ends: Some(0),
+                    ..Versioned::new(None, last.sequence)
+                },
+                Some(last) => last.versioned().as_of(now),
+                None => Versioned::default(),
+            };
+            Ok(subjects.iter().map(seen).collect())
         }
         .boxed()
     }
@@ -279,7 +323,8 @@ impl StateReader for NatsState {
     fn record<'a>(&'a self, subject: &'a str) -> BoxFuture<'a, Result<Versioned, StateError>> {
         async move {
             let found = self.last(vec![subject.to_owned()]).await?;
-            Ok(versioned(found.get(subject)))
+            let found = found.get(subject);
+            Ok(found.map(Last::versioned).unwrap_or_default())
         }
         .boxed()
     }
@@ -313,10 +358,13 @@ impl StateReader for NatsState {
     }
 }
 
-fn versioned(last: Option<&Last>) -> Versioned {
-    Versioned {
-        value: last.and_then(|last| last.versioned().value),
-        revision: last.map_or(0, |last| last.sequence),
+/// What is known of the commit stream's floor, and when it was read.
+#[derive(Debug, Default)]
+struct Known(Mutex<(Floor, Option<Instant>)>);
+
+impl Known {
+    fn lock(&self) -> MutexGuard<'_, (Floor, Option<Instant>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -325,6 +373,7 @@ fn versioned(last: Option<&Last>) -> Versioned {
 pub(crate) struct Last {
     pub(crate) sequence: u64,
     pub(crate) deleted: bool,
+    pub(crate) lifetime: Lifetime,
     pub(crate) payload: Bytes,
 }
 
@@ -333,15 +382,19 @@ impl Last {
         Self {
             sequence: stored.sequence,
             deleted: stored.is_deletion(),
+            lifetime: Lifetime::of(|name| stored.header(name), || Some(stored.stored)),
             payload: stored.payload.clone(),
         }
     }
 
     /// As a guest sees it.
     pub(super) fn versioned(&self) -> Versioned {
+        let value = (!self.deleted).then(|| self.payload.clone());
+        let Lifetime { until, ends } = self.lifetime;
         Versioned {
-            value: (!self.deleted).then(|| self.payload.clone()),
-            revision: self.sequence,
+            until,
+            ends,
+            ..Versioned::new(value, self.sequence)
         }
     }
 }
@@ -389,11 +442,14 @@ fn read_answer(answer: &async_nats::Message) -> Result<Option<(String, Last)>, S
     let sequence = header("Nats-Sequence").and_then(|sequence| sequence.parse().ok());
     let sequence = sequence.ok_or_else(|| StateError("an answer without Nats-Sequence".into()))?;
     let deleted = header("KV-Operation").is_some();
+    let stored = || timestamp::parse(header("Nats-Time-Stamp")?);
+    let lifetime = Lifetime::of(header, stored);
     Ok(Some((
         subject.to_owned(),
         Last {
             sequence,
             deleted,
+            lifetime,
             payload: answer.payload.clone(),
         },
     )))

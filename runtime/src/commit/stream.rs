@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::config::DeadLetterLimits;
 use crate::mutation;
 use crate::names::{AppNames, META_APP, META_FORMAT};
 use crate::records::FORMAT;
@@ -182,7 +183,8 @@ fn altered(found: &Value, wanted: &Value) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Makes the app's dead-letter stream, a target like any other.
+/// Makes the app's dead-letter stream, a target like any other, or gives it these limits. Its
+/// oldest messages go: one that refused new ones would block the outbox for good.
 ///
 /// # Errors
 /// NATS trouble, or a stream of that name which Pelton did not make.
@@ -190,9 +192,13 @@ pub async fn ensure_dead_stream(
     js: &jetstream::Context,
     names: &AppNames,
     replicas: usize,
+    limits: &DeadLetterLimits,
 ) -> Result<(), StreamError> {
     let name = names.dead_stream();
-    if info(js, &name).await?.is_none() {
+    let found = info(js, &name).await?;
+    if let Some(found) = &found {
+        limit_dead(js, names, found, limits).await?;
+    } else {
         let source = stream::Source {
             name: names.commit_stream(),
             subject_transforms: vec![stream::SubjectTransform {
@@ -209,6 +215,9 @@ pub async fn ensure_dead_stream(
             )),
             sources: Some(vec![source]),
             num_replicas: replicas,
+            max_age: Duration::from_millis(limits.max_age_ms),
+            max_bytes: i64::try_from(limits.max_bytes).unwrap_or(i64::MAX),
+            discard: stream::DiscardPolicy::Old,
             allow_direct: true,
             metadata: metadata(names),
             ..Default::default()
@@ -218,6 +227,34 @@ pub async fn ensure_dead_stream(
             .map_err(|error| failed("create", &name, error))?;
     }
     ensure_target(js, names, &name, false).await
+}
+
+async fn limit_dead(
+    js: &jetstream::Context,
+    names: &AppNames,
+    found: &Value,
+    limits: &DeadLetterLimits,
+) -> Result<(), StreamError> {
+    if made_by(found).as_deref() != Some(names.app()) {
+        // Said where it is to become a target.
+        return Ok(());
+    }
+    let mut config = found["config"].clone();
+    let age = limits.max_age_ms.saturating_mul(1_000_000);
+    config["max_age"] = json!(age);
+    config["max_bytes"] = json!(limits.max_bytes);
+    config["discard"] = json!("old");
+    // The server refuses a window that is longer than the messages live.
+    if config["duplicate_window"]
+        .as_u64()
+        .is_some_and(|window| window > age)
+    {
+        config["duplicate_window"] = json!(age);
+    }
+    match altered(&found["config"], &config).is_empty() {
+        true => Ok(()),
+        false => update(js, &names.dead_stream(), &config).await,
+    }
 }
 
 /// Lets a stream receive the app's events: adds its one source, the app's outbox for it.
@@ -267,8 +304,9 @@ pub async fn ensure_target(
     let mut config = info["config"].clone();
     config["sources"] = sources.into_iter().chain([wanted]).collect();
     if config["duplicate_window"].as_u64().unwrap_or(0) == 0 {
-        config["duplicate_window"] =
-            json!(u64::try_from(DUPLICATE_WINDOW.as_nanos()).unwrap_or(u64::MAX));
+        let window = u64::try_from(DUPLICATE_WINDOW.as_nanos()).unwrap_or(u64::MAX);
+        let age = config["max_age"].as_u64().filter(|age| *age > 0);
+        config["duplicate_window"] = json!(age.map_or(window, |age| window.min(age)));
     }
     update(js, stream, &config).await
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::batch::BatchMessage;
 use super::position::Partition;
-use super::timers;
+use super::{lifetime, timers};
 use crate::effects::{Effects, Emit, Write};
 use crate::event::{Headers, OutHeaders};
 use crate::mutation;
@@ -265,10 +265,7 @@ impl Transaction {
 
     /// Bytes of its largest message: body and the headers that are its own.
     pub(super) fn largest(&self) -> usize {
-        let writes = self.effects.writes.values().map(|write| match write {
-            Write::Set(value) => value.len(),
-            Write::Delete => 0,
-        });
+        let writes = self.effects.writes.values().map(Write::size);
         let emits = self.emits();
         let emits = emits.map(|(_, _, emit)| emit.payload.len() + size(&emit.headers));
         let parked = self
@@ -370,23 +367,29 @@ impl Transaction {
             if self.effects.writes.contains_key(key) || !checked.insert(key) {
                 continue;
             }
-            let mut headers = expecting(*revision);
-            headers.insert(
-                "Nats-Expected-Last-Subject-Sequence-Subject",
-                names.state(key),
-            );
-            messages.push(scrap(
-                names.check(&self.origin.function),
-                headers,
-                SCRAP_TTL,
-            ));
+            messages.push(self.check(names, key, *revision));
         }
+    }
+
+    /// A message that carries the condition on a key, and nothing else.
+    fn check(&self, names: &AppNames, key: &str, revision: u64) -> BatchMessage {
+        let mut headers = expecting(revision);
+        headers.insert(
+            "Nats-Expected-Last-Subject-Sequence-Subject",
+            names.state(key),
+        );
+        scrap(names.check(&self.origin.function), headers, SCRAP_TTL)
     }
 
     fn push_writes(&self, names: &AppNames, messages: &mut Vec<BatchMessage>) {
         for (key, write) in &self.effects.writes {
             let mut headers = HeaderMap::new();
             let seen = self.effects.reads.get(key);
+            if seen == Some(&0) && *write == Write::Delete {
+                // There is nothing to delete; a marker would only take up room.
+                messages.push(self.check(names, key, 0));
+                continue;
+            }
             if let Some(revision) = seen.filter(|_| !mutation::is("key-revision")) {
                 headers.insert(
                     header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
@@ -395,8 +398,12 @@ impl Transaction {
             }
             let payload = match write {
                 Write::Set(value) => value.clone(),
+                Write::SetUntil(value, until) => {
+                    lifetime::expiring(&self.effects, key, *until, &mut headers);
+                    value.clone()
+                }
                 Write::Delete => {
-                    headers.insert("KV-Operation", "DEL");
+                    lifetime::deleting(&self.effects, key, &mut headers);
                     Bytes::new()
                 }
             };

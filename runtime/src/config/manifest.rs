@@ -22,6 +22,8 @@ pub struct Manifest {
     pub root: PathBuf,
     /// By stream name.
     pub streams: BTreeMap<String, StreamManifest>,
+    /// How long dead letters are kept.
+    pub dead_letters: DeadLetterLimits,
     /// By function name.
     pub functions: BTreeMap<String, FunctionManifest>,
     /// The file, for errors found later.
@@ -47,6 +49,25 @@ pub struct StreamManifest {
     pub duplicate_window_ms: Option<u64>,
     /// Let Pelton add its source to a stream that it did not create.
     pub adopt: bool,
+}
+
+/// `[dead-letters]`: the oldest go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadLetterLimits {
+    /// Age at which they go, milliseconds.
+    pub max_age_ms: u64,
+    /// Bytes at which the oldest go.
+    pub max_bytes: u64,
+}
+
+impl Default for DeadLetterLimits {
+    fn default() -> Self {
+        Self {
+            max_age_ms: 30 * 24 * 3_600_000,
+            // A server sets so much aside of what the account may store.
+            max_bytes: 256 << 20,
+        }
+    }
 }
 
 /// `[functions.NAME]`.
@@ -117,6 +138,7 @@ impl Manifest {
             app: parsed.app,
             root: folder(path),
             streams: parsed.streams,
+            dead_letters: parsed.dead_letters,
             functions: parsed.functions,
             file: path.to_owned(),
             places: offsets
@@ -289,7 +311,11 @@ fn environments<'t>(
     root.tables(findings, "env")
         .into_iter()
         .filter_map(|(name, table)| {
-            table.only(findings, &["app", "streams", "functions"], &[]);
+            table.only(
+                findings,
+                &["app", "streams", "dead-letters", "functions"],
+                &[],
+            );
             let (name, _) = base.get("env").and_then(|env| match &env.value {
                 Value::Table(all) => all.get_key_value(&name),
                 _ => None,

@@ -23,7 +23,7 @@ pub use node::{
     node_name, node_timeout,
 };
 
-pub use manifest::{ConfigError, FunctionManifest, Manifest, StreamManifest};
+pub use manifest::{ConfigError, DeadLetterLimits, FunctionManifest, Manifest, StreamManifest};
 pub use settings::{
     Allow, DeliveryMode, FunctionSettings, InstanceMode, KeySource, MAX_CONCURRENCY, OnExhausted,
     RetryPolicy, Start,

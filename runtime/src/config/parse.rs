@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::function::function;
 use super::reader::{Findings, Table};
 use super::tree::{Entries, join};
-use super::{FunctionManifest, StreamManifest};
+use super::{DeadLetterLimits, FunctionManifest, StreamManifest};
 use super::{canonical, values};
 use crate::event::subject;
 
@@ -13,6 +13,9 @@ use crate::event::subject;
 const FORMAT: u32 = 1;
 /// Shortest time that the server keeps or compares messages for.
 const LEAST_WINDOW_MS: u64 = 100;
+/// Dead letters that go sooner could not be looked at, and one with its event must fit.
+const LEAST_DEAD_MS: u64 = 60_000;
+const LEAST_DEAD_BYTES: u64 = 1 << 20;
 /// A hundred years: longer means for ever, which is the default.
 const MOST_AGE_MS: u64 = 100 * 365 * 24 * 3_600_000;
 
@@ -21,6 +24,7 @@ const MOST_AGE_MS: u64 = 100 * 365 * 24 * 3_600_000;
 pub(super) struct Parsed {
     pub(super) app: String,
     pub(super) streams: BTreeMap<String, StreamManifest>,
+    pub(super) dead_letters: DeadLetterLimits,
     pub(super) functions: BTreeMap<String, FunctionManifest>,
 }
 
@@ -29,7 +33,14 @@ pub(super) fn file(findings: &mut Findings<'_>, entries: &Entries) -> Parsed {
     let root = Table::root(entries);
     root.only(
         findings,
-        &["pelton", "app", "streams", "functions", "env"],
+        &[
+            "pelton",
+            "app",
+            "streams",
+            "dead-letters",
+            "functions",
+            "env",
+        ],
         &["triggers", "schedules"],
     );
     format(findings, &root);
@@ -40,6 +51,7 @@ pub(super) fn file(findings: &mut Findings<'_>, entries: &Entries) -> Parsed {
             .into_iter()
             .map(|(name, table)| (name.clone(), stream(findings, &name, &table)))
             .collect(),
+        dead_letters: dead_letters(findings, &root),
         functions: root
             .tables(findings, "functions")
             .into_iter()
@@ -151,6 +163,20 @@ fn stream(findings: &mut Findings<'_>, name: &str, table: &Table<'_>) -> StreamM
             .and_then(|bytes| u32::try_from(bytes).ok()),
         duplicate_window_ms,
         adopt: table.boolean(findings, "adopt").unwrap_or_default(),
+    }
+}
+
+fn dead_letters(findings: &mut Findings<'_>, root: &Table<'_>) -> DeadLetterLimits {
+    let default = DeadLetterLimits::default();
+    let Some(table) = root.table(findings, "dead-letters") else {
+        return default;
+    };
+    table.only(findings, &["max-age", "max-bytes"], &[]);
+    let age = table.duration(findings, "max-age", LEAST_DEAD_MS, MOST_AGE_MS);
+    let bytes = table.size(findings, "max-bytes", LEAST_DEAD_BYTES, 1 << 60);
+    DeadLetterLimits {
+        max_age_ms: age.unwrap_or(default.max_age_ms),
+        max_bytes: bytes.unwrap_or(default.max_bytes),
     }
 }
 

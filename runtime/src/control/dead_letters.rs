@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self};
 use async_nats::{HeaderMap, HeaderName};
@@ -150,6 +151,74 @@ pub async fn show(
     })
 }
 
+/// A dead letter that was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Removed {
+    /// Its sequence.
+    pub sequence: u64,
+    /// The function that gave the event up.
+    pub function: String,
+    /// The event's subject.
+    pub subject: String,
+    /// Stable code of the cause.
+    pub code: String,
+}
+
+/// Removes a dead letter for good; its event stays in the stream it came from as long as that keeps
+/// it.
+///
+/// # Errors
+/// There is none at that sequence; NATS trouble.
+pub async fn remove(js: &jetstream::Context, letter: &DeadLetter) -> Result<Removed, ControlError> {
+    let letters = stream(js, &letter.app).await?;
+    delete(&letters, letter).await?;
+    Ok(Removed {
+        sequence: letter.sequence,
+        function: letter.function.clone(),
+        subject: letter.subject.clone(),
+        code: letter.code.clone(),
+    })
+}
+
+/// Deletes a letter, then the parts of an event that did not fit into it: a letter without its
+/// parts could not be read.
+pub(super) async fn delete(letters: &Stream, letter: &DeadLetter) -> Result<(), ControlError> {
+    let sequence = letter.sequence;
+    letters
+        .delete_message(sequence)
+        .await
+        .map_err(|error| ControlError::nats(format!("delete dead letter {sequence}"), error))?;
+    if letter.parts > 0 {
+        let parts = AppNames::new(letter.app.as_str()).dead_parts(&letter.txn);
+        letters.purge().filter(parts).await.map_err(|error| {
+            ControlError::nats(format!("delete the parts of dead letter {sequence}"), error)
+        })?;
+    }
+    Ok(())
+}
+
+/// One dead letter without its body; `None`: it does not match.
+///
+/// # Errors
+/// There is none at that sequence; NATS trouble.
+pub async fn find(
+    js: &jetstream::Context,
+    app: &str,
+    filter: &Filter,
+    sequence: u64,
+) -> Result<Option<DeadLetter>, ControlError> {
+    let stream = stream(js, app).await?;
+    let message = raw(&stream, sequence).await?;
+    let letter = parse(sequence, &message.headers);
+    let names = AppNames::new(app);
+    let is_letter = message.subject.as_str() == names.dead_subject(&letter.function);
+    let function = filter.function.as_ref();
+    let matches = is_letter
+        && function.is_none_or(|function| *function == letter.function)
+        && filter.code.as_ref().is_none_or(|code| *code == letter.code);
+    Ok(matches.then_some(letter))
+}
+
 /// The app's stream of dead letters.
 pub(super) async fn stream(js: &jetstream::Context, app: &str) -> Result<Stream, ControlError> {
     let name = AppNames::new(app).dead_stream();
@@ -161,17 +230,21 @@ pub(super) async fn stream(js: &jetstream::Context, app: &str) -> Result<Stream,
     })
 }
 
+async fn raw(stream: &Stream, sequence: u64) -> Result<StreamMessage, ControlError> {
+    stream.get_raw_message(sequence).await.map_err(|error| {
+        ControlError::not_found(
+            format!("there is no dead letter {sequence}: {error}"),
+            "see what there is with `pelton dead-letter ls`",
+        )
+    })
+}
+
 /// A dead letter and its body.
 pub(super) async fn read(
     stream: &Stream,
     sequence: u64,
 ) -> Result<(DeadLetter, Bytes), ControlError> {
-    let message = stream.get_raw_message(sequence).await.map_err(|error| {
-        ControlError::not_found(
-            format!("there is no dead letter {sequence}: {error}"),
-            "see what there is with `pelton dead-letter ls`",
-        )
-    })?;
+    let message = raw(stream, sequence).await?;
     let mut letter = parse(sequence, &message.headers);
     if letter.parts == 0 {
         return Ok((letter, message.payload));

@@ -22,6 +22,7 @@ use crate::event::{Message, subject};
 use crate::names::{self, AppNames};
 use crate::records::{AttemptsRecord, FunctionRecord, Input, PositionRecord, rfc3339};
 use crate::settle::park::{self, Parked};
+use crate::source;
 
 /// Messages of an input, and deliveries that wait, that one look reads at most: it takes a fraction of a second.
 const READ: u64 = 10_000;
@@ -404,9 +405,11 @@ pub(super) async fn internal(
     let (function, stream) = (record.function.as_str(), names.commit_stream());
     let filter = names.due_filter(function);
     let (mut due, mut read) = (BTreeMap::new(), Read::default());
+    let key = record.settings.key.as_ref();
     let each = |message: &Message, _| {
         if !call::is_left(&message.headers) {
-            due.insert(message.sequence, message.stored);
+            let partition = source::partition_of_due(key, message);
+            due.insert(message.sequence, (message.stored, partition));
         }
         Ok(match read.note(message) {
             true => ControlFlow::Break(()),
@@ -421,9 +424,15 @@ pub(super) async fn internal(
         stream: &stream,
     };
     let mut parked = in_park(looks, place).await?;
-    if !parked.is_empty() {
-        let waiting = waiting(&positions(looks, place).await?);
+    if !parked.is_empty() || !due.is_empty() {
+        let positions = positions(looks, place).await?;
+        let waiting = waiting(&positions);
         parked.retain(|place, _| waiting.contains(place));
+        // What has ended is there again because its server was killed.
+        due.retain(|sequence, (_, partition)| {
+            let record = positions.get(partition);
+            record.is_none_or(|record| !record.has_ended(*sequence))
+        });
     }
     let mut status = InputStatus {
         subjects: vec![filter],
@@ -435,7 +444,7 @@ pub(super) async fn internal(
         // A call that has an id stays where it was, too.
         due.remove(sequence);
     }
-    for (sequence, stored) in &due {
+    for (sequence, (stored, _)) in &due {
         status.note(*sequence, time(*stored));
     }
     let pending = (parked.len() + due.len()) as u64;

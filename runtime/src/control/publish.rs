@@ -12,6 +12,10 @@ use super::{ControlError, ErrorKind};
 use crate::event::{Draft, DraftDefaults, Headers, encode, owned, subject};
 use crate::names::ID_HEADER;
 
+/// Longest subject that can be published, bytes: the server takes 4096 on a line, and the subject
+/// of the answer stands there, too.
+const MAX_LINE: usize = 3900;
+
 /// CloudEvents attributes that a publisher may set; any of them makes the message a CloudEvent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
@@ -84,6 +88,26 @@ pub async fn publish(
     body: Bytes,
 ) -> Result<Published, ControlError> {
     check_subject(subject)?;
+    publish_again(js, subject, headers, body).await
+}
+
+/// As [`publish`], to a subject that a stream has taken before: it may be longer than those that a
+/// function can emit to.
+pub(super) async fn publish_again(
+    js: &jetstream::Context,
+    subject: &str,
+    headers: &Headers,
+    body: Bytes,
+) -> Result<Published, ControlError> {
+    if subject.len() > MAX_LINE {
+        return Err(ControlError::refused(
+            format!(
+                "the event's subject has {} bytes, and {MAX_LINE} can be published with an answer",
+                subject.len()
+            ),
+            "publish the event again from its source",
+        ));
+    }
     let headers = header_map(headers)?;
     let failed = |error: jetstream::context::PublishError| match error.kind() {
         PublishErrorKind::StreamNotFound => ControlError::not_found(

@@ -7,8 +7,8 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::dead_letters::{DeadLetter, read, stream};
-use super::publish::publish;
+use super::dead_letters::{DeadLetter, delete, read, stream};
+use super::publish::publish_again;
 use super::{ControlError, ErrorKind, functions};
 use crate::event::{self, Draft, DraftDefaults, Event, Headers, Message, decode, encode, owned};
 use crate::names::{
@@ -51,8 +51,7 @@ pub async fn replay(
                 letter.reason
             ),
             format!(
-                "publish the event again from its source, then `nats stream rmm {} {sequence}`",
-                AppNames::new(app).dead_stream()
+                "publish the event again from its source, then `pelton dead-letter rm {sequence} --app {app}`"
             ),
         ));
     }
@@ -75,19 +74,11 @@ pub async fn replay(
         }
     };
     check_size(js, sequence, &headers, &body)?;
-    let published = publish(js, &to, &headers, body).await?;
-    letters.delete_message(sequence).await.map_err(|error| {
-        ControlError::nats(
-            format!("delete dead letter {sequence}, which was replayed just now"),
-            error,
-        )
+    let published = publish_again(js, &to, &headers, body).await?;
+    delete(&letters, &letter).await.map_err(|mut error| {
+        error.what = format!("{}; its event was replayed just now", error.what);
+        error
     })?;
-    if letter.parts > 0 {
-        let parts = names.dead_parts(&letter.txn);
-        letters.purge().filter(parts).await.map_err(|error| {
-            ControlError::nats(format!("delete the parts of dead letter {sequence}"), error)
-        })?;
-    }
     Ok(Replayed {
         sequence,
         function: letter.function,

@@ -5,15 +5,20 @@ use std::ops::ControlFlow;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::kv::{self, Operation, Store};
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use schemars::JsonSchema;
 use serde::Serialize;
+use time::OffsetDateTime;
 
 use super::scan::{Scan, scan};
 use super::{ControlError, open};
+use crate::commit::floor::Floor;
+use crate::commit::lifetime::Lifetime;
 use crate::effects::is_key;
+use crate::event::timestamp;
 use crate::names::{AppNames, META_APP};
 use crate::records::rfc3339;
 
@@ -28,6 +33,8 @@ pub struct Key {
     pub bytes: u64,
     /// When it was written, RFC 3339.
     pub updated_at: String,
+    /// When it expires, RFC 3339; none: it does not.
+    pub expires_at: Option<String>,
 }
 
 /// A key's value, or that it was deleted.
@@ -41,6 +48,8 @@ pub struct Entry {
     pub revision: u64,
     /// When it was written, RFC 3339.
     pub updated_at: String,
+    /// When it expires, RFC 3339; none: it does not, or that is not known.
+    pub expires_at: Option<String>,
 }
 
 impl From<kv::Entry> for Entry {
@@ -50,6 +59,7 @@ impl From<kv::Entry> for Entry {
             value: (entry.operation == Operation::Put).then_some(entry.value),
             revision: entry.revision,
             updated_at: rfc3339(entry.created),
+            expires_at: None,
         }
     }
 }
@@ -104,16 +114,18 @@ impl State {
             headers_only: true,
         };
         let start = self.names.state_prefix();
+        let (floor, now) = (self.floor().await?, timestamp::now());
         let mut found = Vec::new();
         scan(&self.js, &stream, keys, |message| {
-            let header = |name: &str| {
-                let headers = message.headers.as_ref()?;
-                headers.get(name).map(|value| value.as_str().to_owned())
-            };
+            let header = |name: &str| Some(message.headers.as_ref()?.get(name)?.as_str());
             let gone = header("KV-Operation").is_some() || header("Nats-Marker-Reason").is_some();
             if let (false, Some(key), Ok(info)) =
                 (gone, message.subject.strip_prefix(&start), message.info())
             {
+                let until = Lifetime::of(header, || nanos(info.published)).until;
+                if floor.is_dead(info.stream_sequence) || until.is_some_and(|until| until <= now) {
+                    return Ok(ControlFlow::Continue(()));
+                }
                 found.push(Key {
                     key: key.to_owned(),
                     revision: info.stream_sequence,
@@ -121,6 +133,7 @@ impl State {
                         .and_then(|size| size.parse().ok())
                         .unwrap_or(0),
                     updated_at: rfc3339(info.published),
+                    expires_at: until.map(timestamp::format),
                 });
             }
             Ok(ControlFlow::Continue(()))
@@ -136,21 +149,51 @@ impl State {
     /// The key does not exist or is no key; NATS trouble.
     pub async fn get(&self, key: &str) -> Result<Entry, ControlError> {
         check_key(key)?;
-        let entry = self
-            .store
-            .entry(key)
-            .await
-            .map_err(|error| ControlError::nats(format!("read key {key}"), error))?;
-        match entry.map(Entry::from) {
-            Some(entry) if entry.value.is_some() => Ok(entry),
-            _ => Err(ControlError::not_found(
-                format!("key {key} does not exist in app {}", self.names.app()),
-                format!(
-                    "see the keys with `pelton state ls --app {}`",
-                    self.names.app()
-                ),
-            )),
+        if let Some(entry) = self.find(key).await? {
+            return Ok(entry);
         }
+        let app = self.names.app();
+        Err(ControlError::not_found(
+            format!("key {key} does not exist in app {app}"),
+            format!("see the keys with `pelton state ls --app {app}`"),
+        ))
+    }
+
+    /// A key's value as handlers see it; `None`: there is none.
+    async fn find(&self, key: &str) -> Result<Option<Entry>, ControlError> {
+        let failed =
+            |why: &dyn std::fmt::Display| ControlError::nats(format!("read key {key}"), why);
+        let stream = self.js.get_stream_no_info(self.names.commit_stream()).await;
+        let stream = stream.map_err(|error| failed(&error))?;
+        let floor = self.floor().await?;
+        let subject = self.names.state(key);
+        let found = match stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(found) => found,
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                return Ok(None);
+            }
+            Err(error) => return Err(failed(&error)),
+        };
+        let header = |name: &str| Some(found.headers.get(name)?.as_str());
+        let gone = header("KV-Operation").is_some() || header("Nats-Marker-Reason").is_some();
+        let until = Lifetime::of(header, || nanos(found.time)).until;
+        let expired = until.is_some_and(|until| until <= timestamp::now());
+        if gone || expired || floor.is_dead(found.sequence) {
+            return Ok(None);
+        }
+        Ok(Some(Entry {
+            key: key.to_owned(),
+            value: Some(found.payload),
+            revision: found.sequence,
+            updated_at: rfc3339(found.time),
+            expires_at: until.map(timestamp::format),
+        }))
+    }
+
+    /// What of the commit stream is dead although it is there.
+    async fn floor(&self) -> Result<Floor, ControlError> {
+        let floor = Floor::read(&self.js, &self.names, &Floor::default()).await;
+        floor.map_err(|error| ControlError::nats("read the state".to_owned(), error))
     }
 
     /// Creates or replaces a key; its new revision. A handler that read the old value meanwhile runs again.
@@ -214,6 +257,10 @@ impl State {
             "write it with the `nats kv` command, or give the right app with --app NAME",
         ))
     }
+}
+
+fn nanos(time: OffsetDateTime) -> Option<i64> {
+    i64::try_from(time.unix_timestamp_nanos()).ok()
 }
 
 /// The wildcard for keys below a prefix of whole tokens.

@@ -18,6 +18,10 @@ mod timers;
 
 use timers::Pending;
 
+/// How long a value with a TTL lives: the server counts in seconds, and a year is as far ahead as a
+/// timer may be.
+const MIN_TTL_MS: u64 = 1000;
+const MAX_TTL_MS: u64 = 366 * 24 * 3600 * 1000;
 /// Most keys that one listing may ask for.
 const MAX_LIST: u32 = 1000;
 
@@ -80,11 +84,17 @@ impl Collector {
 
     /// What was collected.
     pub fn finish(mut self) -> Effects {
-        let seen = std::mem::take(&mut self.seen).into_iter();
+        let seen = std::mem::take(&mut self.seen);
+        let ends = seen
+            .iter()
+            .filter_map(|(key, versioned)| Some((key.clone(), versioned.ends?)))
+            .collect();
         let mut effects = Effects {
             reads: seen
+                .into_iter()
                 .map(|(key, versioned)| (key, versioned.revision))
                 .collect(),
+            ends,
             writes: std::mem::take(&mut self.writes),
             emits: std::mem::take(&mut self.emits),
             timers: BTreeMap::new(),
@@ -164,7 +174,7 @@ impl Collector {
         found.retain(|key| !matches!(self.writes.get(key), Some(Write::Delete)));
         found.extend(
             own()
-                .filter(|(_, write)| matches!(write, Write::Set(_)))
+                .filter(|(_, write)| write.value().is_some())
                 .map(|(key, _)| key.clone())
                 .filter(|key| end.as_ref().is_none_or(|end| key < end)),
         );
@@ -179,17 +189,56 @@ impl Collector {
     /// # Errors
     /// `pelton-key-invalid`, `pelton-limit`.
     pub fn set(&mut self, key: String, value: Bytes) -> Result<(), Failure> {
-        let max = self.rules.max_value();
-        if value.len() > max {
+        self.check_value(&key, &value)?;
+        self.write(key, Write::Set(value))
+    }
+
+    /// The contract's `state.set-with-ttl`, `ttl` in milliseconds. It reads the key, unless that
+    /// was read before: whether the server may remove the value by itself depends on what it
+    /// replaces.
+    ///
+    /// # Errors
+    /// `pelton-key-invalid`, `pelton-limit`, `pelton-unavailable`.
+    pub async fn set_with_ttl(
+        &mut self,
+        key: String,
+        value: Bytes,
+        ttl: u64,
+    ) -> Result<(), Failure> {
+        check_key(&key)?;
+        self.check_value(&key, &value)?;
+        if !(MIN_TTL_MS..=MAX_TTL_MS).contains(&ttl) {
             return Err(Failure::reject(
                 "pelton-limit",
                 format!(
-                    "the value of {key:?} has {} bytes; at most {max} can be stored",
-                    value.len()
+                    "the value of {key:?} is to expire after {ttl} ms; give {MIN_TTL_MS} ms (1 s) to \
+                     {MAX_TTL_MS} ms (366 days), or set it without a TTL"
                 ),
             ));
         }
-        self.write(key, Write::Set(value))
+        if !self.seen.contains_key(&key) {
+            if !self.touched(&key) {
+                self.check_keys(1)?;
+            }
+            self.read(vec![key.clone()]).await?;
+        }
+        let ttl = i64::try_from(ttl).unwrap_or(i64::MAX);
+        let until = now().saturating_add(ttl.saturating_mul(1_000_000));
+        self.write(key, Write::SetUntil(value, until))
+    }
+
+    fn check_value(&self, key: &str, value: &Bytes) -> Result<(), Failure> {
+        let max = self.rules.max_value();
+        if value.len() <= max {
+            return Ok(());
+        }
+        Err(Failure::reject(
+            "pelton-limit",
+            format!(
+                "the value of {key:?} has {} bytes; at most {max} can be stored",
+                value.len()
+            ),
+        ))
     }
 
     /// The contract's `state.delete`.
@@ -341,10 +390,7 @@ impl Collector {
         if !self.touched(&key) {
             self.check_keys(1)?;
         }
-        let size = |write: &Write| match write {
-            Write::Set(value) => key.len() + value.len(),
-            Write::Delete => key.len(),
-        };
+        let size = |write: &Write| key.len() + write.size();
         let replaced = self.writes.get(&key).map_or(0, size);
         self.take_bytes(size(&write), replaced)?;
         self.writes.insert(key, write);
@@ -358,8 +404,7 @@ impl Collector {
     /// The value of a touched key as the guest sees it.
     fn known(&self, key: &str) -> Option<Bytes> {
         match self.writes.get(key) {
-            Some(Write::Set(value)) => Some(value.clone()),
-            Some(Write::Delete) => None,
+            Some(write) => write.value().cloned(),
             None => self.seen.get(key).and_then(|v| v.value.clone()),
         }
     }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 
 use super::{StateError, StateReader, Versioned, Write};
+use crate::event::timestamp;
 
 /// Keys and values with revisions, as a KV bucket has them.
 #[derive(Debug, Default)]
@@ -26,12 +27,14 @@ impl MemoryState {
     pub fn write(&self, key: &str, write: Write) -> u64 {
         let mut inner = self.lock();
         inner.revision += 1;
+        let until = match write {
+            Write::SetUntil(_, until) => Some(until),
+            Write::Set(_) | Write::Delete => None,
+        };
         let versioned = Versioned {
-            value: match write {
-                Write::Set(value) => Some(value),
-                Write::Delete => None,
-            },
-            revision: inner.revision,
+            until,
+            ends: until,
+            ..Versioned::new(write.value().cloned(), inner.revision)
         };
         inner.keys.insert(key.to_owned(), versioned);
         inner.revision
@@ -60,13 +63,10 @@ impl StateReader for MemoryState {
     ) -> BoxFuture<'a, Result<Vec<Versioned>, StateError>> {
         let mut inner = self.lock();
         inner.reads += 1;
-        let absent = Versioned {
-            value: None,
-            revision: 0,
-        };
+        let now = timestamp::now();
         let found = keys
             .iter()
-            .map(|key| inner.keys.get(key).unwrap_or(&absent).clone())
+            .map(|key| inner.keys.get(key).cloned().unwrap_or_default().as_of(now))
             .collect();
         drop(inner);
         futures::future::ready(Ok(found)).boxed()
@@ -74,11 +74,7 @@ impl StateReader for MemoryState {
 
     fn record<'a>(&'a self, subject: &'a str) -> BoxFuture<'a, Result<Versioned, StateError>> {
         let found = self.lock().keys.get(subject).cloned();
-        let absent = Versioned {
-            value: None,
-            revision: 0,
-        };
-        futures::future::ready(Ok(found.unwrap_or(absent))).boxed()
+        futures::future::ready(Ok(found.unwrap_or_default())).boxed()
     }
 
     fn list<'a>(
@@ -93,12 +89,14 @@ impl StateReader for MemoryState {
                     .strip_prefix(prefix)
                     .is_some_and(|rest| rest.starts_with('.'))
         };
+        let now = timestamp::now();
         let found = self
             .lock()
             .keys
             .iter()
             .filter(|(key, versioned)| {
                 versioned.value.is_some()
+                    && !versioned.is_expired(now)
                     && below(key)
                     && after.is_none_or(|after| key.as_str() > after)
             })

@@ -38,8 +38,25 @@ pub const HEADER_RESERVE: usize = 1 << 10;
 pub enum Write {
     /// Create or replace.
     Set(Bytes),
+    /// Create or replace with a value that expires at this time, nanoseconds since 1970.
+    SetUntil(Bytes, i64),
     /// Delete.
     Delete,
+}
+
+impl Write {
+    /// The new value; `None`: there is none.
+    pub fn value(&self) -> Option<&Bytes> {
+        match self {
+            Self::Set(value) | Self::SetUntil(value, _) => Some(value),
+            Self::Delete => None,
+        }
+    }
+
+    /// Bytes of the new value.
+    pub fn size(&self) -> usize {
+        self.value().map_or(0, Bytes::len)
+    }
 }
 
 /// An emitted event, ready for its target stream.
@@ -109,6 +126,9 @@ pub struct TimerChange {
 pub struct Effects {
     /// Key → revision seen (a deleted key: its tombstone's; 0: never existed). Checked at commit.
     pub reads: BTreeMap<String, u64>,
+    /// Of the keys read, those of which every stored version ends by itself, and when the last of
+    /// them does ([`Versioned::ends`]).
+    pub ends: BTreeMap<String, i64>,
     /// Key → last write.
     pub writes: BTreeMap<String, Write>,
     /// In the order emitted.
@@ -139,13 +159,8 @@ impl Effects {
 
     /// Bytes of all values and events, and of the reply.
     pub fn bytes(&self) -> usize {
-        let writes = self.writes.iter().map(|(key, write)| {
-            key.len()
-                + match write {
-                    Write::Set(value) => value.len(),
-                    Write::Delete => 0,
-                }
-        });
+        let writes = self.writes.iter();
+        let writes = writes.map(|(key, write)| key.len() + write.size());
         fn size(headers: &[(impl AsRef<str>, String)]) -> usize {
             let headers = headers.iter();
             headers
@@ -179,12 +194,44 @@ pub struct Attempt {
 }
 
 /// A value and the revision it was read at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Versioned {
     /// None when the key does not exist or was deleted.
     pub value: Option<Bytes>,
     /// Revision of the value or of the tombstone; 0 when the key never existed.
     pub revision: u64,
+    /// When the value expires, nanoseconds since 1970.
+    pub until: Option<i64>,
+    /// When the server has removed this version and every earlier one of the key, nanoseconds since
+    /// 1970. `None`: not all of them end by themselves, so a server that is killed may bring an
+    /// earlier one back once the latest is gone.
+    pub ends: Option<i64>,
+}
+
+impl Versioned {
+    /// A value that does not expire.
+    pub fn new(value: Option<Bytes>, revision: u64) -> Self {
+        Self {
+            value,
+            revision,
+            until: None,
+            ends: None,
+        }
+    }
+
+    /// Whether the value has expired at `now`, nanoseconds since 1970. The server may still have
+    /// it.
+    pub fn is_expired(&self, now: i64) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+
+    /// What a reader sees at `now`: an expired value is absent.
+    pub fn as_of(mut self, now: i64) -> Self {
+        if self.is_expired(now) {
+            self.value = None;
+        }
+        self
+    }
 }
 
 /// How a guest's reads reach state: NATS in a node, memory in tests.

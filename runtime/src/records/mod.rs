@@ -420,6 +420,16 @@ impl TimerRecord {
     }
 }
 
+/// The commit stream's floor, at `$KV.PELTON_<app>.txn.floor`: of what is stored before it, only what
+/// `$KV.PELTON_<app>.txn.alive` lists is alive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FloorRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The first sequence of which nothing is said.
+    pub sequence: u64,
+}
+
 /// How far one partition of a function's input is done, at
 /// `$KV.PELTON_<app>.pos.<function>.<input stream>.<partition>`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -507,6 +517,12 @@ impl PositionRecord {
             *at = at.saturating_add(*step);
             Some(*at)
         })
+    }
+
+    /// Whether a message is done, and does not wait for another attempt.
+    pub fn has_ended(&self, sequence: u64) -> bool {
+        let done = sequence <= self.sequence || self.done_sequences().any(|one| one == sequence);
+        done && !self.parked_sequences().any(|one| one == sequence)
     }
 
     /// What is done beyond `sequence`, ascending.

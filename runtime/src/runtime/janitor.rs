@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::node::every;
 use crate::commit::bygone::Bygone;
 use crate::commit::site::{self, Sites};
+use crate::commit::vacuum::{Look, Vacuum};
 use crate::commit::{outbox, stream, transport};
+use crate::members::Members;
 use crate::names::AppNames;
 use crate::nats::Connection;
 
@@ -22,6 +24,8 @@ const PURGE: Duration = Duration::from_secs(2);
 const MEND: Duration = Duration::from_secs(10);
 /// How often other sites are looked for. One small message per app.
 const SITES: Duration = Duration::from_secs(3);
+/// How often delete markers are looked for, and what is below the floor.
+const VACUUM: Duration = Duration::from_secs(5);
 /// How often what has not left the outbox is looked at.
 const WATCH: Duration = Duration::from_secs(5);
 /// An emitted event takes milliseconds to its target: one that is so old is stuck.
@@ -57,6 +61,9 @@ pub(super) struct Janitor {
     nats: Connection,
     pub(super) apps: watch::Receiver<Apps>,
     sites: Arc<Sites>,
+    /// This node's id.
+    node: String,
+    members: watch::Receiver<Members>,
     /// What each target of each app had stored at the last purge.
     purged: HashMap<(String, String), outbox::Purged>,
     /// Apps and targets that emitted events do not reach.
@@ -65,18 +72,29 @@ pub(super) struct Janitor {
     failing: BTreeSet<(String, String)>,
     /// Of each app, what is known of records that a killed server brought back.
     bygone: HashMap<String, Bygone>,
+    /// Of each app, how far its commit stream is cleaned.
+    vacuums: HashMap<String, Vacuum>,
 }
 
 impl Janitor {
-    pub(super) fn new(nats: Connection, apps: watch::Receiver<Apps>, sites: Arc<Sites>) -> Self {
+    pub(super) fn new(
+        nats: Connection,
+        apps: watch::Receiver<Apps>,
+        sites: Arc<Sites>,
+        node: String,
+        members: watch::Receiver<Members>,
+    ) -> Self {
         Self {
             nats,
             apps,
             sites,
+            node,
+            members,
             purged: HashMap::new(),
             stuck: HashMap::new(),
             failing: BTreeSet::new(),
             bygone: HashMap::new(),
+            vacuums: HashMap::new(),
         }
     }
 
@@ -87,6 +105,7 @@ impl Janitor {
 
     async fn keep(&mut self, stop: CancellationToken) {
         let (mut purge, mut mend, mut watch) = (every(PURGE), every(MEND), every(WATCH));
+        let mut vacuum = every(VACUUM);
         loop {
             let apps = self.apps.borrow().clone();
             tokio::select! {
@@ -94,6 +113,7 @@ impl Janitor {
                 _ = purge.tick() => self.purge(apps).await,
                 _ = mend.tick() => self.mend(apps).await,
                 _ = watch.tick() => self.watch(apps).await,
+                _ = vacuum.tick() => self.vacuum(apps).await,
             }
         }
     }
@@ -168,6 +188,34 @@ impl Janitor {
                     );
                 }
                 Err(error) => tracing::debug!(%error, app, "emitted events go on waiting"),
+            }
+        }
+    }
+
+    /// Removes delete markers, and what a killed server brought back.
+    async fn vacuum(&mut self, apps: Apps) {
+        for (app, _) in apps {
+            let names = AppNames::new(app.as_str());
+            let leads = {
+                let members = self.members.borrow();
+                members.is_complete() && members.oldest_of(&app) == Some(&self.node)
+            };
+            if !leads {
+                continue;
+            }
+            let vacuum = self.vacuums.entry(app.clone()).or_default();
+            match vacuum.look(&self.nats.jetstream(), &names).await {
+                Ok(Look::Idle) => {}
+                Ok(Look::Raised(floor)) => tracing::debug!(app, floor, "floor raised"),
+                Ok(Look::Removed(messages)) => {
+                    tracing::debug!(app, messages, "delete markers removed");
+                }
+                Ok(Look::Revived(messages)) => tracing::info!(
+                    app,
+                    messages,
+                    "removed deleted data that a killed server had brought back"
+                ),
+                Err(error) => tracing::debug!(%error, app, "the commit stream is not cleaned"),
             }
         }
     }

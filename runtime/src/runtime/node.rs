@@ -136,6 +136,8 @@ impl Node {
             shared.connections.commits.clone(),
             self.apps.subscribe(),
             shared.sites.clone(),
+            self.id.to_string(),
+            shared.members.clone(),
         );
         tokio::spawn(janitor.run(stop.clone()));
         let conductor = Conductor {

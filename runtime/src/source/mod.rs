@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use position::{
-    Habits, InternalInputs, OpenContext, PARTITIONS, PositionSource, partition,
+    Habits, InternalInputs, OpenContext, PARTITIONS, PositionSource, partition, partition_of_due,
 };
 pub(crate) use queue::{QueueSource, SourceError, ensure_consumer, ensure_consumer_from, message};
 

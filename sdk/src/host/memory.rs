@@ -1,11 +1,16 @@
 //! The node's part in native tests: state in memory, everything else collected to be looked at.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use crate::context::Level;
 use crate::draft::Draft;
 use crate::event::Timestamp;
 use crate::{Error, Result, subject};
+
+/// How long a value with a TTL may live.
+const TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 3600);
 
 /// A line that a handler logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub struct TestHost {
     pub now: Timestamp,
     /// Every key and its value; [`Table`](crate::Table) reads and writes it typed.
     pub state: BTreeMap<String, Vec<u8>>,
+    /// Keys whose values expire, and after how long; [`expire`](Self::expire) lets one do so.
+    pub expiring: BTreeMap<String, Duration>,
     /// What `ctx.config` answers.
     pub config: BTreeMap<String, String>,
     /// What was emitted, in order.
@@ -45,6 +52,7 @@ pub struct TestHost {
 impl Default for TestHost {
     fn default() -> Self {
         Self {
+            expiring: BTreeMap::new(),
             now: Timestamp::TEST,
             state: BTreeMap::new(),
             config: BTreeMap::new(),
@@ -90,14 +98,35 @@ impl TestHost {
         Ok(behind.take(limit as usize).cloned().collect())
     }
 
+    /// Lets the time of a key's value pass: from now on there is nothing. No effect on a value
+    /// without a TTL.
+    pub fn expire(&mut self, key: &str) {
+        if self.expiring.remove(key).is_some() {
+            self.state.remove(key);
+        }
+    }
+
     pub(crate) fn set(&mut self, key: &str, value: Vec<u8>) -> Result {
         check_key(key)?;
+        self.expiring.remove(key);
+        self.state.insert(key.to_owned(), value);
+        Ok(())
+    }
+
+    pub(crate) fn set_with_ttl(&mut self, key: &str, value: Vec<u8>, ttl: Duration) -> Result {
+        check_key(key)?;
+        if !TTL.contains(&ttl) {
+            let text = format!("`{key}` is to expire after {ttl:?}; give 1 s to 366 days");
+            return Err(Error::reject("pelton-limit", text));
+        }
+        self.expiring.insert(key.to_owned(), ttl);
         self.state.insert(key.to_owned(), value);
         Ok(())
     }
 
     pub(crate) fn delete(&mut self, key: &str) -> Result {
         check_key(key)?;
+        self.expiring.remove(key);
         self.state.remove(key);
         Ok(())
     }

@@ -44,6 +44,11 @@ impl Host {
         state::set(key, &value).map_err(from_node)
     }
 
+    pub(crate) fn set_with_ttl(&mut self, key: &str, value: Vec<u8>, ttl: Duration) -> Result {
+        let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        state::set_with_ttl(key, &value, ttl).map_err(from_node)
+    }
+
     pub(crate) fn delete(&mut self, key: &str) -> Result {
         state::delete(key).map_err(from_node)
     }

@@ -9,7 +9,7 @@ use pelton_tests::{Pelton, Scene, build, eventually, project};
 use serde_json::{Value, json};
 
 /// Every command that a user may type.
-const COMMANDS: [&[&str]; 23] = [
+const COMMANDS: [&[&str]; 24] = [
     &["new"],
     &["add"],
     &["vendor"],
@@ -32,6 +32,7 @@ const COMMANDS: [&[&str]; 23] = [
     &["dead-letter", "ls"],
     &["dead-letter", "show"],
     &["dead-letter", "replay"],
+    &["dead-letter", "rm"],
     &["completions"],
 ];
 

@@ -3,21 +3,22 @@
 use async_nats::jetstream;
 use clap::{Args, Subcommand};
 use pelton_runtime::control::dead_letters::{
-    self, DeadLetter, Filter, MAX_LISTED, Replayed, WholeDeadLetter,
+    self, DeadLetter, Filter, MAX_LISTED, Removed, Replayed, WholeDeadLetter,
 };
 use pelton_runtime::nats;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::confirm::{self, Consent};
 use crate::global::Global;
 use crate::output::{Output, failure};
 use crate::zone::local_time;
 
-/// Look at dead letters and replay them
+/// Look at dead letters, replay them, or remove them
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  pelton dead-letter ls --function orders\n  pelton dlq show 7\n  \
-    pelton dlq replay --all --code order-unknown"
+    pelton dlq replay --all --code order-unknown\n  pelton dlq rm 7"
 )]
 pub struct DeadLetterArgs {
     /// Whose dead letters. Default: the manifest's app, else the only one there is.
@@ -70,6 +71,42 @@ enum DeadLetterCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Remove dead letters for good; it asks first
+    #[command(
+        after_help = "Examples:\n  pelton dead-letter rm 7 8\n  pelton dlq rm --function orders --dry-run\n  \
+        pelton dlq rm --all --yes"
+    )]
+    Rm(RmArgs),
+}
+
+#[derive(Debug, Args)]
+struct RmArgs {
+    /// Sequences, as `ls` prints them.
+    #[arg(required_unless_present_any = ["all", "function", "code"])]
+    sequences: Vec<u64>,
+    /// All of the app.
+    #[arg(long, conflicts_with = "sequences")]
+    all: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Show what would be removed and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
+}
+
+/// What a removal did, or would do.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RemovalReport {
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// Removed, in order.
+    pub removed: Vec<Removed>,
+    /// Those that could not be removed.
+    pub failed: Vec<NotReplayed>,
+    /// What a dry run would remove.
+    pub would_remove: Vec<DeadLetter>,
 }
 
 #[derive(Debug, Args)]
@@ -104,7 +141,7 @@ pub struct ReplayReport {
     pub would_replay: Vec<DeadLetter>,
 }
 
-/// A dead letter that could not be put back.
+/// A dead letter that could not be put back, or removed.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct NotReplayed {
     /// Its sequence.
@@ -112,6 +149,9 @@ pub struct NotReplayed {
     /// Why.
     pub error: String,
 }
+
+/// Bytes of a subject that a table on a terminal shows.
+const MAX_SUBJECT: usize = 80;
 
 /// Runs one of its subcommands.
 pub async fn run(args: DeadLetterArgs, global: &Global) -> anyhow::Result<()> {
@@ -140,9 +180,92 @@ pub async fn run(args: DeadLetterArgs, global: &Global) -> anyhow::Result<()> {
             }
             let report = replay(&js, &app, letters, dry_run, &output).await?;
             output.document(&report, |report| replayed(&output, report))?;
-            complete(&report)
+            complete(&report.failed, "replayed")
+        }
+        DeadLetterCommand::Rm(args) => {
+            let report = remove(&js, &app, args, &output).await?;
+            output.document(&report, |report| removed(&output, report))?;
+            complete(&report.failed, "removed")
         }
     }
+}
+
+/// Removes what was asked for, page by page: a listing has an end.
+async fn remove(
+    js: &jetstream::Context,
+    app: &str,
+    args: RmArgs,
+    output: &Output,
+) -> anyhow::Result<RemovalReport> {
+    let RmArgs {
+        sequences,
+        filter,
+        dry_run,
+        consent,
+        ..
+    } = args;
+    let filter = Filter::from(filter);
+    let mut report = RemovalReport {
+        dry_run,
+        removed: Vec::new(),
+        failed: Vec::new(),
+        would_remove: Vec::new(),
+    };
+    let mut asked = false;
+    loop {
+        let letters = match sequences.is_empty() {
+            true => dead_letters::list(js, app, &filter, MAX_LISTED).await?,
+            false => these(js, app, &filter, &sequences).await?,
+        };
+        let more = sequences.is_empty() && letters.len() == MAX_LISTED;
+        if dry_run {
+            report.would_remove = letters;
+            return Ok(report);
+        }
+        if letters.is_empty() {
+            return Ok(report);
+        }
+        if !asked {
+            let count = letters.len();
+            let least = if more { "at least " } else { "" };
+            let question = format!(
+                "{}\nremove {least}{count} dead letter{} of app {app} for good?",
+                table(output, &letters),
+                if count == 1 { "" } else { "s" },
+            );
+            confirm::ask(&question, consent)?;
+            asked = true;
+        }
+        let progress = output.progress(&format!("removing {}", letters.len()));
+        for letter in &letters {
+            match dead_letters::remove(js, letter).await {
+                Ok(one) => report.removed.push(one),
+                Err(error) => report.failed.push(NotReplayed {
+                    sequence: letter.sequence,
+                    error: error.to_string(),
+                }),
+            }
+        }
+        drop(progress);
+        if !more || !report.failed.is_empty() {
+            return Ok(report);
+        }
+    }
+}
+
+/// The dead letters at these sequences.
+async fn these(
+    js: &jetstream::Context,
+    app: &str,
+    filter: &Filter,
+    sequences: &[u64],
+) -> anyhow::Result<Vec<DeadLetter>> {
+    let mut letters = Vec::new();
+    for sequence in sequences {
+        letters.extend(dead_letters::find(js, app, filter, *sequence).await?);
+    }
+    known(sequences, &letters)?;
+    Ok(letters)
 }
 
 /// Refuses to replay a part of what was asked for.
@@ -153,21 +276,21 @@ fn known(asked: &[u64], found: &[DeadLetter]) -> anyhow::Result<()> {
     match missing {
         None => Ok(()),
         Some(sequence) => Err(failure(
-            format!("there is no dead letter {sequence} that matches; nothing was replayed"),
+            format!("there is no dead letter {sequence} that matches; nothing was changed"),
             "see what there is with `pelton dead-letter ls`",
         )),
     }
 }
 
-/// What a script must not overlook in a replay.
-fn complete(report: &ReplayReport) -> anyhow::Result<()> {
-    if report.failed.is_empty() {
+/// What a script must not overlook.
+fn complete(failed: &[NotReplayed], what: &str) -> anyhow::Result<()> {
+    if failed.is_empty() {
         return Ok(());
     }
-    let count = report.failed.len();
+    let count = failed.len();
     let plural = if count == 1 { "" } else { "s" };
     Err(failure(
-        format!("{count} dead letter{plural} could not be replayed, and stay"),
+        format!("{count} dead letter{plural} could not be {what}, and stay"),
         "what stands in the way of each is said above",
     ))
 }
@@ -219,7 +342,7 @@ fn table(output: &Output, letters: &[DeadLetter]) -> String {
             local_time(&letter.at),
             letter.function.clone(),
             letter.code.clone(),
-            letter.subject.clone(),
+            output.short(&letter.subject, MAX_SUBJECT),
             letter.attempts.len().to_string(),
             letter.reason.clone(),
         ]
@@ -301,5 +424,23 @@ fn replayed(output: &Output, report: &ReplayReport) -> String {
     });
     let failed = report.failed.iter();
     let failed = failed.map(|one| format!("{} not replayed: {}", one.sequence, one.error));
+    lines.chain(failed).collect::<Vec<_>>().join("\n")
+}
+
+fn removed(output: &Output, report: &RemovalReport) -> String {
+    if report.dry_run {
+        let count = report.would_remove.len();
+        return format!(
+            "{}\ndry run: {count} would be removed",
+            table(output, &report.would_remove)
+        );
+    }
+    if report.removed.is_empty() && report.failed.is_empty() {
+        return "nothing to remove".into();
+    }
+    let lines = report.removed.iter();
+    let lines = lines.map(|one| format!("{} removed: {} {}", one.sequence, one.function, one.code));
+    let failed = report.failed.iter();
+    let failed = failed.map(|one| format!("{} not removed: {}", one.sequence, one.error));
     lines.chain(failed).collect::<Vec<_>>().join("\n")
 }

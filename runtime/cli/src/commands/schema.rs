@@ -82,6 +82,10 @@ fn schemas() -> BTreeMap<&'static str, Schema> {
             "dead-letter-replay",
             schema_for!(super::dead_letter::ReplayReport),
         ),
+        (
+            "dead-letter-rm",
+            schema_for!(super::dead_letter::RemovalReport),
+        ),
     ])
 }
 

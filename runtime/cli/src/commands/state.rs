@@ -82,6 +82,8 @@ pub struct StateEntry {
     pub revision: u64,
     /// When it was written, RFC 3339.
     pub updated_at: String,
+    /// When it expires, RFC 3339; none: it does not, or that is not known.
+    pub expires_at: Option<String>,
 }
 
 /// What `put` and `del` answer.
@@ -105,7 +107,7 @@ pub async fn run(args: StateArgs, global: &Global) -> anyhow::Result<()> {
             let keys = state.list(prefix.as_deref()).await?;
             output.document(&keys, |keys| {
                 output.table(
-                    &["KEY", "REVISION", "BYTES", "UPDATED"],
+                    &["KEY", "REVISION", "BYTES", "UPDATED", "EXPIRES"],
                     keys.iter().map(row).collect(),
                 )
             })
@@ -151,6 +153,10 @@ fn row(key: &Key) -> Vec<String> {
         key.revision.to_string(),
         key.bytes.to_string(),
         local_time(&key.updated_at),
+        key.expires_at
+            .as_deref()
+            .map(local_time)
+            .unwrap_or_default(),
     ]
 }
 
@@ -170,6 +176,7 @@ fn shown(entry: Entry) -> StateEntry {
         deleted,
         revision: entry.revision,
         updated_at: entry.updated_at,
+        expires_at: entry.expires_at,
     }
 }
 

@@ -81,7 +81,7 @@ pub async fn apply(
         }
         ensure_stream(js, &names, planned).await?;
     }
-    stream::ensure_dead_stream(js, &names, plan.replicas)
+    stream::ensure_dead_stream(js, &names, plan.replicas, &manifest.dead_letters)
         .await
         .map_err(refused)?;
     // What an earlier deploy or a node made with fewer.

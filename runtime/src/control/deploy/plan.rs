@@ -281,6 +281,7 @@ pub fn plan(
     notes.extend(targets_gone.iter().map(|name| {
         format!("stream {name}: no function emits to it any more, so that Pelton's source is taken from it once no delayed event for it is left")
     }));
+    notes.extend(streams::dead_letters(manifest, view));
     let replicas = stream_plans.iter().map(|plan| plan.wanted.replicas).max();
     Ok(Plan {
         app: manifest.app.clone(),

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use super::plan::{StreamAction, StreamPlan};
 use super::survey::{StreamView, View};
 use super::{Change, Problem};
-use crate::config::{Manifest, StreamManifest};
+use crate::config::{DeadLetterLimits, Manifest, StreamManifest};
 use crate::event::subject::overlaps;
+use crate::names::AppNames;
 
 /// Dedupe window where the manifest says none: a stream with sources has none unless it is set.
 pub(super) const DUPLICATE_WINDOW_MS: u64 = 120_000;
@@ -151,6 +152,38 @@ fn changes(existing: &StreamView, wanted: &StreamView) -> Vec<Change> {
             to,
         })
         .collect()
+}
+
+/// Says that dead letters will be kept for another time, or in other amounts: some may go.
+pub(super) fn dead_letters(manifest: &Manifest, view: &View) -> Option<String> {
+    let name = AppNames::new(manifest.app.as_str()).dead_stream();
+    let existing = view.streams.get(&name)?;
+    let DeadLetterLimits {
+        max_age_ms,
+        max_bytes,
+    } = manifest.dead_letters;
+    if (existing.max_age_ms, existing.max_bytes) == (Some(max_age_ms), Some(max_bytes)) {
+        return None;
+    }
+    let age = |ms: Option<u64>| {
+        let ms = ms.map(std::time::Duration::from_millis);
+        ms.map_or("for ever".to_owned(), |age| {
+            format!("for {}", humantime::format_duration(age))
+        })
+    };
+    let size = |bytes: Option<u64>| {
+        bytes.map_or("any number of bytes".to_owned(), |bytes| {
+            format!("up to {bytes} bytes")
+        })
+    };
+    Some(format!(
+        "dead letters in stream {name} are kept {}, {}, no longer {}, {}: the oldest beyond that go; [dead-letters] in pelton.toml says \
+         how long and how many",
+        age(Some(max_age_ms)),
+        size(Some(max_bytes)),
+        age(existing.max_age_ms),
+        size(existing.max_bytes),
+    ))
 }
 
 /// Subjects of two streams may not overlap: the server would refuse the new one.

@@ -120,7 +120,7 @@ async fn look(
     };
     view.app_known = !view.functions.is_empty() || app_known(js, names).await?;
     let declared = manifest.streams.keys().cloned();
-    for name in declared.chain([names.commit_stream()]) {
+    for name in declared.chain([names.commit_stream(), names.dead_stream()]) {
         let info = stream::info(js, &name)
             .await
             .map_err(|error| ControlError::nats(format!("read stream {name}"), error))?;

@@ -276,3 +276,39 @@ fn an_error_takes_the_place_of_a_reply() {
 fn the_time_is_when_the_message_was_stored() {
     assert_eq!(collector(&Arc::default()).now(), delivery().stored);
 }
+
+#[tokio::test]
+async fn an_expired_value_is_absent_and_still_checked_at_commit() {
+    let state = Arc::new(MemoryState::default());
+    let past = crate::event::timestamp::now() - 1;
+    let revision = state.write("gone", Write::SetUntil("x".into(), past));
+    let mut effects = collector(&state);
+    assert_eq!(effects.get("gone".into()).await.unwrap(), None);
+    let listed = effects.list("", None, 10).await.unwrap();
+    assert!(listed.is_empty(), "{listed:?}");
+    assert_eq!(effects.finish().reads["gone"], revision);
+}
+
+#[tokio::test]
+async fn a_value_with_a_ttl_rests_on_what_it_replaces() {
+    let state = Arc::new(MemoryState::default());
+    let revision = state.set("a", "stays");
+    let mut effects = collector(&state);
+    for ttl in [0, 999, 366 * 24 * 3600 * 1000 + 1, u64::MAX] {
+        let set = effects.set_with_ttl("a".into(), "x".into(), ttl).await;
+        assert_eq!(set.unwrap_err().code, "pelton-limit", "{ttl}");
+    }
+    let before = crate::event::timestamp::now();
+    for key in ["a", "new"] {
+        let set = effects.set_with_ttl(key.into(), "x".into(), 1000).await;
+        set.unwrap();
+        assert_eq!(effects.get(key.into()).await.unwrap(), Some("x".into()));
+    }
+    let effects = effects.finish();
+    assert_eq!(effects.reads["a"], revision);
+    assert_eq!(effects.reads["new"], 0);
+    let Write::SetUntil(_, until) = &effects.writes["a"] else {
+        panic!("{:?}", effects.writes);
+    };
+    assert!((1_000_000_000..60_000_000_000).contains(&(until - before)));
+}

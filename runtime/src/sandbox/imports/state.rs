@@ -38,6 +38,12 @@ pub(super) fn add(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             answer(attempt.and_then(|attempt| attempt.set(key, value)))
         },
     )?;
+    state.func_wrap_async(
+        "set-with-ttl",
+        |mut store: StoreContextMut<'_, Host>, (key, value, ttl): (String, Bytes, u64)| {
+            Box::new(async move { answer(set_with_ttl(store.data_mut(), key, value, ttl).await) })
+        },
+    )?;
     state.func_wrap(
         "delete",
         |mut store: StoreContextMut<'_, Host>, (key,): (String,)| {
@@ -63,6 +69,10 @@ async fn list(
     limit: u32,
 ) -> Result<Vec<String>, Failure> {
     host.attempt()?.list(&prefix, after.as_deref(), limit).await
+}
+
+async fn set_with_ttl(host: &mut Host, key: String, value: Bytes, ttl: u64) -> Result<(), Failure> {
+    host.attempt()?.set_with_ttl(key, value, ttl).await
 }
 
 /// A refusal goes to the guest, which decides what it means; it is no trap.

@@ -30,23 +30,32 @@ pub(super) fn key(message: &Message) -> Option<&str> {
 
 /// Removes a message that is done, if the input is an internal one. One that stays is found again when that is read anew.
 pub(super) async fn remove(context: &Context, message: &Message) {
-    let (sequence, due) = (message.sequence, header(&message.headers, DUE_HEADER));
     // A call that may be asked again stays until its answer takes its place, in the batch that ends it.
     let stays = Caller::of(&message.headers).is_some_and(|caller| caller.stays());
-    let Some(due) = due.filter(|_| context.internal && !stays) else {
+    if !stays {
+        remove_ended(context, message).await;
+    }
+}
+
+/// Removes a message of which the position says that it has ended. A call that is still there then
+/// was brought back by a killed server: its answer has taken its place before.
+pub(super) async fn remove_ended(context: &Context, message: &Message) {
+    let due = header(&message.headers, DUE_HEADER);
+    let Some(due) = due.filter(|_| context.internal) else {
         return;
     };
-    let name = context.names.commit_stream();
-    let removed = match context.nats.jetstream().get_stream_no_info(&name).await {
-        Ok(stream) => {
-            let purge = stream.purge().filter(due).sequence(sequence + 1);
-            purge.await.map(|_| ()).map_err(|error| error.to_string())
-        }
-        Err(error) => Err(error.to_string()),
-    };
-    if let Err(error) = removed {
+    if let Err(error) = purge(context, due, message.sequence).await {
         tracing::debug!(error, due, "what is done was not removed");
     }
+}
+
+/// Removes what is stored under a subject up to this sequence.
+pub(super) async fn purge(context: &Context, subject: &str, sequence: u64) -> Result<(), String> {
+    let name = context.names.commit_stream();
+    let stream = context.nats.jetstream().get_stream_no_info(&name).await;
+    let stream = stream.map_err(|error| error.to_string())?;
+    let purge = stream.purge().filter(subject).sequence(sequence + 1);
+    purge.await.map(drop).map_err(|error| error.to_string())
 }
 
 /// Removes a message of which the park has a copy now. A call stays: who waits for its answer looks whether it is there.

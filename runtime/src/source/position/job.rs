@@ -435,6 +435,6 @@ pub(super) async fn flush(context: Arc<Context>, partition: Partition) -> Ended 
 
 /// Removes what is done from the internal input.
 pub(super) async fn remove(context: Arc<Context>, message: Message) -> Ended {
-    due::remove(&context, &message).await;
+    due::remove_ended(&context, &message).await;
     Ended::Flushed
 }

@@ -16,6 +16,7 @@ mod lanes;
 mod owner;
 mod park;
 mod reader;
+mod revived;
 mod round;
 mod tick;
 mod timer;
@@ -99,6 +100,15 @@ async fn begin(context: &Context) -> Result<(Option<Incoming>, bool), SourceErro
     let reader = Incoming::open(context, 1).await?;
     tick::arm(context).await?;
     Ok((Some(reader), park::any(context).await?))
+}
+
+/// The partition that a message of an internal input belongs to.
+pub(crate) fn partition_of_due(key: Option<&KeySource>, message: &Message) -> u16 {
+    match due::key(message) {
+        Some("") => partition_at(message.sequence),
+        Some(key) => partition_of(key),
+        None => partition(key, message),
+    }
 }
 
 /// One input of one function on one node.

@@ -13,6 +13,7 @@ use futures::StreamExt;
 
 use super::job::Ended;
 use super::lanes::{Key, Place};
+use super::revived::Revived;
 use super::{Context, SourceError};
 use crate::commit::{CommitError, Fence, Origin, Parking, Partition, Transaction};
 use crate::names::Txn;
@@ -224,6 +225,8 @@ pub(super) struct Leftovers {
     suspects: HashSet<String>,
     /// They were stored up to here; what came later under such a subject is another message.
     last: u64,
+    /// The same for what lies in an internal input itself.
+    revived: Revived,
 }
 
 impl Leftovers {
@@ -231,6 +234,17 @@ impl Leftovers {
     async fn sweep(mut self, context: Arc<Context>, held: BTreeMap<u16, Partition>) -> Ended {
         if let Err(error) = self.look(&context, &held).await {
             tracing::debug!(%error, "what is left over in the park was not removed");
+        }
+        if context.internal {
+            match self.revived.look(&context, &held).await {
+                Ok(0) => {}
+                Ok(calls) => tracing::info!(
+                    calls,
+                    function = &*context.function,
+                    "calls and timers that a killed server brought back are removed"
+                ),
+                Err(error) => tracing::debug!(%error, "ended calls were not looked for"),
+            }
         }
         Ended::Swept(self)
     }
