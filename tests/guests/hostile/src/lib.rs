@@ -208,10 +208,7 @@ fn perform(act: Act, ctx: &mut Context) -> Result {
             subject,
             well_at,
         } => after(&name, delay_ms, &subject, well_at, ctx),
-        Act::Overflow => {
-            black_box(black_box(u32::MAX) + 1);
-            Ok(())
-        }
+        Act::Overflow => overflow(),
         Act::StdClock => {
             black_box(std::time::SystemTime::now());
             Ok(())
@@ -248,6 +245,11 @@ fn perform(act: Act, ctx: &mut Context) -> Result {
             ctx.reply_error(&code, format_args!("counted to {now}"))
         }
     }
+}
+
+fn overflow() -> Result {
+    black_box(black_box(u32::MAX) + 1);
+    Ok(())
 }
 
 /// Sets a timer and replies what the time is; fails before the attempt `well_at`, always if that is 0.
