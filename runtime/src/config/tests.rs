@@ -248,7 +248,7 @@ fn the_head() {
         &body("colour = 1"),
         &[(
             "3:1",
-            "known here are: pelton, app, streams, functions, env",
+            "known here are: pelton, app, streams, dead-letters, functions, env",
         )],
     );
 }
