@@ -2,13 +2,14 @@
 //! bucket it is and refuses to write into one that Pelton did not make.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
-use async_nats::jetstream::kv::{self, Operation, Store};
+use async_nats::jetstream::kv::Store;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self};
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::stream::{self, Stream, StreamExt};
 use schemars::JsonSchema;
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -20,7 +21,13 @@ use crate::commit::lifetime::Lifetime;
 use crate::effects::is_key;
 use crate::event::timestamp;
 use crate::names::{AppNames, META_APP};
+use crate::nats::Connection;
+use crate::nats::raw::Stored;
+use crate::nats::tail::Tail;
 use crate::records::rfc3339;
+
+/// Pause before a watch asks again that had no answer.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A key in a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -50,18 +57,6 @@ pub struct Entry {
     pub updated_at: String,
     /// When it expires, RFC 3339; none: it does not, or that is not known.
     pub expires_at: Option<String>,
-}
-
-impl From<kv::Entry> for Entry {
-    fn from(entry: kv::Entry) -> Self {
-        Self {
-            key: entry.key,
-            value: (entry.operation == Operation::Put).then_some(entry.value),
-            revision: entry.revision,
-            updated_at: rfc3339(entry.created),
-            expires_at: None,
-        }
-    }
 }
 
 /// The state of one app.
@@ -228,23 +223,35 @@ impl State {
     ///
     /// # Errors
     /// NATS trouble.
-    pub async fn watch(
+    pub fn watch(
         &self,
         prefix: Option<&str>,
-    ) -> Result<impl Stream<Item = Result<Entry, ControlError>> + Unpin, ControlError> {
-        let app = self.names.app().to_owned();
-        let failed =
-            move |why: String| ControlError::nats(format!("watch the state of app {app}"), why);
-        let watch = self
-            .store
-            .watch_with_history(below(prefix))
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        Ok(watch.map(move |entry| {
-            entry
-                .map(Entry::from)
-                .map_err(|error| failed(error.to_string()))
-        }))
+    ) -> impl Stream<Item = Result<Entry, ControlError>> + Unpin + use<> {
+        let filter = self.names.state(&below(prefix));
+        let connection = Connection::from(self.js.client());
+        let tail = Tail::new(connection, &self.names.commit_stream(), filter);
+        let names = self.names.clone();
+        let entries = stream::unfold((tail, false), move |(mut tail, mut has_begun)| {
+            let names = names.clone();
+            async move {
+                loop {
+                    match tail.next().await {
+                        Ok(stored) => return Some((Ok(entry(&names, stored)), (tail, true))),
+                        // Later the server may be away for a while.
+                        Err(error) if std::mem::replace(&mut has_begun, true) => {
+                            tracing::warn!(%error, "the watch goes on when NATS answers");
+                            tokio::time::sleep(PAUSE).await;
+                        }
+                        Err(error) => {
+                            let doing = format!("watch the state of app {}", names.app());
+                            let error = ControlError::nats(doing, error);
+                            return Some((Err(error), (tail, true)));
+                        }
+                    }
+                }
+            }
+        });
+        entries.boxed()
     }
 
     fn check_ours(&self) -> Result<(), ControlError> {
@@ -256,6 +263,22 @@ impl State {
             format!("KV bucket {app:?} was not made by Pelton for app {app}"),
             "write it with the `nats kv` command, or give the right app with --app NAME",
         ))
+    }
+}
+
+/// A stored message as what it says of its key.
+fn entry(names: &AppNames, stored: Stored) -> Entry {
+    let start = names.state_prefix();
+    let key = stored.subject.strip_prefix(&start);
+    let header = |name: &str| stored.header(name);
+    let until = Lifetime::of(header, || Some(stored.stored)).until;
+    let updated = OffsetDateTime::from_unix_timestamp_nanos(stored.stored.into());
+    Entry {
+        key: key.unwrap_or(&stored.subject).to_owned(),
+        value: (!stored.is_deletion()).then(|| stored.payload.clone()),
+        revision: stored.sequence,
+        updated_at: rfc3339(updated.unwrap_or(OffsetDateTime::UNIX_EPOCH)),
+        expires_at: until.map(timestamp::format),
     }
 }
 

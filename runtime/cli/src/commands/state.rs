@@ -138,7 +138,7 @@ pub async fn run(args: StateArgs, global: &Global) -> anyhow::Result<()> {
             output.document(&change, |change| format!("{} is deleted", change.key))
         }
         StateCommand::Watch { prefix } => {
-            let mut entries = state.watch(prefix.as_deref()).await?;
+            let mut entries = state.watch(prefix.as_deref());
             while let Some(entry) = entries.next().await {
                 output.item(&shown(entry?), line)?;
             }
