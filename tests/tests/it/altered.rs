@@ -308,7 +308,7 @@ async fn what_waits_and_was_deleted_is_taken_from_its_input() -> Result<()> {
         .pelton
         .run(&["dead-letter", "replay", &number])
         .await?;
-    let fix = format!("`nats stream rmm PELTON_DEAD_shop {number}`");
+    let fix = format!("`pelton dead-letter rm {number} --app shop`");
     let told = replayed.stdout.contains("no event to put back") && replayed.stdout.contains(&fix);
     ensure!(replayed.code == Some(1) && told, "{replayed:#?}");
     handled(nats, &format!("HOSTILE=3A{first}")).await?;
