@@ -349,6 +349,12 @@ impl AppNames {
         format!("pelton_{}_{function}_{nonce:08x}", self.app)
     }
 
+    /// Whether a consumer is one of a function of this name, whatever its instance.
+    pub fn is_consumer_of(&self, consumer: &str, function: &str) -> bool {
+        let nonce = consumer.strip_prefix(&format!("pelton_{}_{function}_", self.app));
+        nonce.is_some_and(|nonce| nonce.len() == 8 && nonce.bytes().all(|c| c.is_ascii_hexdigit()))
+    }
+
     /// Subject of a function's log lines of one level.
     pub fn log(&self, function: &str, level: &str) -> String {
         format!("{LOGS_PREFIX}.{}.{function}.{level}", self.app)
@@ -409,4 +415,26 @@ pub fn txn(instance: uuid::Uuid, stream: &str, life: i64, sequence: u64) -> Arc<
     let id = uuid::Uuid::new_v5(&instance, name.as_bytes());
     let mut text = uuid::Uuid::encode_buffer();
     (&*id.simple().encode_lower(&mut text)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consumers_of_every_instance_of_a_function_are_found() {
+        let names = AppNames::new("shop");
+        for instance in [uuid::Uuid::nil(), uuid::Uuid::new_v4()] {
+            let consumer = names.consumer("orders", instance);
+            assert!(names.is_consumer_of(&consumer, "orders"), "{consumer}");
+            assert!(!names.is_consumer_of(&consumer, "order"), "{consumer}");
+        }
+        for other in [
+            "pelton_shop_orders",
+            "pelton_shop_orders_xyz",
+            "pelton_bank_orders_00000000",
+        ] {
+            assert!(!names.is_consumer_of(other, "orders"), "{other}");
+        }
+    }
 }

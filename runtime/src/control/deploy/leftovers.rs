@@ -56,12 +56,32 @@ pub(in crate::control) async fn clear(
         purge(&commit, &left, last).await?;
     }
     if record.settings.delivery == DeliveryMode::AtLeastOnce {
-        let consumer = names.consumer(function, record.instance);
         for input in &record.inputs {
-            let doing = format!("delete consumer {consumer} of stream {}", input.stream);
-            let delete = format!("CONSUMER.DELETE.{}.{consumer}", input.stream);
-            request(js, &delete, json!({}), &doing).await?;
+            consumers(js, names, function, &input.stream).await?;
         }
+    }
+    Ok(())
+}
+
+/// Deletes the consumers of earlier functions of this name: each has a nonce of its own.
+async fn consumers(
+    js: &jetstream::Context,
+    names: &AppNames,
+    function: &str,
+    stream: &str,
+) -> Result<(), ControlError> {
+    let doing = format!("look for consumers of stream {stream}");
+    let Some(opened) = open(js, stream).await? else {
+        return Ok(());
+    };
+    let all: Result<Vec<String>, _> = opened.consumer_names().try_collect().await;
+    let all = all
+        .map_err(|error| ControlError::nats(&doing, error))?
+        .into_iter();
+    for consumer in all.filter(|one| names.is_consumer_of(one, function)) {
+        let doing = format!("delete consumer {consumer} of stream {stream}");
+        let delete = format!("CONSUMER.DELETE.{stream}.{consumer}");
+        request(js, &delete, json!({}), &doing).await?;
     }
     Ok(())
 }
