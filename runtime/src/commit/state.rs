@@ -103,13 +103,7 @@ impl NatsState {
         subjects: Vec<String>,
         direct: impl FnOnce(Vec<String>) -> F,
     ) -> Result<Found, StateError> {
-        let (odd, plain): (Vec<String>, Vec<String>) = {
-            let known = self.odd.lock().unwrap_or_else(PoisonError::into_inner);
-            match known.is_empty() {
-                true => (Vec::new(), subjects),
-                false => subjects.into_iter().partition(|one| known.contains(one)),
-            }
-        };
+        let (odd, plain) = self.without_odd(subjects);
         let breaks = self.nats.breaks();
         let (all, client) = (plain.clone(), self.nats.client());
         let (mut found, upto) = tokio::select! {
@@ -124,6 +118,15 @@ impl NatsState {
             found.extend(self.last_raw(odd).await?);
         }
         Ok((found, upto))
+    }
+
+    /// Those subjects whose message is known to be unreadable, and the others.
+    fn without_odd(&self, subjects: Vec<String>) -> (Vec<String>, Vec<String>) {
+        let known = self.odd.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.is_empty() {
+            true => (Vec::new(), subjects),
+            false => subjects.into_iter().partition(|one| known.contains(one)),
+        }
     }
 
     /// The last message of each subject, through the JSON API, which returns any bytes.
@@ -266,11 +269,19 @@ impl NatsState {
     async fn alive(&self, keys: &[String]) -> Result<Vec<String>, StateError> {
         let (floor, now) = (self.floor().await?, timestamp::now());
         let stream = self.names.commit_stream().into();
-        let mut left: Vec<String> = keys.iter().map(|key| self.names.state(key)).collect();
+        let subjects = keys.iter().map(|key| self.names.state(key)).collect();
+        let (mut odd, mut left) = self.without_odd(subjects);
         let mut alive = HashSet::new();
         while !left.is_empty() {
-            let batch = gets::some_of(&self.nats.client(), &stream, &left).await;
-            let batch = batch.map_err(unreadable)?;
+            let breaks = self.nats.breaks();
+            let batch = match gets::some_of(&self.nats.client(), &stream, &left).await {
+                Ok(batch) => batch,
+                Err(_) if self.nats.breaks() > breaks => {
+                    odd.append(&mut left);
+                    break;
+                }
+                Err(error) => return Err(unreadable(error)),
+            };
             let seen: HashSet<&str> = batch.messages.iter().map(|one| &*one.subject).collect();
             left.retain(|subject| !seen.contains(subject.as_str()));
             let more = batch.pending > 0 && !seen.is_empty();
@@ -289,6 +300,12 @@ impl NatsState {
             alive.extend(values.map(|message| message.subject));
             if !more {
                 break;
+            }
+        }
+        for (subject, last) in self.last_raw(odd).await? {
+            let expired = last.lifetime.until.is_some_and(|until| until <= now);
+            if !last.deleted && !expired && !floor.is_dead(last.sequence) {
+                alive.insert(subject);
             }
         }
         let keys = keys.iter();

@@ -4,9 +4,10 @@
 //! deleted value would be there again (`floor`). Nor does a purge help. So the floor rises first:
 //! from then on, what is dead below it counts as absent for every reader, and can be removed.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, Message};
 use futures::{StreamExt, TryStreamExt};
@@ -18,6 +19,7 @@ use super::state::FLOOR_FRESH;
 use super::stream::{self, StreamError};
 use crate::event::timestamp;
 use crate::names::AppNames;
+use crate::nats::raw::{self, Which};
 
 /// How long a floor is known before anything is removed by it: longer than any reader believes an
 /// earlier one.
@@ -42,6 +44,13 @@ const AT_ONCE: usize = 16;
 const STEP: u64 = 20_000;
 /// Longest silence while the stream is read.
 const SILENCE: Duration = Duration::from_secs(5);
+/// Nothing is cleaned for so long after a message was met that no client can read: each look at it
+/// would break the connection.
+const REST: Duration = Duration::from_secs(600);
+/// How its reader pulls, and when the server forgets one.
+const EXPIRES: Duration = Duration::from_secs(30);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+const FORGOTTEN: Duration = Duration::from_secs(5);
 /// A value that has expired so long ago, nanoseconds, has expired by most clocks. A node whose
 /// clock is further behind meets a conflict and reads again.
 const EXPIRED: i64 = 10 * 1_000_000_000;
@@ -62,6 +71,8 @@ pub struct Vacuum {
     looked: u64,
     /// When that last look was.
     at: Option<Instant>,
+    /// Until when nothing is read: a message lies there that no client can read.
+    rests: Option<Instant>,
     /// Does not wait: for tests.
     hasty: bool,
 }
@@ -91,6 +102,8 @@ struct Place<'a> {
     js: &'a jetstream::Context,
     names: &'a AppNames,
     stream: Stream<()>,
+    /// Up to here it was read the last time.
+    reached: AtomicU64,
 }
 
 impl Vacuum {
@@ -104,12 +117,29 @@ impl Vacuum {
         js: &jetstream::Context,
         names: &AppNames,
     ) -> Result<Look, StreamError> {
+        if self.rests.is_some_and(|until| Instant::now() < until) {
+            return Ok(Look::Idle);
+        }
         let Some(bounds) = bounds(js, names).await? else {
             return Ok(Look::Idle);
         };
         let stream = js.get_stream_no_info(names.commit_stream()).await;
         let stream = stream.map_err(|error| StreamError(error.to_string()))?;
-        let place = Place { js, names, stream };
+        let place = Place {
+            js,
+            names,
+            stream,
+            reached: AtomicU64::new(0),
+        };
+        let looked = self.look_at(&place, bounds).await;
+        if looked.is_err() && place.met_unreadable().await {
+            self.rests = Some(Instant::now() + REST);
+        }
+        looked
+    }
+
+    async fn look_at(&mut self, place: &Place<'_>, bounds: Bounds) -> Result<Look, StreamError> {
+        let (js, names) = (place.js, place.names);
         let floor = Floor::read(js, names, &self.floor).await?;
         if floor != self.floor || self.since.is_none() {
             (self.floor, self.since, self.below) = (floor, Some(Instant::now()), None);
@@ -119,7 +149,7 @@ impl Vacuum {
         } else if self.below.is_none() || self.is_due() {
             let below = place.below(&bounds, self.floor.sequence).await?;
             if self.below.is_none_or(|before| below > before) {
-                return self.clear(&place, &bounds, below).await;
+                return self.clear(place, &bounds, below).await;
             }
             (self.below, self.counted) = (Some(below), Some(Instant::now()));
         }
@@ -302,9 +332,11 @@ impl Place<'_> {
             self.forget(&name).await;
             return Ok(());
         }
-        let messages = consumer.messages().await;
-        let mut messages = messages.map_err(|error| self.failed(&error))?;
-        let (mut behind, mut read) = (0, 0);
+        self.reached
+            .store(first.saturating_sub(1), Ordering::Relaxed);
+        let pull = consumer.stream().expires(EXPIRES).heartbeat(HEARTBEAT);
+        let mut messages = pull.messages().await.map_err(|error| self.failed(&error))?;
+        let mut read = 0;
         let ended = loop {
             let Ok(next) = tokio::time::timeout(SILENCE, messages.next()).await else {
                 break Err(self.failed(&"no message for 5 s, though there are more"));
@@ -314,16 +346,16 @@ impl Place<'_> {
                 Some(Err(error)) => break Err(self.failed(&error)),
                 None => break Err(self.failed(&"the reader ended")),
             };
+            read += 1;
             let (sequence, pending) = match message.info() {
-                Ok(info) => (info.stream_sequence, info.pending),
+                Ok(info) if info.consumer_sequence == read => (info.stream_sequence, info.pending),
+                Ok(_) => break Err(self.failed(&"the connection broke")),
                 Err(error) => break Err(self.failed(&error)),
             };
-            // A reader that is made again may begin at the beginning.
-            let new = sequence > behind;
-            if sequence > last || new && !each(sequence, &message) {
+            if sequence > last || !each(sequence, &message) {
                 break Ok(());
             }
-            (behind, read) = (behind.max(sequence), read + 1);
+            self.reached.store(sequence, Ordering::Relaxed);
             if pending == 0 || read >= MAX_READ {
                 break Ok(());
             }
@@ -333,9 +365,34 @@ impl Place<'_> {
         ended
     }
 
-    async fn consumer(&self, first: u64) -> Result<Reader, StreamError> {
-        let config = pull::OrderedConfig {
+    /// Whether it could not be read because of a message that breaks the connection.
+    async fn met_unreadable(&self) -> bool {
+        let next = Which::Next(self.reached.load(Ordering::Relaxed) + 1, ">");
+        let stream = self.names.commit_stream();
+        let found = raw::get(self.js, &stream, next).await.ok().flatten();
+        let Some((why, found)) = found.and_then(|found| Some((found.unreadable.clone()?, found)))
+        else {
+            return false;
+        };
+        let (sequence, subject) = (found.sequence, found.subject);
+        tracing::warn!(
+            app = self.names.app(),
+            stream,
+            sequence,
+            subject,
+            why,
+            "the commit stream is not cleaned while this message lies there; write the key again or delete it"
+        );
+        true
+    }
+
+    async fn consumer(&self, first: u64) -> Result<PullConsumer, StreamError> {
+        let config = pull::Config {
             description: Some("Pelton cleaning".into()),
+            ack_policy: AckPolicy::None,
+            inactive_threshold: FORGOTTEN,
+            memory_storage: true,
+            num_replicas: 1,
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: first.max(1),
             },
@@ -351,8 +408,6 @@ impl Place<'_> {
         let _ = self.stream.delete_consumer(consumer).await;
     }
 }
-
-type Reader = jetstream::consumer::Consumer<pull::OrderedConfig>;
 
 /// Whether a message is a deleted key, or a value that has expired and stays all the same.
 fn is_dead(names: &AppNames, message: &Message) -> bool {
