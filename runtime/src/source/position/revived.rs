@@ -4,7 +4,10 @@
 //! The position of their partition says that they have ended. No reader passes by them again, so
 //! whoever holds the partition looks for them.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+
+use futures::StreamExt;
 
 use super::{Context, SourceError, due};
 use crate::call;
@@ -13,8 +16,10 @@ use crate::event::Message;
 use crate::nats::raw::{self, Which};
 use crate::records::PositionRecord;
 
-/// Messages that one look reads; the next look continues behind them.
-const AT_ONCE: usize = 64;
+/// Messages that one look reads, a fraction of a second; the next look continues behind them.
+const MOST: usize = 1000;
+/// Purges at the same time.
+const AT_ONCE: usize = 8;
 
 /// What earlier looks at one internal input found.
 #[derive(Debug, Default)]
@@ -34,16 +39,8 @@ impl Revived {
         context: &Context,
         held: &BTreeMap<u16, Partition>,
     ) -> Result<usize, SourceError> {
-        let mut removed = 0;
-        for (subject, (sequence, partition)) in std::mem::take(&mut self.suspects) {
-            if has_ended(context, partition, sequence).await? {
-                due::purge(context, &subject, sequence)
-                    .await
-                    .map_err(SourceError)?;
-                removed += 1;
-            }
-        }
-        for _ in 0..AT_ONCE {
+        let removed = remove(context, std::mem::take(&mut self.suspects)).await?;
+        for _ in 0..MOST {
             let Some(message) = next(context, self.behind).await? else {
                 self.behind = 0;
                 break;
@@ -63,13 +60,38 @@ impl Revived {
     }
 }
 
-/// Whether the partition's record, as the stream's leader has it, says that a message has ended.
-async fn has_ended(context: &Context, partition: u16, sequence: u64) -> Result<bool, SourceError> {
+/// Removes those of which the records of their partitions, as the stream's leader has them, say that
+/// they have ended. Returns how many.
+async fn remove(
+    context: &Context,
+    suspects: HashMap<String, (u64, u16)>,
+) -> Result<usize, SourceError> {
+    let mut records: HashMap<u16, Option<PositionRecord>> = HashMap::new();
+    let mut ended = Vec::new();
+    for (subject, (sequence, partition)) in suspects {
+        let record = match records.entry(partition) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(record(context, partition).await?),
+        };
+        if record.as_ref().is_some_and(|one| one.has_ended(sequence)) {
+            ended.push((subject, sequence));
+        }
+    }
+    let removed = ended.len();
+    let purges = ended
+        .into_iter()
+        .map(|(subject, sequence)| async move { due::purge(context, &subject, sequence).await });
+    let mut purges = futures::stream::iter(purges).buffer_unordered(AT_ONCE);
+    while let Some(purged) = purges.next().await {
+        purged.map_err(SourceError)?;
+    }
+    Ok(removed)
+}
+
+async fn record(context: &Context, partition: u16) -> Result<Option<PositionRecord>, SourceError> {
     let newest = context.state.newest(&context.position(partition)).await;
     let newest = newest.map_err(|error| SourceError(error.to_string()))?;
-    let record =
-        newest.and_then(|last| serde_json::from_slice::<PositionRecord>(&last.payload).ok());
-    Ok(record.is_some_and(|record| record.has_ended(sequence)))
+    Ok(newest.and_then(|last| serde_json::from_slice(&last.payload).ok()))
 }
 
 /// The first message of the internal input behind a sequence, as the stream's leader has it.
