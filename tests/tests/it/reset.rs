@@ -301,6 +301,8 @@ async fn a_removal_that_was_cut_off_goes_on() -> Result<()> {
     counted(nats, 3).await?;
     let registry = nats.js.get_key_value("PELTON_REGISTRY").await?;
     registry.delete("function.shop.hostile").await?;
+    // It writes its positions once more as it gives them back.
+    nats.serving("hostile", None, 0).await?;
     let positions = "$KV.PELTON_shop.pos.hostile.HOSTILE.>";
     ensure!(
         nats.count_below("KV_shop", positions).await? > 0,
