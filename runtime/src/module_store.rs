@@ -1,7 +1,8 @@
 //! Components by digest, in the KV bucket `PELTON_MODULES`: `<digest>` describes one, and
 //! `<digest>.0`, `<digest>.1` … are its parts.
 //!
-//! This is not a NATS object store. Object stores publish below `$O`, which nats-server carries over
+//! This is not a NATS object store. Object stores publish below `$O`, which nats-server carries
+//! over
 //! leaf connections: an upload at one site would end in the store of the other one, or half of it
 //! would. `$KV` never crosses a leaf connection.
 
@@ -21,7 +22,8 @@ use crate::registry::RegistryError;
 
 /// Largest component, bytes: a download must end.
 const MAX_COMPONENT: usize = 256 << 20;
-/// How long a download may take: one that hangs would keep its function from starting, and say nothing.
+/// How long a download may take: one that hangs would keep its function from starting, and say
+/// nothing.
 const FETCH_LIMIT: Duration = Duration::from_secs(60);
 /// Bytes per part: eight fit into the default `max_payload`.
 const PART: usize = 128 << 10;

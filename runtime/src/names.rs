@@ -153,7 +153,8 @@ impl AppNames {
         self.own(format_args!("txn.{function}.check"))
     }
 
-    /// Subject by which a node finds out which streams store the app's records. Nothing is stored there.
+    /// Subject by which a node finds out which streams store the app's records. Nothing is stored
+    /// there.
     pub fn site_check(&self) -> String {
         self.own(format_args!("txn.site.check"))
     }

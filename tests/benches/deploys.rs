@@ -18,7 +18,8 @@ fn manifest(version: u32) -> Result<String> {
     Ok(text)
 }
 
-/// When the messages of a stream under a prefix were stored, nanoseconds since 1970, by the sequence
+/// When the messages of a stream under a prefix were stored, nanoseconds since 1970, by the
+/// sequence
 /// of the event that they are of.
 async fn stored(nats: &Nats, stream: &str, prefix: &str) -> Result<BTreeMap<u64, i128>> {
     let mut found = BTreeMap::new();

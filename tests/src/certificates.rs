@@ -24,7 +24,8 @@ struct Authority {
 
 impl Certificates {
     /// Makes `ca`, `server` and `client`, and `stranger-ca` and `stranger` (a client), each certificate as `NAME.pem`
-    /// and its key as `NAME-key.pem`; and of servers that signed their own, `self-signed-ca`, which is an authority's, as
+    /// and its key as `NAME-key.pem`; and of servers that signed their own, `self-signed-ca`, which
+    /// is an authority's, as
     /// `openssl req -x509` makes it, and `self-signed`, which is not.
     ///
     /// # Errors

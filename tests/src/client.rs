@@ -284,7 +284,8 @@ impl Nats {
         Ok(info.num_pending + info.num_ack_pending as u64)
     }
 
-    /// Name of the consumer through which a function takes from a queue: it ends with the function's nonce.
+    /// Name of the consumer through which a function takes from a queue: it ends with the
+    /// function's nonce.
     ///
     /// # Errors
     /// There is none on that stream.

@@ -1,4 +1,5 @@
-//! A publisher that speaks the protocol itself: it sends subjects and headers that no client library
+//! A publisher that speaks the protocol itself: it sends subjects and headers that no client
+//! library
 //! would, any bytes that the server takes.
 
 use anyhow::{Context, Result, ensure};

@@ -1,8 +1,11 @@
-//! Keeps a lasting condition from filling the log: a warning is written once, its repetitions are counted, and a minute
+//! Keeps a lasting condition from filling the log: a warning is written once, its repetitions are
+//! counted, and a minute
 //! later one line says how many there were.
 //!
-//! Lines are of one kind when they come from the same place in the code and are about the same app and function. Of a kind,
-//! [`LINES`] are written within [`WINDOW`]; warnings and errors only when they give another reason than those before them.
+//! Lines are of one kind when they come from the same place in the code and are about the same app
+//! and function. Of a kind,
+//! [`LINES`] are written within [`WINDOW`]; warnings and errors only when they give another reason
+//! than those before them.
 //! Lines below a warning are limited when they are about a single message.
 
 use std::collections::HashMap;
@@ -26,7 +29,8 @@ const KINDS: usize = 1024;
 const LOOK: Duration = Duration::from_secs(1);
 /// What is kept of a line to say what was repeated.
 const KEPT: usize = 200;
-/// Of the lines that say how many there were. They count as the library's, so that a filter that shows its lines shows these.
+/// Of the lines that say how many there were. They count as the library's, so that a filter that
+/// shows its lines shows these.
 const TARGET: &str = "pelton_runtime::repeats";
 
 /// The filter; clones share what they know.
@@ -181,7 +185,8 @@ impl Line {
                 self.reason += &without_digits(value);
             }
             "sequence" => self.about_one = true,
-            // Lines that differ in one of these tell of different things. `times` counts what ended in between.
+            // Lines that differ in one of these tell of different things. `times` counts what ended
+            // in between.
             "times" => self.reason += value,
             "code" | "connection" | "error" | "reason" | "stream" | "target" | "why" => {
                 self.reason += " ";

@@ -128,7 +128,8 @@ struct Counter {
 }
 
 impl Counter {
-    /// Takes requests until `stop`, then what the server has sent of them already. Subscriptions end
+    /// Takes requests until `stop`, then what the server has sent of them already. Subscriptions
+    /// end
     /// with their client, which the connection replaces: they are made again then.
     async fn run(self, mut asked: Asked, stop: CancellationToken) {
         while self.serve(&mut asked, &stop).await.is_break() {

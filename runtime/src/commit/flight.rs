@@ -21,7 +21,8 @@ use crate::names::AppNames;
 use crate::nats::Connection;
 use crate::telemetry::AppMeter;
 
-/// Sends of one batch before its deliveries are handed back; with the backoff below and the client's timeout some forty-five
+/// Sends of one batch before its deliveries are handed back; with the backoff below and the
+/// client's timeout some forty-five
 /// seconds when NATS is silent. A batch that shrank because somebody was to blame begins anew.
 const TRIES: usize = 8;
 /// Longest pause between two of them.

@@ -1,6 +1,7 @@
 //! Checks that no other JetStream stores what this site writes.
 //!
-//! Two sites with the same app, joined by a leaf connection, keep apart because nats-server does not
+//! Two sites with the same app, joined by a leaf connection, keep apart because nats-server does
+//! not
 //! carry `$KV` over it. A setting can undo that (`default_js_domain`, an exported or mapped `$KV`).
 //! Both commit streams would then store both sites' records and refuse each other's batches.
 //!

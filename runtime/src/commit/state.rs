@@ -97,7 +97,8 @@ impl NatsState {
         found.await.map(|(found, _)| found)
     }
 
-    /// Reads through `direct`, which is fast; where that breaks the connection, through the JSON API.
+    /// Reads through `direct`, which is fast; where that breaks the connection, through the JSON
+    /// API.
     async fn read<F: Future<Output = Result<Found, StateError>>>(
         &self,
         subjects: Vec<String>,

@@ -264,7 +264,8 @@ pub(super) async fn of(
     Ok(())
 }
 
-/// Positions are rewritten all the time, so a batch by batch read of all functions would chase them;
+/// Positions are rewritten all the time, so a batch by batch read of all functions would chase
+/// them;
 /// those of one input come in one consistent answer.
 async fn positions(
     looks: &mut Looks,

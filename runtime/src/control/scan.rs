@@ -253,7 +253,8 @@ pub(super) async fn look(
     }
 }
 
-/// Reads some messages through the JSON API, which returns any bytes, and leaves out unreadable ones.
+/// Reads some messages through the JSON API, which returns any bytes, and leaves out unreadable
+/// ones.
 async fn one_by_one(
     client: &Client,
     name: &Arc<str>,

@@ -11,7 +11,8 @@ use super::REQUEST_TIMEOUT;
 
 /// How often a connection is looked at on which an answer is waited for.
 const LOOK: Duration = Duration::from_millis(100);
-/// An answer that has not come so long after the connection was made again will not come: what was under way as it broke is
+/// An answer that has not come so long after the connection was made again will not come: what was
+/// under way as it broke is
 /// lost. What the client had not sent by then, it sends on the new connection.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -33,7 +34,8 @@ pub fn jetstream(client: &Client) -> jetstream::Context {
     js
 }
 
-/// Waits for an answer: for the client's timeout at most, and less when the connection breaks. The client itself would wait
+/// Waits for an answer: for the client's timeout at most, and less when the connection breaks. The
+/// client itself would wait
 /// for an answer that was lost with a connection.
 pub(crate) async fn answered<T>(
     client: &Client,

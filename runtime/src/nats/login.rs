@@ -1,4 +1,5 @@
-//! Logging in. Files, contexts and settings that hold a secret are read again for every connection, since they may have
+//! Logging in. Files, contexts and settings that hold a secret are read again for every connection,
+//! since they may have
 //! been renewed: a sidecar replaces short-lived credentials long before their node restarts.
 
 use std::fmt;
@@ -13,7 +14,8 @@ use super::connect::file;
 use super::context::{Resolved, config_dir, resolve};
 use super::{ConnectOptions, NatsError, urls};
 
-/// Reads the connection settings again, for a login that is kept where this library does not look: a node's file.
+/// Reads the connection settings again, for a login that is kept where this library does not look:
+/// a node's file.
 #[derive(Clone, Default)]
 pub struct Renewal(Option<Arc<Reread>>);
 

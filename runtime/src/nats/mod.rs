@@ -64,7 +64,8 @@ pub struct ConnectOptions {
     pub inbox_prefix: Option<String>,
     /// How long a request waits for its answer; none: [`REQUEST_TIMEOUT`].
     pub timeout: Option<Duration>,
-    /// Reads these again before each connection, for the login; none: files and context are read again as they are named here.
+    /// Reads these again before each connection, for the login; none: files and context are read
+    /// again as they are named here.
     pub renewal: Renewal,
     /// Where it is kept what the server does not permit.
     pub denials: Denials,

@@ -16,7 +16,8 @@ use super::{Connection, consumer_refused, is_full};
 
 /// A request for messages ends after this and is renewed.
 const EXPIRES: Duration = Duration::from_secs(30);
-/// The server says this often that it is there; twice as long without a word, and the consumer is lost.
+/// The server says this often that it is there; twice as long without a word, and the consumer is
+/// lost.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// The server forgets a consumer that nobody reads after this.
 const FORGOTTEN: Duration = Duration::from_secs(10);

@@ -1,4 +1,5 @@
-//! Server URLs. A URL may hold a login, and a malformed one may hold a login anywhere: messages show a URL only as far
+//! Server URLs. A URL may hold a login, and a malformed one may hold a login anywhere: messages
+//! show a URL only as far
 //! as it was understood, and never its login.
 
 use async_nats::ServerAddr;
@@ -62,7 +63,8 @@ fn server(url: &str) -> Result<ServerAddr, &'static str> {
     if server.host().is_empty() {
         return Err("it has no host");
     }
-    // The parser ends the login at the first of these characters, and takes its beginning for host and port.
+    // The parser ends the login at the first of these characters, and takes its beginning for host
+    // and port.
     let parts = server.clone().into_inner();
     let behind = [Some(parts.path()), parts.query(), parts.fragment()];
     if behind.iter().flatten().any(|part| part.contains('@')) {

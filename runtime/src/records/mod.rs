@@ -389,7 +389,8 @@ pub struct AttemptsRecord {
     pub errors: Vec<AttemptError>,
 }
 
-/// The latest timer of its name, at `$KV.PELTON_<app>.timer.<name>` or, the next tick of a schedule, `$KV.PELTON_<app>.tick.<function>`.
+/// The latest timer of its name, at `$KV.PELTON_<app>.timer.<name>` or, the next tick of a
+/// schedule, `$KV.PELTON_<app>.tick.<function>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TimerRecord {
     /// [`FORMAT`].
@@ -420,7 +421,8 @@ impl TimerRecord {
     }
 }
 
-/// The commit stream's floor, at `$KV.PELTON_<app>.txn.floor`: of what is stored before it, only what
+/// The commit stream's floor, at `$KV.PELTON_<app>.txn.floor`: of what is stored before it, only
+/// what
 /// `$KV.PELTON_<app>.txn.alive` lists is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FloorRecord {

@@ -354,7 +354,8 @@ impl Pumps {
                     let well = || drop(lock(&self.lost).remove(&input.stream));
                     tokio::select! {
                         ended = source.run(&self.stop, well) => ended,
-                        // At once, as if the node had died: releasing partitions would write records.
+                        // At once, as if the node had died: releasing partitions would write
+                        // records.
                         why = site.refused() => Err(SourceError(why.to_string())),
                     }
                 }

@@ -133,7 +133,8 @@ impl Runtime {
     /// neither of the others.
     ///
     /// # Errors
-    /// The server cannot be reached, is too old or has no JetStream, the address for metrics is taken, or the sandbox cannot start.
+    /// The server cannot be reached, is too old or has no JetStream, the address for metrics is
+    /// taken, or the sandbox cannot start.
     pub async fn start(options: RuntimeOptions) -> Result<Self, RuntimeError> {
         let connections = Connections::open(&options.nats)
             .await

@@ -1,7 +1,9 @@
 //! Pulling messages from a consumer, with a bound on the bytes that are under way.
 //!
-//! A server closes a connection for which more than `max_pending` (64 MiB unless configured) waits to be sent. So each input of
-//! the process asks for its share of [`SHARED`] bytes at most. A message that is larger than that is asked for alone, when
+//! A server closes a connection for which more than `max_pending` (64 MiB unless configured) waits
+//! to be sent. So each input of
+//! the process asks for its share of [`SHARED`] bytes at most. A message that is larger than that
+//! is asked for alone, when
 //! it finds room in [`LARGE`], which all inputs have together.
 
 use std::collections::VecDeque;
@@ -30,7 +32,8 @@ const LEAST: usize = 16 << 10;
 const FRAME: usize = 8 << 10;
 /// [`LARGE`] is counted in pieces of so many bytes.
 const PIECE: usize = 1 << 10;
-/// How often the connection is looked at: a new one knows nothing of what was asked for on the last.
+/// How often the connection is looked at: a new one knows nothing of what was asked for on the
+/// last.
 const LOOK: Duration = Duration::from_secs(1);
 /// A large message is there already when it is asked for.
 const LARGE_EXPIRES: Duration = Duration::from_secs(5);
@@ -62,7 +65,8 @@ impl Flow {
         (self.shared / inputs).max(LEAST)
     }
 
-    /// Room for one message that may be as large as `max_payload`; the first to ask is the first to get it.
+    /// Room for one message that may be as large as `max_payload`; the first to ask is the first to
+    /// get it.
     async fn room(&self, max_payload: usize) -> Option<OwnedSemaphorePermit> {
         let pieces = (max_payload + FRAME).min(self.large) / PIECE;
         let pieces = u32::try_from(pieces).unwrap_or(u32::MAX);
@@ -233,7 +237,8 @@ impl Pull {
         }
     }
 
-    /// Keeps two requests under way where that many messages are wanted: so a slow link does not stand still between them.
+    /// Keeps two requests under way where that many messages are wanted: so a slow link does not
+    /// stand still between them.
     async fn ask(&mut self) -> Result<(), PullError> {
         if self.large.is_some() {
             return Ok(());
@@ -319,7 +324,8 @@ impl Pull {
 }
 
 impl Ledger {
-    /// Whether another request for so many messages may be made, of which one and a half times `batch` are asked for at most.
+    /// Whether another request for so many messages may be made, of which one and a half times
+    /// `batch` are asked for at most.
     fn has_room(&self, messages: usize, batch: usize) -> bool {
         let left: usize = self.requests.iter().map(|one| one.messages).sum();
         match self.requests.len() {
@@ -409,7 +415,8 @@ async fn publish(
         .map_err(failed)
 }
 
-/// `None`: it is a message of the stream. Those have a reply subject, and may bear a status that their publisher gave them.
+/// `None`: it is a message of the stream. Those have a reply subject, and may bear a status that
+/// their publisher gave them.
 fn said(message: &Message) -> Option<Said> {
     if message.reply.is_some() {
         return None;

@@ -3,7 +3,8 @@
 //! Such a message breaks the connection, or is taken for a word of the server's, each time that it
 //! is delivered: nobody acknowledges it, and it comes again after every ack wait. So after a break,
 //! and now and then while messages are redelivered, what was handed out and is not acknowledged is
-//! looked at through the JSON API. What is unreadable there is delivered all the same, as what could
+//! looked at through the JSON API. What is unreadable there is delivered all the same, as what
+//! could
 //! be read of it, with an ack subject made from the consumer's state.
 
 use std::collections::VecDeque;
@@ -91,7 +92,8 @@ impl Undelivered {
         })
     }
 
-    /// Looks at what was handed out and is not acknowledged; keeps what is unreadable. Returns whether messages are to be pulled one at a time from now on.
+    /// Looks at what was handed out and is not acknowledged; keeps what is unreadable. Returns
+    /// whether messages are to be pulled one at a time from now on.
     ///
     /// It may be dropped at any moment: the next search goes on where this one ended.
     ///

@@ -1,4 +1,5 @@
-//! The network breaks connections, with messages on them: nothing is lost, and no later event is needed to find out.
+//! The network breaks connections, with messages on them: nothing is lost, and no later event is
+//! needed to find out.
 
 use std::time::Duration;
 

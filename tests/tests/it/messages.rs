@@ -123,7 +123,8 @@ async fn random_messages_are_handled_or_given_up_once() -> Result<()> {
     let draw = Draw {
         any: setting("ANY_BYTES").is_some(),
     };
-    // What is pulled from a queue with an unreadable message comes again after its ack wait of 30 s.
+    // What is pulled from a queue with an unreadable message comes again after its ack wait of 30
+    // s.
     let with_queue = messages.is_some();
     let messages = messages.unwrap_or(MESSAGES);
     let mut scene = Scene::start(&manifest(with_queue)?).await?;

@@ -347,7 +347,8 @@ async fn each_role_is_refused_the_rest() -> Result<()> {
     scene.node_was_refused_nothing()
 }
 
-/// The consumer of the function `notifier` that `permissions.conf` names, until somebody writes the real one there.
+/// The consumer of the function `notifier` that `permissions.conf` names, until somebody writes the
+/// real one there.
 const PLACEHOLDER: &str = "pelton_shop_notifier_00000000";
 
 /// What is in the registry, by its messages.

@@ -1,7 +1,9 @@
-//! Two sites that a leaf connection joins, with one account and the same app: each handles its own events, and neither
+//! Two sites that a leaf connection joins, with one account and the same app: each handles its own
+//! events, and neither
 //! stores what the other one writes.
 //!
-//! `PELTON_SITES_EVENTS` and `PELTON_SITES_CUTS` set how many events each site gets and how often the connection is cut.
+//! `PELTON_SITES_EVENTS` and `PELTON_SITES_CUTS` set how many events each site gets and how often
+//! the connection is cut.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
@@ -86,7 +88,8 @@ impl Site {
         Ok(())
     }
 
-    /// Waits until each of this many events was handled here once, and checks that nothing else was.
+    /// Waits until each of this many events was handled here once, and checks that nothing else
+    /// was.
     async fn handled(&self, events: u64) -> Result<()> {
         let what = format!("{events} receipts at {}", self.name);
         within(LONG, &what, || async {
@@ -113,7 +116,8 @@ impl Site {
         Ok(())
     }
 
-    /// Checks what this site's streams hold: its own records and state, and nothing of the other site's.
+    /// Checks what this site's streams hold: its own records and state, and nothing of the other
+    /// site's.
     async fn holds_its_own(&self, events: u64) -> Result<()> {
         let node = self.node_id().await?;
         let mut counters = BTreeMap::new();
@@ -202,7 +206,8 @@ impl Sites {
             proxy.set(Mode::Cut);
         }
         let leaf = proxy.url().replace("nats://", "nats-leaf://");
-        // Publishers' events cross, as any NATS message does: what a site keeps for itself it has to deny.
+        // Publishers' events cross, as any NATS message does: what a site keeps for itself it has
+        // to deny.
         let inputs = "[\"work.>\", \"jobs.>\"]";
         let edge = format!(
             "reconnect: \"200ms\", remotes: [\

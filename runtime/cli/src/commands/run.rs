@@ -103,7 +103,8 @@ pub async fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     }
 }
 
-/// Reads the node's file again whenever the node connects: it may hold a password or token that was renewed.
+/// Reads the node's file again whenever the node connects: it may hold a password or token that was
+/// renewed.
 fn renewal(args: &RunArgs, global: &Global) -> Renewal {
     let (args, global) = (args.clone(), global.clone());
     Renewal::new(move || match Node::read(&args, &global) {

@@ -38,7 +38,8 @@ pub(super) struct Claims {
     awaited: BTreeMap<u16, (u64, Instant)>,
 }
 
-/// Inputs whose claims this process makes at the same time. Each claims up to 64 partitions at once;
+/// Inputs whose claims this process makes at the same time. Each claims up to 64 partitions at
+/// once;
 /// hundreds of functions that start together would keep the server from answering any in time.
 static CLAIMING: Semaphore = Semaphore::const_new(4);
 

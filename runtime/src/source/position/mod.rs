@@ -72,7 +72,8 @@ const PARK_AT_ONCE: usize = 64;
 const TICK: Duration = Duration::from_millis(100);
 /// How often partitions of others are looked at: a lease ends after three seconds.
 const CLAIMS: Duration = Duration::from_millis(250);
-/// So many messages behind an unreadable one are read one by one: unreadable ones come in company, and
+/// So many messages behind an unreadable one are read one by one: unreadable ones come in company,
+/// and
 /// each would break the connection.
 const CAREFUL: u32 = 64;
 /// For so long an input that cannot be read is waited for; then it is opened anew, and why is told.
@@ -401,7 +402,8 @@ impl PositionSource {
     }
 
     /// Reads on behind what may have broken the connection: message by message through the JSON API
-    /// until [`CAREFUL`] in a row were readable, then with a reader. An unreadable one is handed out
+    /// until [`CAREFUL`] in a row were readable, then with a reader. An unreadable one is handed
+    /// out
     /// as what could be read of it.
     async fn step_over(&mut self, mut from: u64) -> Result<(), SourceError> {
         if self.context.internal {

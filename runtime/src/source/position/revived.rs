@@ -60,7 +60,8 @@ impl Revived {
     }
 }
 
-/// Removes those of which the records of their partitions, as the stream's leader has them, say that
+/// Removes those of which the records of their partitions, as the stream's leader has them, say
+/// that
 /// they have ended. Returns how many.
 async fn remove(
     context: &Context,

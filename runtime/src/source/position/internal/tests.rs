@@ -1,4 +1,5 @@
-//! The shared reader against a real server: what each function gets, and what it may miss for a moment.
+//! The shared reader against a real server: what each function gets, and what it may miss for a
+//! moment.
 
 use async_nats::jetstream;
 use futures::FutureExt;
