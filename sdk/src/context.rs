@@ -41,8 +41,8 @@ pub struct Delivery {
     pub position: Option<Position>,
     /// The ordering key; none when the function has no `key`.
     pub key: Option<String>,
-    /// The message's headers without `ce-*`: by name, values of one name in the order of the message;
-    /// lower-case names, which may repeat.
+    /// The message's headers without `ce-*`: by name, values of one name in the order of the
+    /// message; lower-case names, which may repeat.
     pub headers: Vec<(String, String)>,
     /// This attempt, from 1.
     pub attempt: u32,

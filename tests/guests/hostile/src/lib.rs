@@ -252,7 +252,8 @@ fn overflow() -> Result {
     Ok(())
 }
 
-/// Sets a timer and replies what the time is; fails before the attempt `well_at`, always if that is 0.
+/// Sets a timer and replies what the time is; fails before the attempt `well_at`, always if that
+/// is 0.
 fn after(name: &str, delay_ms: u64, subject: &str, well_at: u32, ctx: &mut Context) -> Result {
     let draft = Draft::new(subject, &name);
     ctx.emit_after(name, Duration::from_millis(delay_ms), draft)?;
