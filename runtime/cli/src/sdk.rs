@@ -182,7 +182,9 @@ pub(crate) fn replace(root: &Path) -> anyhow::Result<usize> {
     if written.is_err() && old.exists() && !folder.exists() {
         let _ = std::fs::rename(&old, &folder);
     }
-    let _ = std::fs::remove_dir_all(&old);
+    if folder.exists() {
+        let _ = std::fs::remove_dir_all(&old);
+    }
     written.with_context(|| format!("cannot write {}", folder.display()))?;
     Ok(files.len())
 }

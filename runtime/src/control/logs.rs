@@ -57,28 +57,41 @@ pub async fn tail<E: From<ControlError>>(
     loop {
         let ended = read(reader, query.follow, &mut skip, &mut next, &mut each).await?;
         let Err(error) = ended else { return Ok(()) };
-        lost += 1;
-        if !query.follow && lost >= LOST {
-            return Err(error.into());
-        }
+        lost = failed_again(lost, query, error)?;
         // Resume after the last line that was read, and after lines that no client can read.
         let from = next.unwrap_or(1);
         reader = loop {
             tokio::time::sleep(PAUSE).await;
-            let readable = readable_from(js, LOGS_STREAM, &filters, from).await;
-            let Ok(start_sequence) = readable else {
-                continue;
-            };
-            let scan = Scan {
-                filters: filters.clone(),
-                from: DeliverPolicy::ByStartSequence { start_sequence },
-                headers_only: false,
-            };
-            if let Ok(reader) = Reader::open(&stream, scan).await {
-                break reader;
+            match resume(js, &stream, &filters, from).await {
+                Ok(reader) => break reader,
+                Err(error) => lost = failed_again(lost, query, error)?,
             }
         };
     }
+}
+
+/// Counts a failure, and returns it when no more are borne: none is too many when following.
+fn failed_again(lost: usize, query: &LogQuery, error: ControlError) -> Result<usize, ControlError> {
+    match !query.follow && lost + 1 >= LOST {
+        true => Err(error),
+        false => Ok(lost + 1),
+    }
+}
+
+/// A reader from the first readable line at or after `from`.
+async fn resume(
+    js: &jetstream::Context,
+    stream: &Stream,
+    filters: &[String],
+    from: u64,
+) -> Result<Reader, ControlError> {
+    let start_sequence = readable_from(js, LOGS_STREAM, filters, from).await?;
+    let scan = Scan {
+        filters: filters.to_vec(),
+        from: DeliverPolicy::ByStartSequence { start_sequence },
+        headers_only: false,
+    };
+    Reader::open(stream, scan).await
 }
 
 /// Reads to the end of the stream, or when following until the connection breaks. Sets `next` to

@@ -237,7 +237,7 @@ pub(super) async fn look(
             // A message that the client cannot parse breaks its connection.
             Err(error) => {
                 tracing::debug!(%error, "reading one by one");
-                one_by_one(client, &name, filter, from).await?
+                one_by_one(client, &name, filter, &mut from).await?
             }
         };
         let count = batch.messages.len() as u64;
@@ -254,21 +254,21 @@ pub(super) async fn look(
 }
 
 /// Reads some messages through the JSON API, which returns any bytes, and leaves out unreadable
-/// ones.
+/// ones. Moves `from` behind all that it looked at.
 async fn one_by_one(
     client: &Client,
     name: &Arc<str>,
     filter: &str,
-    mut from: u64,
+    from: &mut u64,
 ) -> Result<Batch, ControlError> {
     let js = jetstream::new(client.clone());
     let mut batch = Batch::default();
     for _ in 0..ONE_BY_ONE {
-        let found = raw::get(&js, name, Which::Next(from, filter)).await;
+        let found = raw::get(&js, name, Which::Next(*from, filter)).await;
         let Some(found) = found.map_err(|error| unreadable(name, &error))? else {
             return Ok(batch);
         };
-        from = found.sequence + 1;
+        *from = found.sequence + 1;
         if found.unreadable.is_none() {
             batch.messages.push(found.into_message(name));
         }
