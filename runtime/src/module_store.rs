@@ -230,17 +230,13 @@ fn failed(verb: &str, digest: &str, error: &dyn std::fmt::Display) -> RegistryEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dev::{ServerProcess, find_nats_server};
+    use crate::dev::fresh_server;
     use crate::nats::connect;
     use crate::registry;
 
     #[tokio::test]
     async fn a_component_is_fetched_only_with_all_of_its_parts() {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
-            .await
-            .unwrap();
+        let (server, _data) = fresh_server().await;
         let client = connect(&server.options(), "test").await.unwrap();
         let js = jetstream::new(client);
         registry::ensure_buckets(&js, 1).await.unwrap();

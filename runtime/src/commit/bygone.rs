@@ -134,7 +134,7 @@ async fn purge(
 mod tests {
     use super::*;
     use crate::commit::stream::ensure_commit_stream;
-    use crate::dev::{ServerProcess, find_nats_server};
+    use crate::dev::fresh_server;
     use crate::nats::connect;
     use crate::records::FORMAT;
 
@@ -155,11 +155,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_record_of_a_timer_that_is_nowhere_is_removed() {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
-            .await
-            .unwrap();
+        let (server, _data) = fresh_server().await;
         let js = jetstream::new(connect(&server.options(), "test").await.unwrap());
         let names = AppNames::new("shop");
         ensure_commit_stream(&js, &names, 1).await.unwrap();

@@ -143,7 +143,7 @@ fn time_of(info: &Value) -> Option<OffsetDateTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dev::{ServerProcess, find_nats_server};
+    use crate::dev::fresh_server;
     use crate::nats::connect;
 
     async fn emit(js: &jetstream::Context, names: &AppNames, count: usize) {
@@ -160,11 +160,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_commit_stream_made_anew_loses_nothing_of_its_outbox() {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
-            .await
-            .unwrap();
+        let (server, _data) = fresh_server().await;
         let js = jetstream::new(connect(&server.options(), "test").await.unwrap());
         let names = AppNames::new("shop");
         stream::ensure_commit_stream(&js, &names, 1).await.unwrap();

@@ -186,16 +186,12 @@ mod tests {
 
     use super::*;
     use crate::commit::stream::ensure_commit_stream;
-    use crate::dev::{ServerProcess, find_nats_server};
+    use crate::dev::fresh_server;
     use crate::nats::connect;
 
     #[tokio::test]
     async fn streams_are_counted_and_nothing_is_stored() {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
-            .await
-            .unwrap();
+        let (server, _data) = fresh_server().await;
         let client = connect(&server.options(), "test").await.unwrap();
         let js = jetstream::new(client.clone());
         let names = AppNames::new("shop");

@@ -16,7 +16,7 @@ use super::batch::{self, BatchError, BatchMessage};
 use super::group::{Entry, layout};
 use super::position::{self, Partition, claim};
 use super::{CommitError, Committer, Fence, NatsState, Origin, Transaction, stream};
-use crate::dev::{ServerProcess, find_nats_server};
+use crate::dev::{ServerProcess, fresh_server};
 use crate::effects::{Effects, Emit, StateReader, Write};
 use crate::names::AppNames;
 use crate::nats::connect;
@@ -34,11 +34,7 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
-            .await
-            .unwrap();
+        let (server, data) = fresh_server().await;
         let client = connect(&server.options(), "test").await.unwrap();
         let js = jetstream::new(client.clone());
         let names = AppNames::new("shop");

@@ -306,7 +306,7 @@ pub(super) async fn begin(
 mod tests {
     use super::*;
     use crate::commit::stream::ensure_commit_stream;
-    use crate::dev::{ServerProcess, find_nats_server};
+    use crate::dev::fresh_server;
     use crate::nats::connect;
     use crate::registry;
 
@@ -340,11 +340,7 @@ mod tests {
     /// Who sleeps between its look at the registry and here, and is overtaken meanwhile, must not put positions back that others moved on since.
     #[tokio::test]
     async fn who_is_overtaken_writes_no_position() {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
-            .await
-            .unwrap();
+        let (server, _data) = fresh_server().await;
         let client = connect(&server.options(), "test").await.unwrap();
         let js = jetstream::new(client);
         let names = AppNames::new("shop");

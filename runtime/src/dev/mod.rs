@@ -5,3 +5,5 @@ mod server;
 
 pub use find::find_nats_server;
 pub use server::ServerProcess;
+#[cfg(test)]
+pub(crate) use server::fresh_server;

@@ -238,6 +238,15 @@ fn last_lines(log: &Path) -> String {
     }
 }
 
+/// A server with an empty folder, for tests that need one of their own.
+#[cfg(test)]
+pub(crate) async fn fresh_server() -> (ServerProcess, tempfile::TempDir) {
+    let data = tempfile::tempdir().unwrap();
+    let binary = super::find_nats_server().unwrap();
+    let server = ServerProcess::start(&binary, data.path(), None).await;
+    (server.unwrap(), data)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -190,17 +190,14 @@ mod tests {
     use futures::StreamExt;
 
     use super::*;
-    use crate::dev::{ServerProcess, find_nats_server};
+    use crate::dev::fresh_server;
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
     /// Draining a client ends its connection task as any other end of it does.
     #[tokio::test]
     async fn client_whose_task_has_ended_is_replaced_within_a_second() {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[]);
-        let server = server.await.unwrap();
+        let (server, _data) = fresh_server().await;
         let connection = Connection::open(&server.options(), "test").await.unwrap();
         let before = connection.client();
         let mut subscribed = before.subscribe("a").await.unwrap();
@@ -221,10 +218,7 @@ mod tests {
 
     #[tokio::test]
     async fn connection_that_nobody_holds_ends() {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[]);
-        let server = server.await.unwrap();
+        let (server, _data) = fresh_server().await;
         let connection = Connection::open(&server.options(), "test").await.unwrap();
         let inner = Arc::downgrade(&connection.0);
         drop(connection);

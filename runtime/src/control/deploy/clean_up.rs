@@ -151,7 +151,7 @@ mod tests {
 
     use super::*;
     use crate::config::FunctionSettings;
-    use crate::dev::{ServerProcess, find_nats_server};
+    use crate::dev::fresh_server;
     use crate::nats::connect;
     use crate::records::Input;
     use crate::registry;
@@ -177,11 +177,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_what_the_function_left_behind_goes() {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[])
-            .await
-            .unwrap();
+        let (server, _data) = fresh_server().await;
         let client = connect(&server.options(), "test").await.unwrap();
         let js = jetstream::new(client);
         registry::ensure_buckets(&js, 1).await.unwrap();

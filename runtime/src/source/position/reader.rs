@@ -4,7 +4,6 @@
 //! goes on trying by itself. Here any doubt ends the reader, and the source opens one where it stands.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
@@ -15,7 +14,7 @@ use futures::future::BoxFuture;
 use super::Context;
 use crate::event::Message;
 use crate::mutation;
-use crate::nats::consumer_refused;
+use crate::nats::{connects, consumer_refused};
 use crate::source::pull::{Pull, Settings};
 use crate::source::{SourceError, queue};
 
@@ -225,8 +224,4 @@ impl Watch {
         self.missing = Some(sent).filter(|sent| *sent > received);
         Ok(())
     }
-}
-
-fn connects(client: &Client) -> u64 {
-    client.statistics().connects.load(Ordering::Relaxed)
 }

@@ -6,7 +6,7 @@ use futures::FutureExt;
 
 use super::*;
 use crate::commit::stream::ensure_commit_stream;
-use crate::dev::{ServerProcess, find_nats_server};
+use crate::dev::{ServerProcess, fresh_server};
 use crate::nats::connect;
 
 /// More messages than one function's buffer holds.
@@ -24,10 +24,7 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let binary = find_nats_server().unwrap();
-        let server = ServerProcess::start_with(&binary, data.path(), None, &[]);
-        let server = server.await.unwrap();
+        let (server, data) = fresh_server().await;
         let client = connect(&server.options(), "test").await.unwrap();
         let js = jetstream::new(client);
         let names = AppNames::new("shop");
