@@ -62,6 +62,8 @@ struct Shared {
 struct State {
     /// Everything up to here was handed out; none: no reader was opened yet.
     passed: Option<u64>,
+    /// Whether the reader is open and had nothing more to read.
+    caught_up: bool,
     places: BTreeMap<String, Vec<Place>>,
     /// Name of the current or latest consumer.
     consumer: Option<String>,
@@ -136,11 +138,13 @@ impl Shared {
                     let opened = Instant::now();
                     self.is_read();
                     let why = loop {
+                        self.state().caught_up = reader.is_at_end();
                         match reader.next(&self.stream).await {
                             Ok(message) => self.hand_out(message),
                             Err(why) => break why,
                         }
                     };
+                    self.state().caught_up = false;
                     tracing::debug!(
                         stream = &*self.stream,
                         why,
@@ -347,7 +351,8 @@ impl Feed {
 
     /// Whether there is nothing to read now.
     pub(super) fn is_at_end(&self) -> bool {
-        self.behind.is_none() && self.live.receiver.is_empty()
+        let caught_up = self.shared.state().caught_up;
+        caught_up && self.behind.is_none() && self.live.receiver.is_empty()
     }
 
     /// Returns the next message. Cancelling loses nothing.
